@@ -1,0 +1,67 @@
+"""EsViT: efficient self-supervised vision transformers for representation learning (arXiv 2106.09785).
+
+The front door is for guests: it names what most people need and loads it when it is first used, so that
+``import esvit_pl`` costs milliseconds and loads no torch. Code of this package imports from the rooms themselves.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from esvit_pl.backbones import Backbone as Backbone
+    from esvit_pl.backbones import Features as Features
+    from esvit_pl.backbones import build as build
+    from esvit_pl.callbacks import OnlineKNN as OnlineKNN
+    from esvit_pl.datamodule import ImageDataModule as ImageDataModule
+    from esvit_pl.modules import KNNEvaluator as KNNEvaluator
+    from esvit_pl.modules import LinearProbe as LinearProbe
+    from esvit_pl.modules import Pretrainer as Pretrainer
+    from esvit_pl.objectives import EsViTObjective as EsViTObjective
+
+__version__ = "0.1.0"
+
+# Public name -> the module that holds it. The imports above say the same to editors and type checkers.
+_NAMES = {
+    "Backbone": "esvit_pl.backbones",
+    "EsViTObjective": "esvit_pl.objectives",
+    "Features": "esvit_pl.backbones",
+    "ImageDataModule": "esvit_pl.datamodule",
+    "KNNEvaluator": "esvit_pl.modules",
+    "LinearProbe": "esvit_pl.modules",
+    "OnlineKNN": "esvit_pl.callbacks",
+    "Pretrainer": "esvit_pl.modules",
+    "build": "esvit_pl.backbones",
+}
+# Rooms that answer to `esvit_pl.<room>` without an import of their own.
+_ROOMS = (
+    "augment",
+    "backbones",
+    "callbacks",
+    "checkpoints",
+    "datasets",
+    "losses",
+    "metrics",
+    "modules",
+    "objectives",
+    "visualize",
+)
+
+__all__ = ["__version__", *_NAMES]  # pyright: ignore[reportUnsupportedDunderAll]
+
+
+def __getattr__(name: str) -> object:
+    """Load ``name`` on first use (PEP 562) and keep it."""
+    if name in _NAMES:
+        value = getattr(import_module(_NAMES[name]), name)
+    elif name in _ROOMS:
+        value = import_module(f"{__name__}.{name}")
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {', '.join(__dir__())}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({"__version__", *_NAMES, *_ROOMS})

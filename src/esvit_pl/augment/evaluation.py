@@ -1,0 +1,41 @@
+"""Normalisation, and the one view that evaluation sees."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .crop import resize
+from .recipe import Recipe
+
+LEAST_DEVIATION = 1 / 255  # of a uniform image, which has none to divide by
+
+
+def to_unit(image: Tensor) -> Tensor:
+    """uint8 to float32 in 0-1, rows contiguous."""
+    return image.float().contiguous() / 255
+
+
+def normalize(recipe: Recipe, views: Tensor, image: Tensor) -> Tensor:
+    """Standardise `views` (b 3 h w) in 0-1 as `recipe.normalize` says; `image` is the uint8 (3 h w) they were cut from."""
+    if recipe.normalize == "dataset":
+        mean, std = (views.new_tensor(value)[:, None, None] for value in (recipe.mean, recipe.std))
+        return (views - mean) / std
+    source = to_unit(image)[None] if recipe.normalize == "image" else views
+    std, mean = torch.std_mean(source, dim=(1, 2, 3), keepdim=True, correction=0)
+    return (views - mean) / std.clamp(min=LEAST_DEVIATION)
+
+
+def evaluation_view(recipe: Recipe, image: Tensor, *, normalized: bool = True) -> Tensor:
+    """Resize the shorter side of `image` uint8 (3 h w) to `recipe.eval_resize`, cut the central square, normalise.
+
+    Returns float32 (3 s s), s = `recipe.eval_crop`; in 0-1 if not `normalized`.
+    """
+    height, width = image.shape[-2:]
+    short, side = recipe.eval_resize, recipe.eval_crop
+    # the longer side is cut, not rounded, to whole pixels, as torchvision does
+    size = (short, int(short * width / height)) if height <= width else (int(short * height / width), short)
+    resized = resize(image, size)
+    top, left = (round((length - side) / 2) for length in size)
+    view = to_unit(resized[:, top : top + side, left : left + side])[None]
+    return (normalize(recipe, view, image) if normalized else view)[0]

@@ -1,0 +1,112 @@
+"""The views of one image: draw every random number first, then make the pixels from numbers alone.
+
+`draw` is cheap and runs in the worker; `make_views` needs the image and what `draw` returned, and could run anywhere.
+
+    parameters = draw(recipe.views, recipe, image.shape[-2:], seed=0, epoch=3, index=7)
+    views = make_views(recipe, image, parameters)                       # what the network gets
+    views = make_views(recipe, image, parameters, normalized=False)     # in 0-1, to be looked at
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from hashlib import blake2b
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .crop import TRIES, absolute, crop_resize, random_box, relative
+from .evaluation import normalize, to_unit
+from .photometric import OFF, ORDERS, PARAMS, photometric
+from .recipe import Recipe, ViewRecipe
+
+BOX_UNIFORMS = 2 * TRIES + 2
+# Every decision reads its own number, so that switching one operation off moves no other.
+DECISIONS = ("flip", "jitter", "brightness", "contrast", "saturation", "hue", "order", "grayscale", "blur",
+             "blur_radius", "solarize", "noise")
+
+
+class ViewParameters(NamedTuple):
+    """Every random number behind the v views of one image.
+
+    `size` v sides in pixels; `boxes` (v 4) x, y, width, height in 0-1 of the image; `flipped` (v,) bool; `params` (v p),
+    columns named in `PARAMS`; `noise` for each view (1 size size), already scaled, or None.
+    """
+
+    size: tuple[int, ...]
+    boxes: Tensor
+    flipped: Tensor
+    params: Tensor
+    noise: tuple[Tensor | None, ...]
+
+
+def view_generator(seed: int, epoch: int, index: int, view: int) -> np.random.Generator:
+    """The generator of one view of one image in one epoch: the same on every machine, in every process."""
+    digest = blake2b(f"{seed}/{epoch}/{index}/{view}".encode(), digest_size=16).digest()
+    return np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "big")))
+
+
+def draw(views: Sequence[ViewRecipe], recipe: Recipe, image_size: Sequence[int], *, seed: int, epoch: int,
+         index: int) -> ViewParameters:
+    """Draw the parameters of `views` (`recipe.views`, or the supervised one) of an image of (height, width).
+
+    A pure function of its arguments: view i depends on (seed, epoch, index, i) and on no other view.
+    """
+    height, width = image_size
+    size = (int(height), int(width))
+    boxes, flipped, params, noise = [], [], [], []
+    for number, view in enumerate(views):
+        generator = view_generator(seed, epoch, index, number)
+        uniforms = generator.random(BOX_UNIFORMS + len(DECISIONS))
+        boxes.append(relative(random_box(uniforms[:BOX_UNIFORMS], size, view.scale, recipe.aspect), size))
+        chance = dict(zip(DECISIONS, uniforms[BOX_UNIFORMS:].tolist(), strict=True))
+        flipped.append(chance["flip"] < recipe.flip)
+        params.append(_colour(view, recipe, chance))
+        noise.append(_noise(view, params[-1], generator))
+    return ViewParameters(tuple(view.size for view in views), torch.tensor(boxes, dtype=torch.float32),
+                          torch.tensor(flipped), torch.tensor(params, dtype=torch.float32), tuple(noise))
+
+
+def make_views(recipe: Recipe, image: Tensor, parameters: ViewParameters, *, normalized: bool = True) -> list[Tensor]:
+    """Cut, colour and normalise: float32 (3 size size) for every view, from `image` uint8 (3 h w).
+
+    Without `normalized` the views stay in 0-1 and get no noise (which is in units of the normalised view).
+    """
+    image_size = (image.shape[-2], image.shape[-1])
+    boxes = [absolute(box, image_size) for box in parameters.boxes.tolist()]
+    views: list[Tensor] = [image] * len(boxes)
+    for size in dict.fromkeys(parameters.size):  # views of one size are coloured together
+        rows = [view for view, side in enumerate(parameters.size) if side == size]
+        crops = torch.stack([crop_resize(image, boxes[row], size, bool(parameters.flipped[row])) for row in rows])
+        batch = photometric(to_unit(crops), parameters.params[rows])
+        if normalized:
+            batch = normalize(recipe, batch, image)
+        for row, view in zip(rows, batch.unbind(0), strict=True):
+            noise = parameters.noise[row] if normalized else None
+            views[row] = view if noise is None else view + noise
+    return views
+
+
+def _colour(view: ViewRecipe, recipe: Recipe, chance: dict[str, float]) -> list[float]:
+    """One row of `params`: "off", and the drawn value of every operation that takes place."""
+    row = dict(zip(PARAMS, OFF, strict=True))
+    if chance["jitter"] < view.jitter:
+        for name, center in (("brightness", 1.0), ("contrast", 1.0), ("saturation", 1.0), ("hue", 0.0)):
+            row[name] = center + getattr(recipe, name) * (2 * chance[name] - 1)
+        row["order"] = int(chance["order"] * len(ORDERS))
+    if chance["blur"] < view.blur:
+        low, high = recipe.blur_radius
+        row["blur"] = low + (high - low) * chance["blur_radius"]
+    row["grayscale"] = float(chance["grayscale"] < view.grayscale)
+    row["solarize"] = float(chance["solarize"] < view.solarize)
+    row["noise"] = view.noise * chance["noise"]
+    return list(row.values())
+
+
+def _noise(view: ViewRecipe, params: list[float], generator: np.random.Generator) -> Tensor | None:
+    deviation = params[PARAMS.index("noise")]
+    if deviation == 0:
+        return None
+    return torch.from_numpy(generator.standard_normal((1, view.size, view.size), dtype=np.float32) * np.float32(deviation))

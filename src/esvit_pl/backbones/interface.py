@@ -1,0 +1,72 @@
+"""What every backbone promises, whatever its family."""
+
+# b images | c channels | h, w rows and columns of the region map | n = h * w regions
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+
+
+class Features(NamedTuple):
+    """What a backbone sees in a batch of images."""
+
+    pooled: Tensor
+    """(b width): one vector per image."""
+    regions: Tensor
+    """(b n region_width): the tokens of the last stage after the last norm, row by row."""
+    grid: tuple[int, int]
+    """(h, w) of the region map."""
+
+
+class Attention(NamedTuple):
+    """Attention weights of one block, after the softmax."""
+
+    weights: Tensor
+    """(b heads n n); for windowed blocks (b windows heads w2 w2), windows row by row."""
+    grid: tuple[int, int]
+    """(h, w) of the token map, or of the map of windows."""
+
+
+class Backbone(nn.Module):
+    """Base class of all backbones. Sub-classes set the four attributes and write the four methods.
+
+    Attributes:
+        width: channels of the pooled feature.
+        region_width: channels of a region.
+        patch_size: side of a patch in pixels; no crop may be smaller.
+        spec: the plain dict from which ``backbones.build(**spec)`` makes the same backbone again.
+    """
+
+    width: int
+    region_width: int
+    patch_size: int
+    spec: dict[str, Any]
+
+    def forward(self, x: Tensor) -> Features:
+        """(b c h w) normalised images of any size -> features."""
+        raise NotImplementedError
+
+    def last_blocks(self, x: Tensor, n: int) -> Tensor:
+        """(b c h w) -> (b last_blocks_width(n)): pooled features of the last n blocks, earliest first.
+
+        The input of the linear probe (recipes.md, "Evaluation"; paper, section 4.1).
+        """
+        raise NotImplementedError
+
+    def last_blocks_width(self, n: int) -> int:
+        """Channels that ``last_blocks(x, n)`` returns."""
+        raise NotImplementedError
+
+    def attention(self, x: Tensor, block: int = -1) -> Attention:
+        """Attention weights of one block, counted over all stages; -1 is the last."""
+        raise NotImplementedError(
+            f"{type(self).__name__} has no attention weights to show; the Swin family has (backbone=swin_tiny_w7)"
+        )
+
+
+def check_block_count(n: int, available: int) -> None:
+    """Refuse a number of last blocks that the backbone does not have."""
+    if not 1 <= n <= available:
+        raise ValueError(f"last_blocks needs n between 1 and the backbone's {available} blocks, got {n}")

@@ -1,0 +1,264 @@
+"""Swin Transformer (Liu et al., arXiv 2103.14030) with the arithmetic of the EsViT release, on timm's parts.
+
+timm's model and the released one agree where every map is a multiple of the window (224 px). Elsewhere they differ:
+the release pads the map first and then rolls it, timm rolls first. `SwinBlock` takes over the parts of a timm block and
+does it in the released order; parameter names stay timm's.
+"""
+
+# b images | h, w rows and columns of a map | p, q the same after padding | s side of a window | w2 = s * s | c channels
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import lru_cache, partial
+from itertools import product
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from timm.models.swin_transformer import SwinTransformer, SwinTransformerBlock
+from torch import Tensor, nn
+
+from esvit_pl.backbones.interface import Attention, Backbone, Features, check_block_count
+
+
+class Swin(Backbone):
+    """A Swin backbone of any size for inputs of any size.
+
+    Args:
+        embed_dim: channels of the first stage; they double at every patch merging.
+        depths: blocks of each stage.
+        num_heads: attention heads of each stage.
+        window: side of an attention window in tokens. A stage whose map at `img_size` is no larger than the window
+            gets one window of the map's side and no shift. No later input changes that, as in the release.
+        img_size: nominal input side in pixels, from which the windows follow.
+        patch_size: side of a patch in pixels. Inputs that are no multiple of it are zero-padded right and bottom.
+        in_chans: channels of the images.
+        mlp_ratio: width of the MLP's hidden layer over the block's.
+        drop_path_rate: stochastic depth of the last block; it grows linearly from 0 at the first (recipes.md).
+        init: "trunc_normal" (0.02, as released) or "fan_in": Linear weights from N(0, 1 / inputs), which learns faster
+            in networks of a few narrow blocks, where 0.02 leaves the residual branches almost silent.
+    """
+
+    def __init__(
+        self,
+        *,
+        embed_dim: int = 96,
+        depths: Sequence[int] = (2, 2, 6, 2),
+        num_heads: Sequence[int] = (3, 6, 12, 24),
+        window: int = 7,
+        img_size: int = 224,
+        patch_size: int = 4,
+        in_chans: int = 3,
+        mlp_ratio: float = 4.0,
+        drop_path_rate: float = 0.0,
+        init: Literal["trunc_normal", "fan_in"] = "trunc_normal",
+    ) -> None:
+        super().__init__()
+        self.spec = {
+            "name": "swin",
+            "embed_dim": embed_dim,
+            "depths": list(depths),
+            "num_heads": list(num_heads),
+            "window": window,
+            "img_size": img_size,
+            "patch_size": patch_size,
+            "in_chans": in_chans,
+            "mlp_ratio": mlp_ratio,
+            "drop_path_rate": drop_path_rate,
+            "init": init,
+        }
+        _check(**self.spec)
+        model = SwinTransformer(
+            img_size=img_size,
+            patch_size=patch_size,
+            in_chans=in_chans,
+            num_classes=0,
+            embed_dim=embed_dim,
+            depths=tuple(depths),
+            num_heads=tuple(num_heads),
+            window_size=window,
+            strict_img_size=False,
+            mlp_ratio=mlp_ratio,
+            drop_path_rate=drop_path_rate,
+            norm_layer=partial(nn.LayerNorm, eps=1e-6),
+        )
+        self.patch_embed = model.patch_embed
+        self.layers = model.layers
+        self.norm = model.norm
+        for stage in self.layers:
+            stage.blocks = nn.Sequential(*(SwinBlock(block) for block in stage.blocks))
+        if init == "fan_in":
+            self.apply(_fan_in)
+        self.patch_size = patch_size
+        self.stage_widths = [embed_dim * 2**stage for stage in range(len(depths))]
+        self.width = self.region_width = self.stage_widths[-1]
+
+    def forward(self, x: Tensor) -> Features:
+        x = self.embed(x)
+        for stage in self.layers:
+            x = stage(x)
+        return self.features(x)
+
+    def features(self, x: Tensor) -> Features:
+        """(b h w c) map of the last stage -> features."""
+        regions = self.norm(x).flatten(1, 2)  # (b n c)
+        return Features(regions.mean(1), regions, (x.shape[1], x.shape[2]))
+
+    def last_blocks(self, x: Tensor, n: int) -> Tensor:
+        check_block_count(n, sum(self.spec["depths"]))
+        last_stage = len(self.layers) - 1
+        pooled = [
+            (self.norm(feature) if stage == last_stage else feature).mean((1, 2))
+            for stage, feature in list(self.walk(x))[-n:]
+        ]
+        return torch.cat(pooled, dim=-1)
+
+    def last_blocks_width(self, n: int) -> int:
+        check_block_count(n, sum(self.spec["depths"]))
+        widths = [width for width, depth in zip(self.stage_widths, self.spec["depths"], strict=True) for _ in range(depth)]
+        return sum(widths[-n:])
+
+    def attention(self, x: Tensor, block: int = -1) -> Attention:
+        depth = sum(self.spec["depths"])
+        if not -depth <= block < depth:
+            raise ValueError(f"attention needs a block between {-depth} and {depth - 1}, got {block}")
+        remaining = block % depth
+        x = self.embed(x)
+        for stage in self.layers:
+            x = stage.downsample(x)
+            for module in stage.blocks:
+                if remaining == 0:
+                    return module.attention(x)
+                x = module(x)
+                remaining -= 1
+        raise AssertionError("the block lies within the depth")
+
+    def embed(self, x: Tensor) -> Tensor:
+        """(b c h w) images -> (b h w c) patches."""
+        pad_h, pad_w = (-side % self.patch_size for side in x.shape[-2:])
+        return self.patch_embed(F.pad(x, (0, pad_w, 0, pad_h)))
+
+    def walk(self, x: Tensor) -> Iterator[tuple[int, Tensor]]:
+        """(stage, (b h w c) map) after every block."""
+        x = self.embed(x)
+        for index, stage in enumerate(self.layers):
+            x = stage.downsample(x)
+            for block in stage.blocks:
+                x = block(x)
+                yield index, x
+
+
+class SwinBlock(nn.Module):
+    """Window attention and MLP, each with a residual: the parts of a timm block, padded before they are rolled."""
+
+    def __init__(self, block: SwinTransformerBlock) -> None:
+        super().__init__()
+        if block.window_size[0] != block.window_size[1]:
+            raise ValueError(f"Swin needs square windows, got {tuple(block.window_size)}")
+        self.window, self.shift = block.window_size[0], block.shift_size[0]
+        self.norm1, self.attn, self.drop_path1 = block.norm1, block.attn, block.drop_path1
+        self.norm2, self.mlp, self.drop_path2 = block.norm2, block.mlp, block.drop_path2
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(b h w c) -> (b h w c)"""
+        windows, padded = self.windows(self.norm1(x))
+        query, key, value = self.query_key_value(windows)
+        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=self.bias(padded, x), scale=self.attn.scale)
+        x = x + self.drop_path1(self.unwindow(self.project(mixed, windows), padded, x))
+        return x + self.drop_path2(self.mlp(self.norm2(x)))
+
+    def attention(self, x: Tensor) -> Attention:
+        """(b h w c) -> the block's attention weights (b windows heads w2 w2) and its map of windows."""
+        windows, padded = self.windows(self.norm1(x))
+        query, key, _ = self.query_key_value(windows)
+        weights = (query @ key.mT * self.attn.scale + self.bias(padded, x)).softmax(-1)
+        grid = (padded[0] // self.window, padded[1] // self.window)
+        return Attention(weights.unflatten(1, (grid[0] * grid[1], self.attn.num_heads)), grid)
+
+    def windows(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        """(b h w c) -> (b windows w2 c), and the map's (p, q) after padding: zeros, after the norm, before the roll."""
+        side = self.window
+        x = F.pad(x, (0, 0, 0, -x.shape[2] % side, 0, -x.shape[1] % side))
+        padded = (x.shape[1], x.shape[2])
+        if self.shift:
+            x = x.roll((-self.shift, -self.shift), (1, 2))
+        x = x.unflatten(2, (-1, side)).unflatten(1, (-1, side))  # (b p/s s q/s s c)
+        return x.transpose(2, 3).flatten(3, 4).flatten(1, 2), padded
+
+    def unwindow(self, windows: Tensor, padded: tuple[int, int], like: Tensor) -> Tensor:
+        """(b windows w2 c) -> (b h w c): the way back of `windows`, padding cut off."""
+        side = self.window
+        x = windows.unflatten(1, (padded[0] // side, padded[1] // side)).unflatten(3, (side, side))
+        x = x.transpose(2, 3).flatten(3, 4).flatten(1, 2)
+        if self.shift:
+            x = x.roll((self.shift, self.shift), (1, 2))
+        return x[:, : like.shape[1], : like.shape[2]]
+
+    def query_key_value(self, windows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(b windows w2 c) -> three of (b windows*heads w2 c/heads)
+
+        Windows and heads share an axis, so that one bias per window and head serves all images.
+        """
+        qkv = self.attn.qkv(windows).unflatten(-1, (3, self.attn.num_heads, -1))  # (b windows w2 3 heads d)
+        return qkv.permute(3, 0, 1, 4, 2, 5).flatten(2, 3).unbind(0)
+
+    def project(self, mixed: Tensor, windows: Tensor) -> Tensor:
+        """(b windows*heads w2 d) -> (b windows w2 c)"""
+        mixed = mixed.unflatten(1, (windows.shape[1], -1)).transpose(2, 3).flatten(3)
+        return self.attn.proj_drop(self.attn.proj(mixed))
+
+    def bias(self, padded: tuple[int, int], like: Tensor) -> Tensor:
+        """Relative position bias, and the mask where windows are shifted: (windows*heads w2 w2)."""
+        table = self.attn.relative_position_bias_table[self.attn.relative_position_index]  # (w2 w2 heads)
+        bias = table.permute(2, 0, 1)
+        num_windows = (padded[0] // self.window) * (padded[1] // self.window)
+        if not self.shift:
+            return bias.repeat(num_windows, 1, 1)
+        mask = shifted_window_mask(*padded, self.window, self.shift, like.device, bias.dtype)
+        return (mask[:, None] + bias).flatten(0, 1)
+
+
+@lru_cache(maxsize=64)
+def shifted_window_mask(
+    height: int, width: int, window: int, shift: int, device: torch.device, dtype: torch.dtype
+) -> Tensor:
+    """(windows w2 w2): 0 between tokens that were neighbours before the roll, -100 between the others (as released).
+
+    The roll brings the map's far edges into one window; tokens of different origin must not see each other. Made once
+    for each size of map, whoever asks.
+    """
+    origin = torch.zeros(height, width, device=device)
+    parts = (slice(0, -window), slice(-window, -shift), slice(-shift, None))
+    for label, (rows, columns) in enumerate(product(parts, parts)):
+        origin[rows, columns] = label
+    origin = origin.unflatten(1, (-1, window)).unflatten(0, (-1, window)).transpose(1, 2).flatten(2).flatten(0, 1)
+    strangers = origin[:, :, None] != origin[:, None, :]
+    return torch.zeros(strangers.shape, device=device, dtype=dtype).masked_fill_(strangers, -100.0)
+
+
+def _fan_in(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear):
+        nn.init.normal_(module.weight, std=module.in_features**-0.5)
+
+
+def _check(**spec: object) -> None:
+    depths, heads = spec["depths"], spec["num_heads"]
+    assert isinstance(depths, list) and isinstance(heads, list)
+    if len(depths) != len(heads) or not depths:
+        raise ValueError(f"Swin needs as many num_heads as depths, one per stage; got depths={depths}, num_heads={heads}")
+    for name in ("embed_dim", "window", "img_size", "patch_size", "in_chans"):
+        value = spec[name]
+        assert isinstance(value, int)
+        if value < 1:
+            raise ValueError(f"Swin needs a positive {name}, got {value}")
+    for stage, count in enumerate(heads):
+        width = spec["embed_dim"] * 2**stage  # type: ignore[operator]
+        if count < 1 or width % count:
+            raise ValueError(f"Swin's stage {stage} is {width} wide, which {count} heads do not divide; change num_heads")
+    rate = spec["drop_path_rate"]
+    assert isinstance(rate, (int, float))
+    if not 0 <= rate < 1:
+        raise ValueError(f"Swin needs drop_path_rate in [0, 1), got {rate}")
+    if spec["init"] not in ("trunc_normal", "fan_in"):
+        raise ValueError(f"Swin needs init 'trunc_normal' or 'fan_in', got {spec['init']!r}")

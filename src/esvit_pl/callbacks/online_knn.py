@@ -1,0 +1,155 @@
+"""k-NN accuracy of a network while it trains."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from pytorch_lightning import Callback
+from torch import nn
+
+from esvit_pl.callbacks.parts import Part, find_loader, find_part, gives_each_rank_its_part
+from esvit_pl.distributed import num_ranks, rank, sum_over_ranks
+from esvit_pl.metrics.features import Extracted, Unpack, extract_features, gather_uneven, unpack_batch
+from esvit_pl.metrics.isolation import undisturbed
+from esvit_pl.metrics.knn import TopK, as_ks, check_temperature, knn_correct
+from esvit_pl.metrics.names import knn_metrics
+
+
+class OnlineKNN(Callback):
+    """Weighted k-NN (`metrics.knn`) of frozen features at the end of an epoch, in any Lightning module.
+
+    Logs ``knn/top1`` and ``knn/top5`` as fractions, before ModelCheckpoint and EarlyStopping look; further features
+    and k as ``knn/<feature>/k<k>/top1``. The training goes on bit for bit as without it: its weights, modes, random
+    generators and ``global_step`` are left as they were.
+
+    Args:
+        features: what to measure: the path of a network in the module, or a function images -> (b d) or ``Features``;
+            several as a dict {name: path or function}, the main one first.
+        bank: images with labels that vote: a loader, or a name: "bank" is ``datamodule.bank_dataloader()``.
+        query: images to classify, likewise. Any loader of a foreign project will do ("train", "val").
+        k: number of voting neighbours, or several, the main one first.
+        temperature: of the votes.
+        every_n_epochs: measure after so many epochs, and after the last one.
+        unpack: batch -> (images, labels); tuples (image, label) and dicts with "image" and "label" need none.
+        prefix: of the metrics' names; two of these callbacks in one run need two prefixes.
+
+    On several processes, loaders whose sampler knows the ranks give each its part; of any other loader each process
+    takes every n-th batch. Bank features are gathered once for each measurement.
+    """
+
+    def __init__(
+        self,
+        features: Part | Mapping[str, Part] = "teacher.backbone",
+        bank: str | Iterable[Any] = "bank",
+        query: str | Iterable[Any] = "query",
+        *,
+        k: int | Sequence[int] = 20,
+        temperature: float = 0.07,
+        every_n_epochs: int = 1,
+        unpack: Unpack = unpack_batch,
+        prefix: str = "knn",
+    ) -> None:
+        if every_n_epochs < 1:
+            raise ValueError(f"OnlineKNN needs every_n_epochs of 1 or more, got {every_n_epochs}")
+        check_temperature(temperature)
+        named: dict[str | None, Part] = {**features} if isinstance(features, Mapping) else {None: features}  # type: ignore[dict-item]
+        if not named:
+            raise ValueError("OnlineKNN needs one feature or more, got an empty dict")
+        self.features = named
+        self.bank, self.query = bank, query
+        self.k = as_ks(k)
+        self.temperature = temperature
+        self.every_n_epochs = every_n_epochs
+        self.unpack = unpack
+        self.prefix = prefix
+        self.last: dict[str, float] = {}
+        """Metrics of the last measurement."""
+        self._loaders: dict[str, Iterable[Any]] = {}
+
+    @property
+    def state_key(self) -> str:
+        return f"OnlineKNN[{self.prefix}]"
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"last": dict(self.last)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.last = dict(state_dict["last"])
+
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        if stage != "fit":
+            return
+        for part in self.features.values():
+            find_part("OnlineKNN", pl_module, part)
+        for loader in (self.bank, self.query):
+            find_loader("OnlineKNN", trainer, pl_module, loader)
+        if getattr(trainer.datamodule, "has_labels", True) is False and isinstance(self.bank, str):
+            raise ValueError(
+                f"OnlineKNN needs labels, and the data of {type(trainer.datamodule).__name__} have none; "
+                "leave the callback out, or give it a bank and a query with labels"
+            )
+
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        epoch = trainer.current_epoch + 1
+        if epoch % self.every_n_epochs and epoch != trainer.max_epochs:
+            return
+        with undisturbed(pl_module), trainer.precision_plugin.forward_context():
+            results, num_query = self.measure(trainer, pl_module)
+        self.last = knn_metrics(self.prefix, results)
+        for name, value in self.last.items():
+            main = name == f"{self.prefix}/top1"
+            pl_module.log(name, value, on_step=False, on_epoch=True, prog_bar=main, batch_size=num_query)
+
+    def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        self._loaders = {}
+
+    def measure(self, trainer: Any, module: nn.Module) -> tuple[list[tuple[str | None, dict[int, TopK]]], int]:
+        """({k: accuracies} for each feature, number of query images), over all ranks."""
+        results, total = [], 0
+        for name, part in self.features.items():
+            function = find_part("OnlineKNN", module, part)
+            bank, query = (self._extract(trainer, module, function, which) for which in ("bank", "query"))
+            features, labels = gather_uneven(bank.features), gather_uneven(_labels(bank, "bank"))
+            truth = _labels(query, "query")
+            highest = torch.stack([_highest(labels), _highest(gather_uneven(truth))]).max()
+            right = query.features.new_zeros(len(self.k), 2, dtype=torch.float64)
+            if len(truth):
+                right += knn_correct(
+                    features,
+                    labels,
+                    query.features,
+                    truth,
+                    k=self.k,
+                    temperature=self.temperature,
+                    num_classes=int(highest) + 1,
+                )
+            total = int(sum_over_ranks(torch.tensor(len(truth), device=right.device)))
+            if total == 0:
+                raise ValueError(f"OnlineKNN found no image in query={self.query!r}")
+            fractions = (sum_over_ranks(right) / total).tolist()
+            results.append((name, {k: TopK(*row) for k, row in zip(self.k, fractions, strict=True)}))
+        return results, total
+
+    def _extract(self, trainer: Any, module: Any, function: Any, which: str) -> Extracted:
+        loader = self._loaders.get(which)
+        if loader is None:
+            loader = self._loaders[which] = find_loader("OnlineKNN", trainer, module, getattr(self, which))()
+        share = gives_each_rank_its_part(loader)
+        every, first = (1, 0) if share else (num_ranks(), rank())
+
+        def prepare(x: Any) -> Any:
+            return trainer.precision_plugin.convert_input(trainer.strategy.batch_to_device(x, module.device))
+
+        return extract_features(function, loader, self.unpack, prepare=prepare, every=every, first=first)
+
+
+def _labels(extracted: Extracted, which: str) -> Any:
+    if extracted.labels is None:
+        raise ValueError(f"OnlineKNN needs labels, and the batches of {which}= have none; give unpack= if they have others")
+    return extracted.labels
+
+
+def _highest(labels: Any) -> Any:
+    return labels.max() if len(labels) else labels.new_tensor(-1)

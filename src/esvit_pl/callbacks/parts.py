@@ -1,0 +1,77 @@
+"""How a callback finds what it was told to look at, in a module and a data module that it does not know."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from torch import nn
+
+Part = str | Callable[..., Any]
+"""A dotted attribute path in the module, or the function itself."""
+
+
+def find_part(owner: str, module: nn.Module, part: Part) -> Callable[..., Any]:
+    """The callable that `part` names.
+
+    Args:
+        owner: who asks, for the message.
+        module: where a path starts.
+        part: e.g. ``"teacher.backbone"``; a callable is given back as it is.
+
+    Raises:
+        ValueError: there is no such attribute, or it cannot be called; says where the path ends and what is there.
+    """
+    if not isinstance(part, str):
+        return part
+    found: Any = module
+    for depth, name in enumerate(part.split(".")):
+        if not hasattr(found, name):
+            where = ".".join([type(module).__name__, *part.split(".")[:depth]])
+            raise ValueError(
+                f"{owner} looks for features={part!r}, and {where} has no attribute {name!r}; it has "
+                f"{_listed(_parts_of(found))}. Give the path of a network, or a function of images"
+            )
+        found = getattr(found, name)
+    if not callable(found):
+        raise ValueError(f"{owner} needs a network at features={part!r}, found {type(found).__name__}, which is not callable")
+    return found
+
+
+def find_loader(owner: str, trainer: Any, module: Any, loader: str | Iterable[Any]) -> Callable[[], Iterable[Any]]:
+    """A function that gives the loader that `loader` names: ``"bank"`` means ``datamodule.bank_dataloader()``.
+
+    Looked for in the data module, then in the module; a loader is given back as it is.
+
+    Raises:
+        ValueError: neither has such a method; says which loaders there are.
+    """
+    if not isinstance(loader, str):
+        return lambda: loader
+    places = [place for place in (getattr(trainer, "datamodule", None), module) if place is not None]
+    for place in places:
+        method = getattr(place, f"{loader}_dataloader", None)
+        if method is not None:
+            return method
+    found = sorted({name for place in places for name in dir(place) if name.endswith("_dataloader")})
+    raise ValueError(
+        f"{owner} looks for {loader}_dataloader() in {' and '.join(type(place).__name__ for place in places)}, and found "
+        f"only {_listed(found)}; name one of these without '_dataloader', or give the loader itself"
+    )
+
+
+def gives_each_rank_its_part(loader: Any) -> bool:
+    """Whether a loader's sampler knows the ranks, as torch's DistributedSampler and ours do."""
+    samplers = [getattr(loader, "sampler", None), getattr(loader, "batch_sampler", None)]
+    samplers.append(getattr(samplers[1], "sampler", None))
+    return any(hasattr(sampler, name) for sampler in samplers for name in ("num_replicas", "num_ranks", "world_size"))
+
+
+def _parts_of(found: Any) -> list[str]:
+    if isinstance(found, nn.Module):
+        return [name for name, _ in found.named_children()]
+    return sorted(name for name in vars(found) if not name.startswith("_")) if hasattr(found, "__dict__") else []
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names) if names else "nothing of that kind"

@@ -1,0 +1,254 @@
+"""One wrapper round ``hydra.main`` for every command. Nothing heavy is imported here: --help and TAB wait for it.
+
+    @command("pretrain", summary="Pretrain a backbone without labels.", examples=["esvit-pretrain experiment=embedded"], needs=needs)
+    def main(cfg: DictConfig) -> float | None:
+        from esvit_pl.cli import assemble      # torch, Lightning and timm are imported from here on
+        ...
+
+Exit codes: 0; 1 for a wrong setting, a wrong input or a failed job; 2 for a flag that does not exist.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import CompactHydraException
+from omegaconf import DictConfig, OmegaConf
+
+from esvit_pl.cli import near_match
+from esvit_pl.cli.instantiation import trusted_patterns
+
+Task = Callable[[DictConfig], Any]
+
+
+class UserError(CompactHydraException):
+    """Something that whoever typed the command can put right: shown as a paragraph, without a traceback, exit code 1."""
+
+
+def command(
+    config_name: str,
+    *,
+    summary: str,
+    examples: Sequence[str] = (),
+    needs: Callable[[DictConfig], str | None] | None = None,
+    config_package: str = "esvit_pl.conf",
+) -> Callable[[Task], Callable[[], None]]:
+    """Make a console command of ``task(cfg)``.
+
+    Args:
+        config_name: primary config in ``config_package``; also the command's name: ``esvit-<config_name>``.
+        summary: first line of ``--help``.
+        examples: command lines shown by ``--help`` and by the message about something that is needed.
+        needs: looks at the composed config before the task runs; a sentence says what is missing, None that all is there.
+        config_package: the importable package that holds the configs.
+
+    Returns:
+        A decorator. The decorated function takes no arguments and reads ``sys.argv``.
+    """
+
+    def decorate(task: Task) -> Callable[[], None]:
+        started = False
+
+        @functools.wraps(task)
+        def job(cfg: DictConfig) -> Any:
+            nonlocal started
+            started = True
+            _check_before(cfg, needs, examples)
+            try:
+                return task(cfg)
+            except Exception as error:
+                if is_for_people(error):
+                    raise UserError(_paragraph(error)) from (error if _wants_everything() else None)
+                raise
+
+        @functools.wraps(task)
+        def main() -> None:
+            _register_help(config_name, summary, examples)
+            _refuse_dashed_settings(sys.argv[1:])
+            try:
+                _hydra_main(config_package, config_name)(job)()
+            except SystemExit as stop:
+                if stop.code in (1, 2) and not started:
+                    for line in _hints(sys.argv[1:], config_package, config_name):
+                        print(line, file=sys.stderr)
+                raise
+
+        return main
+
+    return decorate
+
+
+def is_for_people(error: BaseException) -> bool:
+    """Whether ``error`` speaks to whoever typed the command: one of this package's own, or a file that cannot be read.
+
+    A ValueError from the inside of another library is no such message; it keeps its traceback.
+    """
+    kind = type(error).__module__.partition(".")[0]
+    if kind == "esvit_pl" or type(error).__name__ == "MisconfigurationException":
+        return True
+    if isinstance(error, FileNotFoundError | PermissionError):
+        return True
+    return isinstance(error, ValueError | NotImplementedError) and _raised_by_us(error)
+
+
+def _raised_by_us(error: BaseException) -> bool:
+    trace = error.__traceback__
+    if trace is None:
+        return False
+    while trace.tb_next is not None:
+        trace = trace.tb_next
+    return str(trace.tb_frame.f_globals.get("__name__", "")).partition(".")[0] == "esvit_pl"
+
+
+def _paragraph(error: BaseException) -> str:
+    name = "" if isinstance(error, ValueError | NotImplementedError) else f"{type(error).__name__}: "
+    return f"\n{name}{error}"
+
+
+def _wants_everything() -> bool:
+    return os.environ.get("HYDRA_FULL_ERROR") == "1"
+
+
+def _hydra_main(config_package: str, config_name: str) -> Callable[[Task], Callable[[], None]]:
+    options: dict[str, Any] = {"config_path": f"pkg://{config_package}", "config_name": config_name, **_version_base()}
+    if _has_whitelist():
+        options["execution_whitelist"] = trusted_patterns()
+    return hydra.main(**options)
+
+
+def _has_whitelist() -> bool:
+    """Hydra 1.4 asks for the targets that a config may name; 1.3 does not know the argument."""
+    return "execution_whitelist" in inspect.signature(hydra.main).parameters
+
+
+def _version_base() -> dict[str, str]:
+    """1.3 asks for ``version_base``; 1.4 warns about it."""
+    return {} if _has_whitelist() else {"version_base": "1.3"}
+
+
+# -- before the task
+
+
+def _check_before(
+    cfg: DictConfig, needs: Callable[[DictConfig], str | None] | None, examples: Sequence[str]
+) -> None:
+    """Raise UserError for what ``needs`` misses and for settings without a value, and leave no run folder behind."""
+    problem = needs(cfg) if needs is not None else None
+    if problem is None:
+        missing = [key for key, value in _flatten(OmegaConf.to_container(cfg, resolve=False)) if value == "???"]
+        if missing:
+            problem = f"no value for {', '.join(missing)}: add {' '.join(f'{key}=...' for key in missing)}"
+    if problem is not None:
+        _discard_run_folder()
+        raise UserError("\n".join([f"\n{problem}", *_example_lines(examples), "\nAll settings: --help"]))
+
+
+def _discard_run_folder() -> None:
+    """Take the run folder away if nothing is in it but what Hydra has just written."""
+    if not HydraConfig.initialized():
+        return
+    config = HydraConfig.get()
+    folder = Path(config.runtime.output_dir)
+    written = [folder / f"{config.job.name}.log"]
+    if config.output_subdir is not None:
+        notes = folder / config.output_subdir
+        written += [notes / name for name in ("config.yaml", "hydra.yaml", "overrides.yaml")]
+    if any(path.is_file() and path not in written for path in folder.rglob("*")):
+        return
+    with suppress(OSError):  # a folder that cannot be removed stays; the message matters more
+        for path in written:
+            path.unlink(missing_ok=True)
+        for inner in sorted((path for path in folder.rglob("*") if path.is_dir()), reverse=True):
+            inner.rmdir()
+        os.removedirs(folder)  # and the parents that are empty now
+
+
+def _flatten(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted key, value) of every node, branches included."""
+    if isinstance(node, Mapping):
+        for name, child in node.items():
+            key = f"{prefix}.{name}" if prefix else str(name)
+            yield key, child
+            yield from _flatten(child, key)
+
+
+# -- help
+
+
+def _register_help(config_name: str, summary: str, examples: Sequence[str]) -> None:
+    """Give conf/hydra/default.yaml this command's words. ``$`` is doubled: Hydra puts the text through string.Template."""
+    program = f"esvit-{config_name}"
+    words = {"program": program, "help": "\n".join([f"{program}: {summary}", *_example_lines(examples)])}
+    register = getattr(OmegaConf, "register_resolver", OmegaConf.register_new_resolver)  # the new name comes with Hydra 1.4
+    register("esvit_command", lambda key: words[key].replace("$", "$$"), replace=True)
+
+
+def _example_lines(examples: Sequence[str]) -> list[str]:
+    return ["", "For example:", *(f"  {line}" for line in examples)] if examples else []
+
+
+# -- words that are wrong
+
+
+def _refuse_dashed_settings(argv: Sequence[str]) -> None:
+    """Exit with 2 at ``--experiment=embedded``, which argparse would take for its ``--experimental-rerun``."""
+    wrong = [near_match.explain_flag(word, _known_flags()) for word in argv if word.startswith("--") and "=" in word]
+    for line in filter(None, wrong):
+        print(line, file=sys.stderr)
+    if any(wrong):
+        sys.exit(2)
+
+
+def _hints(argv: Sequence[str], config_package: str, config_name: str) -> list[str]:
+    """Lines about what the words of a command line that Hydra has refused were probably meant to be."""
+    flags, settings = _split(argv)
+    lines = [near_match.explain_flag(flag, _known_flags()) for flag in flags]
+    if settings:
+        space = _config_space(settings, config_package, config_name)
+        lines += [near_match.explain_setting(setting, space) for setting in settings]
+    return [line for line in lines if line is not None]
+
+
+def _split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """(flags, settings). The value of a flag such as ``--config-dir DIR`` is taken for neither where it can be told."""
+    flags = [word for word in argv if word.startswith("-")]
+    values = {argv[i + 1] for i, word in enumerate(argv[:-1]) if word.startswith("-") and "=" not in argv[i + 1]}
+    return flags, [word for word in argv if not word.startswith("-") and word not in values]
+
+
+def _known_flags() -> list[str]:
+    from hydra._internal.utils import get_args_parser
+
+    return [flag for action in get_args_parser()._actions for flag in action.option_strings]
+
+
+def _config_space(settings: Sequence[str], config_package: str, config_name: str) -> near_match.ConfigSpace:
+    """Groups and keys, composed with those choices of ``settings`` that exist; empty where even that cannot be composed."""
+    from hydra.core.global_hydra import GlobalHydra
+
+    GlobalHydra.instance().clear()
+    with hydra.initialize_config_module(config_package, **_version_base()):
+        main = GlobalHydra.instance().hydra
+        assert main is not None
+        groups = {name: main.config_loader.get_group_options(name) for name in main.list_all_config_groups()}
+        chosen = [
+            setting
+            for setting in settings
+            if (name := setting.lstrip("+").partition("=")[0]) in groups and setting.partition("=")[2] in groups[name]
+        ]
+        for overrides in (chosen, []):
+            with suppress(Exception):  # whatever is wrong in there, Hydra has already said it
+                tree = OmegaConf.to_container(hydra.compose(config_name, overrides), resolve=False)
+                flat = dict(_flatten(tree))
+                unchosen = [name for name in groups if flat.get(name) is None]
+                return near_match.ConfigSpace(groups, list(flat), unchosen)
+        return near_match.ConfigSpace(groups)

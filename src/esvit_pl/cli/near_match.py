@@ -1,0 +1,94 @@
+"""What a mistyped setting was probably meant to be: Hydra says that a name is wrong, this file says which one is near."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from difflib import SequenceMatcher
+
+
+@dataclass(frozen=True)
+class ConfigSpace:
+    """The names that a command knows.
+
+    groups: group -> its options, e.g. ``{"backbone": ["swin_tiny_w7", ...]}``
+    keys: dotted names of every node of the composed config, e.g. ``trainer.max_epochs``
+    unchosen: groups from which nothing is chosen, so that they have no keys yet
+    """
+
+    groups: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    keys: Sequence[str] = ()
+    unchosen: Sequence[str] = ()
+
+
+def near(word: str, options: Iterable[str]) -> list[str]:
+    """The options that look like ``word``, nearest first: the best and those almost as near; empty where none is."""
+    score = {option: SequenceMatcher(None, option, word).ratio() for option in options}
+    best = max(score.values(), default=0.0)
+    found = [option for option, value in score.items() if value >= max(0.6, best - 0.06)]
+    return sorted(found, key=lambda option: -score[option])[:3]
+
+
+def near_keys(key: str, space: ConfigSpace) -> list[str]:
+    """Settings and groups near ``key``. A right name at the wrong place counts: ``max_epochs`` gives ``trainer.max_epochs``."""
+    last = key.rpartition(".")[2]
+    moved = [known for known in space.keys if known.rpartition(".")[2] == last]
+    return moved[:3] or near(key, dict.fromkeys([*space.groups, *space.keys]))
+
+
+def explain_setting(setting: str, space: ConfigSpace) -> str | None:
+    """One line about one ``key=value`` of the command line; None where nothing about it looks wrong."""
+    if setting.startswith("~"):
+        key = setting[1:].partition("=")[0]
+        return None if key in space.keys or key in space.groups else _did_you_mean(f"~{key}", near_keys(key, space))
+    appended = setting.startswith("+")
+    key, equals, value = setting.lstrip("+").partition("=")
+    key = key.partition("@")[0]  # `group@package=option`
+    if not equals:
+        return _explain_bare_word(key, space)
+    if key in space.groups:
+        return _explain_option(key, value, space.groups[key])
+    if appended or key in space.keys:
+        return None
+    group = key.partition(".")[0]
+    if group in space.unchosen:
+        return f"{key}: nothing is chosen for {group} yet; add {group}= one of {', '.join(space.groups[group])}"
+    return _did_you_mean(key, near_keys(key, space))
+
+
+def explain_flag(flag: str, flags: Sequence[str]) -> str | None:
+    """One line about a word with leading dashes that is no flag; None for a flag that exists."""
+    name, equals, _ = flag.partition("=")
+    if name in flags:
+        return None
+    if equals and name.startswith("--"):
+        return f"{flag}: settings have no dashes; write {flag.lstrip('-')}"
+    return _did_you_mean(name, near(name, flags))
+
+
+def _explain_bare_word(word: str, space: ConfigSpace) -> str | None:
+    choices = [f"{group}={option}" for group, options in space.groups.items() for option in options if option == word]
+    if choices:
+        return f"{word}: write {' or '.join(choices)}"
+    if word in space.keys or word in space.groups:
+        return f"{word}: needs a value; write {word}=..."
+    return f"{word}: not of the form name=value"
+
+
+def _explain_option(group: str, value: str, options: Sequence[str]) -> str | None:
+    for option in _values(value):
+        if option not in options and option != "null":
+            found = near(option, options)
+            return _did_you_mean(f"{group}={option}", [f"{group}={name}" for name in found])
+    return None
+
+
+def _values(value: str) -> Iterator[str]:
+    """The single options in ``a``, in a sweep ``a,b`` and in a list ``[a,b]``."""
+    for part in value.strip("[]").split(","):
+        if option := part.strip().strip("'\""):
+            yield option
+
+
+def _did_you_mean(given: str, found: Sequence[str]) -> str | None:
+    return f"{given}: did you mean {' or '.join(found)}?" if found else None

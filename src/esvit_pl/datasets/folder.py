@@ -1,0 +1,181 @@
+"""Images in a folder, with or without labels, and ImageNet's usual layout.
+
+What a folder means:
+  root/train/..., root/val/...    the two splits; so read if `train` stands alone or beside `val`, `valid`, `validation`
+                                  or `test` only (`val`, then `valid`, then `validation` is taken; `test` is never read)
+  anything else                   everything below root is for training, bank and query are parted by file name
+and within a split, with `labels="auto"`:
+  <class>/<file> only             labels, if there are two or more such folders
+  anything else                   no labels: images that lie flat, deeper than one folder, or in one folder only
+`labels="folders"` takes the first folder below the split as the class, however deep the image lies; `labels="none"`
+ignores folders. Hidden files and folders are left out.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from .interface import ImageDataset, Splits
+
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+VAL_FOLDERS = ("val", "valid", "validation")
+
+
+class FolderDataset(ImageDataset):
+    """The image files `names` (paths below `root`) with `labels` of the same length, or None."""
+
+    def __init__(self, root: str | Path, names: Sequence[str], labels: Sequence[int] | None = None) -> None:
+        self.root = str(root)
+        # One block of bytes instead of a million Python strings: workers that were forked share it without copying.
+        self._names = np.array([os.fsencode(name) for name in names])
+        self._labels = None if labels is None else np.array(labels, dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int | None]:
+        image = decode(os.path.join(self.root, self.name(index)))
+        return image, None if self._labels is None else int(self._labels[index])
+
+    @property
+    def labels(self) -> list[int] | None:
+        return None if self._labels is None else self._labels.tolist()
+
+    def name(self, index: int) -> str:
+        return os.fsdecode(self._names[index])
+
+
+def folder(root: str | Path, *, labels: str = "auto", val_fraction: float = 0.1) -> Splits:
+    """All images below `root` (see the top of this file for what a folder means), files in the order of their names.
+
+    Args:
+        labels: "auto", "folders" or "none".
+        val_fraction: the share of images that become the query where there is no `val` folder.
+
+    Raises:
+        ValueError: `root` is missing, no folder or without images; labels are asked for and images lie outside class
+            folders; `val` has classes that `train` lacks, or only one of the two is labelled.
+    """
+    if labels not in ("auto", "folders", "none"):
+        raise ValueError(f"labels must be 'auto', 'folders' or 'none', got {labels!r}")
+    root = _existing(root)
+    train_root, val_root = _split_roots(root)
+    train = _find(train_root)
+    val = _find(val_root) if val_root is not None else None
+    if labels == "none" or (labels == "auto" and not _are_class_folders(train)):
+        unlabelled = None if val_root is None else FolderDataset(val_root, val or [])
+        return Splits(FolderDataset(train_root, train), unlabelled, val_fraction=val_fraction)
+    classes = sorted(set(_class_names(train_root, train)))
+    labelled = None if val_root is None else _labelled(val_root, val or [], classes)
+    return Splits(_labelled(train_root, train, classes), labelled, classes, val_fraction)
+
+
+def imagenet(root: str | Path) -> Splits:
+    """ImageNet-1k as it is usually stored: `root/train/<wnid>/*.JPEG` and `root/val/<wnid>/*.JPEG`.
+
+    Raises:
+        ValueError: one of the two folders is missing, or the validation images still lie in one flat folder.
+    """
+    root = _existing(root)
+    missing = [name for name in ("train", "val") if not (root / name).is_dir()]
+    if missing:
+        raise ValueError(f"'{root}' has no folder '{missing[0]}': ImageNet is read from train/<wnid>/ and val/<wnid>/")
+    return folder(root, labels="folders")
+
+
+def decode(path: str) -> Tensor:
+    """The picture in a file as uint8 (3 h w), RGB, turned as its EXIF orientation says; a GIF's first frame.
+
+    The memory stays in Pillow's order (channels last), which torch's resizing of uint8 images is fastest with.
+
+    Raises:
+        ValueError: the file is missing, broken or no image; the message names it.
+    """
+    try:
+        with Image.open(path) as file:
+            image = _as_rgb(ImageOps.exif_transpose(file))
+    except Exception as error:  # Pillow's plugins raise many kinds for a broken file
+        raise ValueError(f"cannot read the image file '{path}': {type(error).__name__}: {error}") from error
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+
+
+def _as_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):  # 16-bit grey: Pillow would cut it at 255 instead of scaling it
+        image = Image.fromarray(np.clip(np.asarray(image).astype(np.int64) >> 8, 0, 255).astype(np.uint8))
+    if image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")
+    return image.convert("RGB")
+
+
+def _existing(root: str | Path) -> Path:
+    root = Path(root).expanduser()
+    if not root.exists():
+        raise ValueError(f"the folder '{root}' does not exist")
+    if not root.is_dir():
+        raise ValueError(f"'{root}' is a file, a folder of images is wanted")
+    return root
+
+
+def _split_roots(root: Path) -> tuple[Path, Path | None]:
+    """The folders of the training and validation images; see the top of this file."""
+    folders = {entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith(".")}
+    if "train" not in folders or folders - {"train", "test", *VAL_FOLDERS}:
+        return root, None
+    val = next((root / name for name in VAL_FOLDERS if name in folders), None)
+    return root / "train", val
+
+
+def _find(root: Path) -> list[str]:
+    """The image files below `root`, as sorted paths with forward slashes."""
+    names = sorted(_walk(root, "", ()))
+    if not names:
+        raise ValueError(f"no image below '{root}': looked for {' '.join(ext[1:] for ext in EXTENSIONS)} in any case")
+    return names
+
+
+def _walk(folder: Path, prefix: str, above: tuple[str, ...]) -> Iterator[str]:
+    real = os.path.realpath(folder)
+    if real in above:  # a link to a folder that it lies in
+        return
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith(".") or entry.name == "__MACOSX":
+                continue
+            if entry.is_dir():
+                yield from _walk(Path(entry.path), f"{prefix}{entry.name}/", (*above, real))
+            elif entry.name.lower().endswith(EXTENSIONS):
+                yield prefix + entry.name
+
+
+def _are_class_folders(names: list[str]) -> bool:
+    return all(name.count("/") == 1 for name in names) and len({name.split("/")[0] for name in names}) > 1
+
+
+def _class_names(root: Path, names: list[str]) -> list[str]:
+    """The class of every image: the first folder below `root`."""
+    flat = [name for name in names if "/" not in name]
+    if flat:
+        raise ValueError(
+            f"{len(flat):,} images lie directly in '{root}', the first is '{flat[0]}', but its other split or the "
+            f"argument labels wants class folders, '{root}/<class>/<image>': sort them into folders, or pass labels='none'"
+        )
+    return [name.split("/")[0] for name in names]
+
+
+def _labelled(root: Path, names: list[str], classes: list[str]) -> FolderDataset:
+    number = {name: index for index, name in enumerate(classes)}
+    of_images = _class_names(root, names)
+    unknown = sorted(set(of_images) - number.keys())
+    if unknown:
+        raise ValueError(
+            f"'{root}' has {len(unknown)} class folders that the training images lack: {', '.join(unknown[:5])}; "
+            f"there are {len(classes)}: {', '.join(classes[:5])}{', ...' if len(classes) > 5 else ''}"
+        )
+    return FolderDataset(root, names, [number[name] for name in of_images])

@@ -1,0 +1,165 @@
+"""What every data set gives: `(image, label or None)` by index, and a name for each image. Nothing else.
+
+Crops, colour and batches are other rooms' work. A data set of your own needs `__len__`, `__getitem__`, `labels` and
+`name`; put it into `Splits` and every command can use it.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from hashlib import blake2b
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+
+class ImageDataset(Dataset[tuple[Tensor, "int | None"]], ABC):
+    """A map from an index to `(image, label)`.
+
+    `image` is uint8 (3 h w), RGB, of any size; `label` is a class number, or None where the data have no labels.
+    """
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def __getitem__(self, index: int) -> tuple[Tensor, int | None]: ...
+
+    @property
+    @abstractmethod
+    def labels(self) -> list[int] | None:
+        """The class of every image without decoding any, or None where the data have no labels."""
+
+    @abstractmethod
+    def name(self, index: int) -> str:
+        """What the image is called on every machine: its path below the data set's root, with forward slashes."""
+
+
+class ArrayDataset(ImageDataset):
+    """Images that lie in memory: `images` uint8 (n 3 h w), `names` and, if there are any, `labels` of the same length.
+
+    Raises:
+        ValueError: another type or shape, or lengths that differ.
+    """
+
+    def __init__(self, images: Tensor, names: Sequence[str], labels: Sequence[int] | None = None) -> None:
+        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
+            raise ValueError(f"images must be uint8 (n 3 h w), got {images.dtype} {tuple(images.shape)}")
+        if len(names) != len(images) or (labels is not None and len(labels) != len(images)):
+            got = f"{len(images)} images, {len(names)} names, {'no' if labels is None else len(labels)} labels"
+            raise ValueError(f"images, names and labels must have the same length, got {got}")
+        self._images, self._names = images, list(names)
+        self._labels = None if labels is None else [int(label) for label in labels]
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int | None]:
+        return self._images[index], None if self._labels is None else self._labels[index]
+
+    @property
+    def labels(self) -> list[int] | None:
+        return self._labels
+
+    def name(self, index: int) -> str:
+        return self._names[index]
+
+
+class Subset(ImageDataset):
+    """The images of `dataset` at `indices`, in that order."""
+
+    def __init__(self, dataset: ImageDataset, indices: Sequence[int]) -> None:
+        self.dataset, self.indices = dataset, list(indices)
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int | None]:
+        return self.dataset[self.indices[index]]
+
+    @property
+    def labels(self) -> list[int] | None:
+        labels = self.dataset.labels
+        return None if labels is None else [labels[index] for index in self.indices]
+
+    def name(self, index: int) -> str:
+        return self.dataset.name(self.indices[index])
+
+
+@dataclass(frozen=True)
+class Splits:
+    """A data set as the commands use it.
+
+    `train` is what pretraining sees. k-NN and the linear probe learn from the `bank` and are measured on the `query`:
+    these are `train` and `val` where there is a `val`, else two parts of `train`, parted by a hash of each image's name
+    (about `val_fraction` of them are the query), so that the same folder is parted in the same way on every machine and
+    an added image moves no other. `classes` are the classes' names, None without labels.
+    """
+
+    train: ImageDataset
+    val: ImageDataset | None = None
+    classes: list[str] | None = None
+    val_fraction: float = 0.1
+
+    def __post_init__(self) -> None:
+        if not 0 < self.val_fraction < 1:
+            raise ValueError(f"val_fraction must lie between 0 and 1, got {self.val_fraction}")
+        if len(self.train) == 0 or (self.val is not None and len(self.val) == 0):
+            raise ValueError(f"the {'val' if len(self.train) else 'train'} split holds no image")
+
+    @property
+    def bank(self) -> ImageDataset:
+        """The images whose labels k-NN and the linear probe may use."""
+        return self.train if self.val is not None else self._parts[0]
+
+    @property
+    def query(self) -> ImageDataset:
+        """The images that k-NN and the linear probe are measured on."""
+        return self.val if self.val is not None else self._parts[1]
+
+    @property
+    def has_labels(self) -> bool:
+        return self.train.labels is not None
+
+    @cached_property
+    def _parts(self) -> tuple[ImageDataset, ImageDataset]:
+        return split_by_name(self.train, self.val_fraction)
+
+    def describe(self) -> str:
+        """One plain line: how many images there are, of how many classes, and where bank and query come from."""
+        what = f"{len(self.classes)} classes" if self.classes else ("with labels" if self.has_labels else "no labels")
+        if self.val is not None:
+            origin = f"bank: the {len(self.bank):,} training images, query: the {len(self.query):,} of val"
+        elif len(self.train) == 1:
+            origin = "too few for a bank and a query"
+        else:
+            origin = (f"bank: {len(self.bank):,}, query: {len(self.query):,}, parted by a hash of the file names "
+                      f"(no val; pretraining uses all)")
+        return f"data: {len(self.train):,} images to train on, {what}; {origin}"
+
+
+def split_by_name(dataset: ImageDataset, fraction: float) -> tuple[Subset, Subset]:
+    """`(rest, part)`: an image belongs to `part` if a hash of its name, read as a number in 0-1, is below `fraction`.
+
+    Neither side is ever empty: the image with the smallest hash always belongs to `part`, the largest to the rest.
+
+    Raises:
+        ValueError: fewer than two images.
+    """
+    if len(dataset) < 2:
+        raise ValueError(f"a bank and a query need two images or more, got {len(dataset)}")
+    places = [_place(dataset.name(index)) for index in range(len(dataset))]
+    order = sorted(range(len(dataset)), key=places.__getitem__)
+    cut = min(max(sum(place < fraction for place in places), 1), len(dataset) - 1)
+    return Subset(dataset, sorted(order[cut:])), Subset(dataset, sorted(order[:cut]))
+
+
+def _place(name: str) -> float:
+    """A number in 0-1 that depends on the name alone; NFC, because macOS stores accents in another form."""
+    text = unicodedata.normalize("NFC", name).encode("utf-8", "surrogateescape")
+    return int.from_bytes(blake2b(text, digest_size=8).digest(), "big") / 2**64

@@ -1,0 +1,110 @@
+"""Patches of 19 real photographs that ship inside scikit-image and scikit-learn: real data without a download.
+
+The class of a patch is the photograph it comes from. Photographs are grey, at most 640 pixels long, and cut into tiles
+of 64 pixels; tile (row i, column j) belongs to the test part if (i + 2j) % 4 == 0. Every patch of 48 pixels lies inside
+one tile, so training and test patches share no pixel; it is shrunk to 32. Nearly uniform patches are left out.
+
+The task is small and honest, and it is no natural-image benchmark: grey-level statistics alone go far on it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from hashlib import blake2b
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from .interface import ArrayDataset, Splits
+
+# name -> (package, file below it); the class number is the place in this list
+PHOTOGRAPHS = {
+    "astronaut": ("skimage", "data/astronaut.png"),
+    "brick": ("skimage", "data/brick.png"),
+    "camera": ("skimage", "data/camera.png"),
+    "cell": ("skimage", "data/cell.png"),
+    "chelsea": ("skimage", "data/chelsea.png"),
+    "china": ("sklearn", "datasets/images/china.jpg"),
+    "coffee": ("skimage", "data/coffee.png"),
+    "coins": ("skimage", "data/coins.png"),
+    "flower": ("sklearn", "datasets/images/flower.jpg"),
+    "grass": ("skimage", "data/grass.png"),
+    "gravel": ("skimage", "data/gravel.png"),
+    "hubble": ("skimage", "data/hubble_deep_field.jpg"),
+    "ihc": ("skimage", "data/ihc.png"),
+    "moon": ("skimage", "data/moon.png"),
+    "motorcycle": ("skimage", "data/motorcycle_left.png"),
+    "page": ("skimage", "data/page.png"),
+    "retina": ("skimage", "data/retina.jpg"),
+    "rocket": ("skimage", "data/rocket.jpg"),
+    "text": ("skimage", "data/text.png"),
+}
+
+# Their authors gave these away (CC0) or nobody has rights in them (public domain, no known restriction). Pictures that
+# are published show these alone; the other five state no licence or an unclear one.
+FREE_TO_SHOW = frozenset(
+    ("chelsea", "coffee", "camera", "brick", "grass", "gravel", "cell", "retina")  # CC0
+    + ("astronaut", "rocket", "hubble", "coins", "text", "ihc")  # public domain or no known restriction
+)
+
+TILE, PATCH, SIZE, LONGEST = 64, 48, 32, 640
+MIN_DEVIATION = 0.03  # of the grey values in 0-1; below it there is next to nothing in a patch
+
+
+def photographs(*, train_patches: int = 250, test_patches: int = 60, seed: int = 0) -> Splits:
+    """Up to `train_patches` and `test_patches` patches of every photograph, uint8 (3 32 32) with equal channels.
+
+    Reads the photographs from the installed packages. `cell` is mostly empty and gives fewer training patches. The same
+    seed gives the same patches. `name(i)` is "<photograph>/<train or test>/<number>"; see `FREE_TO_SHOW`.
+
+    Raises:
+        ValueError: a package is not installed, or a number of patches below 1.
+    """
+    for name, number in (("train_patches", train_patches), ("test_patches", test_patches)):
+        if number < 1:
+            raise ValueError(f"{name} must be 1 or more, got {number}")
+    pictures = {name: _grey(*where) for name, where in PHOTOGRAPHS.items()}
+    train = _part(pictures, "train", train_patches, seed)
+    return Splits(train, _part(pictures, "test", test_patches, seed), list(PHOTOGRAPHS))
+
+
+def _part(pictures: dict[str, Image.Image], part: str, number: int, seed: int) -> ArrayDataset:
+    patches, names, labels = [], [], []
+    for label, (name, picture) in enumerate(pictures.items()):
+        digest = blake2b(f"{seed}/{name}/{part}".encode(), digest_size=16).digest()
+        generator = np.random.Generator(np.random.PCG64(int.from_bytes(digest, "big")))
+        for count, patch in enumerate(_patches(picture, part, number, generator)):
+            patches.append(patch)
+            names.append(f"{name}/{part}/{count:03d}")
+            labels.append(label)
+    grey = torch.from_numpy(np.stack(patches))[:, None]
+    return ArrayDataset(grey.repeat(1, 3, 1, 1), names, labels)
+
+
+def _patches(picture: Image.Image, part: str, number: int, generator: np.random.Generator) -> Iterator[np.ndarray]:
+    """At most `number` patches, each at a random place of a random tile of this part; six tries for each."""
+    rows, columns = picture.height // TILE, picture.width // TILE
+    tiles = [(i, j) for i in range(rows) for j in range(columns) if ((i + 2 * j) % 4 == 0) == (part == "test")]
+    found = 0
+    for _ in range(6 * number):
+        i, j = tiles[generator.integers(len(tiles))]
+        y, x = generator.integers(TILE - PATCH + 1, size=2)
+        patch = picture.crop((j * TILE + x, i * TILE + y, j * TILE + x + PATCH, i * TILE + y + PATCH))
+        if np.asarray(patch).std() / 255 >= MIN_DEVIATION and found < number:
+            found += 1
+            yield np.asarray(patch.resize((SIZE, SIZE), Image.Resampling.BICUBIC))
+
+
+def _grey(package: str, file: str) -> Image.Image:
+    """The photograph in grey, its longer side at most 640 pixels. The package is looked up, not imported."""
+    spec = find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        distribution = {"skimage": "scikit-image", "sklearn": "scikit-learn"}[package]
+        raise ValueError(f"the photographs need the package {distribution}: pip install {distribution}")
+    with Image.open(Path(spec.submodule_search_locations[0]) / file) as image:
+        grey = image.convert("L")
+    grey.thumbnail((LONGEST, LONGEST), Image.Resampling.BICUBIC)
+    return grey

@@ -1,0 +1,51 @@
+"""The running mean of the teacher's logits, which keeps one prototype from taking all (DINO, section 3.1)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class Center(nn.Module):
+    """(k,) centre that moves once per optimizer step by the mean projection of the whole global batch.
+
+    The mean of logits is the logits of the mean, ``mean(W z) = W mean(z)``, so a sum of p-vectors is all that is kept.
+
+    Attributes:
+        value: (k,) buffer, 0 at the start.
+    """
+
+    value: Tensor
+
+    def __init__(self, num_prototypes: int, dim: int, *, momentum: float = 0.9) -> None:
+        super().__init__()
+        self.register_buffer("value", torch.zeros(num_prototypes))
+        self.dim, self.momentum = dim, momentum
+        self.reset()
+
+    @torch.no_grad()
+    def observe(self, z: Tensor, prototypes: Tensor) -> None:
+        """Add the teacher's projections (... p) of a micro-batch, and remember its prototypes (k p) for `commit`."""
+        rows = z.flatten(0, -2)
+        window = torch.cat([rows.sum(0), rows.new_tensor([rows.shape[0]])])
+        self._window = window if self._window is None else self._window + window
+        self._prototypes = prototypes.detach()
+
+    def window(self) -> Tensor:
+        """(p + 1,): sum and number of the projections since the last `commit`; sums over ranks add up."""
+        return self.value.new_zeros(self.dim + 1) if self._window is None else self._window
+
+    @torch.no_grad()
+    def commit(self, window: Tensor) -> None:
+        """Move the centre by a window's (sum, number), usually that of `window` summed over ranks, and start a new one."""
+        if self._prototypes is not None:
+            mean = window[:-1] / window[-1]
+            logits = self._prototypes.to(mean.dtype) @ mean
+            self.value.mul_(self.momentum).add_(logits.to(self.value.dtype), alpha=1 - self.momentum)
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget the projections since the last `commit`."""
+        # Plain attributes: empty between optimizer steps, so no checkpoint needs them.
+        self._window: Tensor | None = None
+        self._prototypes: Tensor | None = None

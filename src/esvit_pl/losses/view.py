@@ -1,0 +1,43 @@
+"""The view-level loss of DINO and EsViT."""
+
+# s, t student and teacher views | b images | p projection width
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class ViewLoss(nn.Module):
+    """For every teacher view t, student view s != t and image b:
+           loss += cross_entropy(softmax(W z[s][b] / temp), teacher's distribution at (t, b))     then the mean.
+
+    Equation 2 of the paper (L_V), in the form of `losses.prototypes`.
+    """
+
+    def __init__(self, temp: float = 0.1) -> None:
+        super().__init__()
+        self.temp = temp
+
+    def forward(self, z: list[Tensor], log_partition: list[Tensor], target: list[Tensor]) -> Tensor:
+        """
+        Args:
+            z: (b p) student projections of each view, the teacher's views first.
+            log_partition: (b,) of each student view.
+            target: (b p) expected prototypes of each teacher view.
+
+        Returns:
+            Scalar, in nats.
+        """
+        if len(z) < 2 or not target:
+            raise ValueError(
+                f"ViewLoss needs two views or more, got {len(target)} teacher and {len(z)} student views; "
+                "raise augment.num_global or augment.num_local"
+            )
+        losses = [
+            (log_partition[s] - (z[s] * u).sum(-1) / self.temp).mean()
+            for t, u in enumerate(target)
+            for s in range(len(z))
+            if s != t
+        ]
+        return torch.stack(losses).mean()

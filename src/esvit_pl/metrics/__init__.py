@@ -1,0 +1,22 @@
+"""Pure measures of features."""
+
+from esvit_pl.metrics.baselines import GreyHistogram, RawPixels
+from esvit_pl.metrics.features import Extracted, extract_features, gather_uneven, pooled, unpack_batch
+from esvit_pl.metrics.isolation import undisturbed, untracked
+from esvit_pl.metrics.knn import TopK, knn_accuracy, knn_correct, knn_predict
+
+__all__ = [
+    "Extracted",
+    "GreyHistogram",
+    "RawPixels",
+    "TopK",
+    "extract_features",
+    "gather_uneven",
+    "knn_accuracy",
+    "knn_correct",
+    "knn_predict",
+    "pooled",
+    "undisturbed",
+    "unpack_batch",
+    "untracked",
+]

@@ -1,0 +1,79 @@
+"""What a trained network is compared with: features that nobody learnt, in the shape of a backbone."""
+
+# b images | c channels | s side in pixels
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from esvit_pl.backbones.interface import Backbone, Features
+
+
+class _Baseline(Backbone):
+    """A backbone without parameters: one region, and one block that gives the pooled feature."""
+
+    patch_size = 1
+
+    def __init__(self, width: int, **spec: object) -> None:
+        super().__init__()
+        self.width = self.region_width = width
+        self.spec = spec
+
+    def describe(self, x: Tensor) -> Tensor:
+        """(b c h w) -> (b width)"""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Features:
+        feature = self.describe(x)
+        return Features(feature, feature[:, None], (1, 1))
+
+    def last_blocks(self, x: Tensor, n: int) -> Tensor:
+        """The pooled feature, whatever `n`."""
+        return self.describe(x)
+
+    def last_blocks_width(self, n: int) -> int:
+        return self.width
+
+
+class RawPixels(_Baseline):
+    """The image itself, averaged down to `side` x `side` pixels where it is larger.
+
+    Args:
+        side: in pixels.
+        channels: of the images.
+    """
+
+    def __init__(self, side: int = 32, channels: int = 3) -> None:
+        if side < 1:
+            raise ValueError(f"RawPixels needs a side of 1 pixel or more, got {side}")
+        super().__init__(channels * side * side, name="raw_pixels", side=side, channels=channels)
+        self.side = side
+
+    def describe(self, x: Tensor) -> Tensor:
+        return F.adaptive_avg_pool2d(x, self.side).flatten(1)
+
+
+class GreyHistogram(_Baseline):
+    """Grey levels of the standardised image in `bins` equal bins over -3 to 3 standard deviations, the ends open.
+
+    Entries are scaled so that their mean is 1. Says how far the distribution of grey alone goes, without any form.
+
+    Args:
+        bins: how many.
+    """
+
+    def __init__(self, bins: int = 16) -> None:
+        if bins < 2:
+            raise ValueError(f"GreyHistogram needs 2 bins or more, got {bins}")
+        super().__init__(bins, name="grey_histogram", bins=bins)
+        self.bins = bins
+
+    def describe(self, x: Tensor) -> Tensor:
+        grey = x.float().mean(1).flatten(1)  # (b pixels)
+        std, mean = torch.std_mean(grey, dim=1, keepdim=True, correction=0)
+        level = (grey - mean) / std.clamp_min(1e-6)
+        bin_ = ((level + 3) / 6 * self.bins).floor().clamp(0, self.bins - 1).long()
+        counts = grey.new_zeros(len(x), self.bins).scatter_add_(1, bin_, torch.ones_like(grey))
+        return counts * (self.bins / grey.shape[1])

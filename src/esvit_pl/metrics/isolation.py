@@ -1,0 +1,47 @@
+"""Looking at a network without leaving a trace: no graph, every mode put back, every random generator put back."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch import nn
+
+
+@contextmanager
+def untracked() -> Iterator[None]:
+    """No gradients, and no inference mode either.
+
+    Lightning evaluates in inference mode. A network that keeps a tensor made there (a mask, say) for its next call
+    could never be trained again: "Inference tensors cannot be saved for backward".
+    """
+    with torch.inference_mode(False), torch.no_grad():
+        yield
+
+
+@contextmanager
+def undisturbed(module: nn.Module) -> Iterator[None]:
+    """`module` in eval mode inside; afterwards each of its submodules in the mode that it had, and no randomness drawn.
+
+    Each one, because a frozen part in eval mode inside a module in train mode would not survive ``module.train()``.
+    The generators of torch (CPU and every initialised GPU), numpy and Python are as before, so that a training goes on
+    bit for bit as if nobody had looked.
+    """
+    modes = {part: part.training for part in module.modules()}
+    states = (torch.get_rng_state(), np.random.get_state(), random.getstate())
+    gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_available() and torch.cuda.is_initialized() else []
+    module.eval()
+    try:
+        with untracked():
+            yield
+    finally:
+        for part, mode in modes.items():
+            part.training = mode
+        torch.set_rng_state(states[0])
+        np.random.set_state(states[1])
+        random.setstate(states[2])
+        if gpus:
+            torch.cuda.set_rng_state_all(gpus)

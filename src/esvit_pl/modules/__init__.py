@@ -1,0 +1,1 @@
+from esvit_pl.modules.pretrain import NonFiniteLoss, Pretrainer

@@ -1,0 +1,291 @@
+"""Self-supervised pretraining: a student learns from a momentum teacher."""
+
+# v views | b images | c channels
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from pytorch_lightning import LightningModule
+from torch import Tensor
+from torch.optim import Optimizer
+
+from esvit_pl.backbones.interface import Backbone
+from esvit_pl.checkpoints.training import check_same_architecture, describe
+from esvit_pl.distributed import sum_over_ranks
+from esvit_pl.ema import check_apart, ema_update_, make_teacher
+from esvit_pl.network import MultiCropNetwork
+from esvit_pl.objectives.interface import Losses, Objective, Progress, Views
+from esvit_pl.optim import OptimizerRecipe, clip_each_, parameter_groups, scaled_lr
+from esvit_pl.schedules import cosine, in_steps
+from esvit_pl.seeding import seed_everything_for
+
+
+class NonFiniteLoss(RuntimeError):
+    """The loss was infinite or not a number; the step that found it changed nothing."""
+
+
+class Pretrainer(LightningModule):
+    """Algorithm 1 of the paper. Its parts arrive built.
+
+    Args:
+        backbone: the student's; the teacher's is a copy of it without stochastic depth.
+        objective: what is learnt.
+        optimizer: which optimizer, and its learning rate and weight decay over time.
+        momentum: of the teacher at the start.
+        momentum_end: the same at the end of a cosine over the whole training.
+        clip_grad: largest norm of each parameter's own gradient; 0 or None leaves gradients alone.
+        freeze_prototypes_epochs: the student's prototypes stand still for so many epochs; may be a fraction.
+        num_global: the first so many views are global ones, and the teacher's.
+        seed: of the randomness inside the step (stochastic depth).
+        config: plain dict that is kept in the checkpoints.
+
+    Logs ``train/<term>_loss``, the objective's diagnostics and every schedule as ``train/...``.
+
+    Raises:
+        NonFiniteLoss: on every rank, before anything of that step has moved.
+        ValueError: settings that do not fit together, at the start of the fit.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        objective: Objective,
+        optimizer: OptimizerRecipe,
+        *,
+        momentum: float = 0.996,
+        momentum_end: float = 1.0,
+        clip_grad: float | None = 3.0,
+        freeze_prototypes_epochs: float = 1,
+        num_global: int = 2,
+        seed: int = 0,
+        config: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        for name, value in (("momentum", momentum), ("momentum_end", momentum_end)):
+            if not 0 <= value <= 1:
+                raise ValueError(f"Pretrainer needs {name} between 0 and 1, got {value}")
+        for name, value in (("clip_grad", clip_grad or 0), ("freeze_prototypes_epochs", freeze_prototypes_epochs)):
+            if value < 0:
+                raise ValueError(f"Pretrainer needs {name} of 0 or more, got {value}")
+        heads = objective.heads(backbone.width, backbone.region_width)
+        self.teacher = MultiCropNetwork(make_teacher(backbone), make_teacher(heads)) if objective.uses_teacher else None
+        heads.update(objective.student_only_heads())
+        self.student = MultiCropNetwork(backbone, heads)
+        self.objective = objective
+        self.optimizer = optimizer
+        self.momentum, self.momentum_end = momentum, momentum_end
+        self.clip_grad = clip_grad
+        self.freeze_prototypes_epochs = freeze_prototypes_epochs
+        self.num_global = num_global
+        self.seed = seed
+        self.config = config
+        self.steps_per_epoch = self.total_steps = self.global_batch = 0
+        self._nonfinite: Tensor | None = None
+        self._window: Tensor | None = None
+        self._gradients_checked = False
+
+    # The step
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
+        views = batch["views"]  # list of (b c h w), global views first
+        progress = self.progress
+        heads = self.objective.active(progress)
+        teacher, student = self.teach(views[: self.num_global], heads), self.student(views, heads)
+        losses = self.objective(student, teacher, progress)
+        self.watch(losses.total)
+        self.log_step(losses, progress, batch_size=len(views[0]))
+        return {
+            "loss": losses.total + self.idle(heads),
+            "embedding": (teacher or student).pooled[0].detach(),
+            "label": batch.get("label"),
+            "diagnostics": losses.diagnostics,
+        }
+
+    @torch.no_grad()
+    def teach(self, views: list[Tensor], heads: set[str]) -> Views | None:
+        """The teacher's view of the global crops, if the objective has a teacher."""
+        return None if self.teacher is None else self.teacher(views, heads)
+
+    def idle(self, heads: set[str]) -> Tensor | float:
+        """Zero times the parameters of the heads that take no part yet, so that distributed training finds them used."""
+        return sum((0.0 * p.sum() for p in self._idle_parameters(heads)), 0.0)
+
+    def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
+        progress = self.progress
+        for group in optimizer.param_groups:
+            group["lr"] = self.lr_at(progress)
+            group["weight_decay"] = self.weight_decay_at(progress) if group["name"] == "decay" else 0.0
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        self.objective.commit(self._window)
+        if self.teacher is not None:
+            ema_update_(self.teacher, self.student, self.momentum_at(progress))
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        progress = self.progress
+        self.gather_window()
+        if not self._gradients_checked:
+            self.check_gradients()
+        for parameter in self._standing_still(progress):
+            parameter.grad = None  # a zero gradient would still decay, and build up optimizer state
+        if self.clip_grad:
+            clip_each_(self.student.parameters(), self.clip_grad)
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        # A function of where training stands, so that a resumed run draws what the uninterrupted one would have drawn.
+        micro_batch = self.trainer.current_epoch * int(self.trainer.num_training_batches) + batch_idx
+        seed_everything_for(self.seed, micro_batch, self.trainer.global_rank)
+
+    # What is finite
+
+    def watch(self, loss: Tensor) -> None:
+        """Remember whether the loss of any micro-batch of this optimizer step was not finite."""
+        flag = ~torch.isfinite(loss.detach())
+        self._nonfinite = flag if self._nonfinite is None else self._nonfinite | flag
+
+    def gather_window(self) -> None:
+        """Sum over ranks, at once, what the objective commits after this step and whether any loss was not finite."""
+        assert self._nonfinite is not None
+        window = self.objective.window()
+        flag = self._nonfinite.to(torch.float32 if window is None else window.dtype).view(1)
+        total = sum_over_ranks(flag if window is None else torch.cat([window, flag]))
+        self._window, self._nonfinite = total[:-1], None
+        if total[-1] > 0:
+            self.objective.reset()
+            raise NonFiniteLoss(
+                f"the loss is not finite at optimizer step {self.trainer.global_step} (epoch {self.trainer.current_epoch}); "
+                "weights, centres and teacher are as before that step. Resume from the last checkpoint (ckpt_path=...) "
+                "with a lower optimizer.lr or a smaller module.clip_grad, or with trainer.precision=32"
+            )
+
+    def check_gradients(self) -> None:
+        """Name every trainable parameter that the first backward pass left without a gradient.
+
+        Raises:
+            ValueError: a part of the student takes no part in the loss, and would stay at its initial values unnoticed.
+        """
+        lost = [name for name, p in self.student.named_parameters() if p.requires_grad and p.grad is None]
+        if lost:
+            raise ValueError(
+                f"{len(lost)} trainable parameters of the student got no gradient in the first step: {', '.join(lost)}; "
+                "set requires_grad=False on what is not meant to learn, or let the loss use it"
+            )
+        self._gradients_checked = True
+
+    # What moves, as closed forms of the optimizer step
+
+    @property
+    def progress(self) -> Progress:
+        step = self.trainer.global_step
+        return Progress(step // self.steps_per_epoch, step, self.total_steps)
+
+    def lr_at(self, progress: Progress) -> float:
+        warmup = min(in_steps(self.optimizer.warmup_epochs, self.steps_per_epoch), progress.total)
+        return self.optimizer.lr_at(progress.step, progress.total, warmup=warmup, global_batch=self.global_batch)
+
+    def weight_decay_at(self, progress: Progress) -> float:
+        return self.optimizer.weight_decay_at(progress.step, progress.total)
+
+    def momentum_at(self, progress: Progress) -> float:
+        return cosine(progress.step, progress.total, start=self.momentum, end=self.momentum_end)
+
+    def log_step(self, losses: Losses, progress: Progress, batch_size: int) -> None:
+        terms = {f"train/{name}_loss": term.detach() for name, term in losses.terms.items()}
+        self.log_dict(terms, prog_bar=True, batch_size=batch_size)
+        schedules = {
+            "lr": self.lr_at(progress),
+            "weight_decay": self.weight_decay_at(progress),
+            "teacher_momentum": self.momentum_at(progress),
+            **self.objective.schedules(progress),
+        }
+        rest = {**losses.diagnostics, **schedules}
+        self.log_dict({f"train/{name}": value for name, value in rest.items()}, batch_size=batch_size)
+
+    # Around the fit
+
+    def configure_optimizers(self) -> Optimizer:
+        return self.optimizer.build(parameter_groups(self.student))
+
+    def on_fit_start(self) -> None:
+        if self.trainer.gradient_clip_val:
+            raise ValueError(
+                f"trainer.gradient_clip_val={self.trainer.gradient_clip_val} beside the pretrainer's own clipping of each "
+                "parameter; leave it null and set module.clip_grad"
+            )
+        if self.optimizer.fused and self.trainer.precision == "16-mixed":
+            raise ValueError(
+                "optimizer.fused=true with trainer.precision=16-mixed would clip gradients that are still scaled; "
+                "set optimizer.fused=false, or trainer.precision=bf16-mixed"
+            )
+        if self.teacher is not None:
+            check_apart(self.teacher, self.student)
+
+    def on_train_start(self) -> None:
+        trainer = self.trainer
+        batches, accumulate = trainer.num_training_batches, trainer.accumulate_grad_batches
+        if batches == float("inf"):
+            raise ValueError("Pretrainer needs a training loader of known length, got one without; set limit_train_batches")
+        if batches % accumulate:
+            raise ValueError(
+                f"{batches} batches an epoch are no multiple of trainer.accumulate_grad_batches={accumulate}: the last "
+                "optimizer step of an epoch would be scaled wrongly; use ImageDataModule, or cut the loader"
+            )
+        self.steps_per_epoch = int(batches) // accumulate
+        endless = trainer.max_epochs is None or trainer.max_epochs < 0
+        self.total_steps = trainer.max_steps if endless else self.steps_per_epoch * int(trainer.max_epochs or 0)
+        if self.total_steps <= 0:
+            raise ValueError("training without an end has no schedules; set trainer.max_epochs or trainer.max_steps")
+        self.global_batch = _batch_size(trainer.train_dataloader) * trainer.world_size * accumulate
+        epochs = self.total_steps / self.steps_per_epoch
+        if not trainer.fast_dev_run:
+            self.check_durations(epochs)
+        self.print(
+            f"global batch {self.global_batch} images ({self.global_batch // trainer.world_size // accumulate} x "
+            f"{trainer.world_size} processes x {accumulate} accumulated), {self.steps_per_epoch} steps an epoch, "
+            f"{self.total_steps} steps in {epochs:g} epochs, "
+            f"peak lr {scaled_lr(self.optimizer.lr, self.global_batch):.4g} ({self.optimizer.lr:g} per 256 images)"
+        )
+
+    def check_durations(self, epochs: float) -> None:
+        """Refuse durations that reach beyond a training of `epochs` epochs."""
+        if self.optimizer.warmup_epochs > epochs:
+            raise ValueError(
+                f"optimizer.warmup_epochs={self.optimizer.warmup_epochs:g} is longer than training "
+                f"(trainer.max_epochs={epochs:g}); shorten the warm-up or train longer"
+            )
+        self.objective.check(epochs)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["esvit_pl"] = describe(self.student.backbone, self.objective, self.config)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        check_same_architecture(checkpoint, self.student.backbone, self.objective, self.state_dict())
+
+    def _idle_parameters(self, heads: set[str]) -> list[torch.nn.Parameter]:
+        return [
+            p
+            for name, head in self.student.heads.items()
+            if name not in heads
+            for p in head.parameters()
+            if p.requires_grad
+        ]
+
+    def _standing_still(self, progress: Progress) -> list[torch.nn.Parameter]:
+        """Parameters that this step must not move: waiting heads, and the prototypes at the beginning."""
+        still = self._idle_parameters(self.objective.active(progress))
+        if progress.step < in_steps(self.freeze_prototypes_epochs, self.steps_per_epoch):
+            heads = self.student.heads.values()
+            still += [p for head in heads if head.prototypes is not None for p in head.prototypes.parameters()]
+        return still
+
+
+def _batch_size(loader: Any) -> int:
+    """Images in a micro-batch of one process."""
+    size = getattr(loader, "batch_size", None) or getattr(getattr(loader, "batch_sampler", None), "batch_size", None)
+    if size is None:
+        raise ValueError(
+            f"Pretrainer needs the batch size for the learning rate, and {type(loader).__name__} does not tell it; "
+            "give the training loader or its batch_sampler an attribute batch_size"
+        )
+    return int(size)

@@ -1,0 +1,203 @@
+"""DINO's view-level objective, EsViT's region-level one, or both (paper, section 3.2)."""
+
+# b images | n regions | p projection width | k prototypes
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from esvit_pl.heads import ProjectionHead, Prototypes
+from esvit_pl.losses import Center, RegionLoss, ViewLoss, expected_prototype, log_partition, match_views, matched_share
+from esvit_pl.objectives.interface import Losses, Objective, Progress, Views
+from esvit_pl.schedules import teacher_temperature
+
+
+class EsViTObjective(Objective):
+    """view_weight * L_V + region_weight * L_R. With ``region_weight=0`` it is DINO.
+
+    Args:
+        view_weight: weight of the view loss; 0.5 beside a region loss as released (the paper writes the plain sum).
+        region_weight: weight of the region loss; 0 leaves the region head out.
+        region_start_epoch: epoch at which the region loss joins. Before it the loss is the view loss with weight 1, and
+            the region head stands still.
+        num_prototypes: k of each head.
+        hidden_dim: width of the heads' hidden layers.
+        out_dim: width p of the projections.
+        num_layers: Linear layers of a head.
+        batch_norm: batch norm in the view head's hidden layers.
+        region_batch_norm: the same in the region head's.
+        norm_last_layer: hold the prototypes' gains at 1.
+        student_temp: temperature of the student's distributions.
+        teacher_temp: temperature of the teacher's after warm-up.
+        teacher_temp_start: the same in the first epoch.
+        teacher_temp_warmup_epochs: whole epochs from one to the other, linearly.
+        center_momentum: share of the old centre in the new one.
+    """
+
+    def __init__(
+        self,
+        *,
+        view_weight: float = 0.5,
+        region_weight: float = 0.5,
+        region_start_epoch: int = 0,
+        num_prototypes: int = 65536,
+        hidden_dim: int = 2048,
+        out_dim: int = 256,
+        num_layers: int = 3,
+        batch_norm: bool = False,
+        region_batch_norm: bool = False,
+        norm_last_layer: bool = False,
+        student_temp: float = 0.1,
+        teacher_temp: float = 0.07,
+        teacher_temp_start: float = 0.04,
+        teacher_temp_warmup_epochs: int = 30,
+        center_momentum: float = 0.9,
+    ) -> None:
+        super().__init__()
+        self.spec = {
+            "name": "esvit",
+            "view_weight": view_weight,
+            "region_weight": region_weight,
+            "region_start_epoch": region_start_epoch,
+            "num_prototypes": num_prototypes,
+            "hidden_dim": hidden_dim,
+            "out_dim": out_dim,
+            "num_layers": num_layers,
+            "batch_norm": batch_norm,
+            "region_batch_norm": region_batch_norm,
+            "norm_last_layer": norm_last_layer,
+            "student_temp": student_temp,
+            "teacher_temp": teacher_temp,
+            "teacher_temp_start": teacher_temp_start,
+            "teacher_temp_warmup_epochs": teacher_temp_warmup_epochs,
+            "center_momentum": center_momentum,
+        }
+        _check(self.spec)
+        self.weights = {name: w for name, w in (("view", view_weight), ("region", region_weight)) if w > 0}
+        self.centers = nn.ModuleDict(
+            {name: Center(num_prototypes, out_dim, momentum=center_momentum) for name in self.weights}
+        )
+        self.view_loss, self.region_loss = ViewLoss(student_temp), RegionLoss(student_temp)
+
+    def heads(self, width: int, region_width: int) -> nn.ModuleDict:
+        reads = {"view": ("pooled", width, "batch_norm"), "region": ("regions", region_width, "region_batch_norm")}
+        heads = nn.ModuleDict()
+        for name in self.weights:
+            features, in_dim, batch_norm = reads[name]
+            heads[name] = ProjectionHead(
+                in_dim,
+                reads=features,
+                hidden_dim=self.spec["hidden_dim"],
+                out_dim=self.spec["out_dim"],
+                num_layers=self.spec["num_layers"],
+                batch_norm=self.spec[batch_norm],
+                prototypes=Prototypes(
+                    self.spec["out_dim"], self.spec["num_prototypes"], fixed_gain=self.spec["norm_last_layer"]
+                ),
+            )
+        return heads
+
+    def active(self, progress: Progress) -> set[str]:
+        waiting = "region" in self.weights and progress.epoch < self.spec["region_start_epoch"]
+        return {"view"} if waiting else set(self.weights)
+
+    def forward(self, student: Views, teacher: Views | None, progress: Progress) -> Losses:
+        assert teacher is not None
+        names = [name for name in self.weights if name in self.active(progress)]
+        losses = Losses({}, {"view": 1.0} if names != list(self.weights) else self.weights)
+        # Autocast would take the losses to half precision; they are computed in float32 at least.
+        with torch.autocast(student.pooled[0].device.type, enabled=False):
+            for name in names:
+                self._add(losses, name, student, teacher, progress)
+        return losses
+
+    def _add(self, losses: Losses, name: str, student: Views, teacher: Views, progress: Progress) -> None:
+        """One term and its diagnostics."""
+        z, teacher_z = _wide(student.z[name]), _wide(teacher.z[name])
+        prototypes, teacher_prototypes = _wide([student.prototypes[name], teacher.prototypes[name]])
+        center = self.centers[name]
+        assert isinstance(center, Center)
+
+        partitions = _split_like(log_partition(_rows(z), prototypes, self.spec["student_temp"]), z)
+        temp = self.schedules(progress)["teacher_temp"]
+        u, entropy = expected_prototype(_rows(teacher_z), teacher_prototypes, center.value, prototypes, temp)
+        targets = _split_like(u, teacher_z)
+        if name == "view":
+            loss = self.view_loss(z, partitions, targets)
+        else:
+            matches = match_views(student.regions, teacher.regions)
+            loss = self.region_loss(z, partitions, targets, matches)
+            losses.diagnostics["matched_share"] = matched_share(matches, [r.shape[1] for r in teacher.regions])
+        if self.training:
+            center.observe(_rows(teacher_z), teacher_prototypes)
+
+        losses.terms[name] = loss
+        losses.diagnostics[f"{name}_teacher_entropy"] = entropy.mean()
+        losses.diagnostics[f"{name}_kl"] = loss.detach() - entropy.mean()
+        losses.diagnostics[f"{name}_center_norm"] = center.value.norm()
+
+    def window(self) -> Tensor:
+        return torch.cat([center.window() for center in self.centers.values()])
+
+    def commit(self, window: Tensor | None) -> None:
+        assert window is not None
+        for center, part in zip(self.centers.values(), window.chunk(len(self.centers)), strict=True):
+            center.commit(part)
+
+    def reset(self) -> None:
+        for center in self.centers.values():
+            center.reset()
+
+    def schedules(self, progress: Progress) -> dict[str, float]:
+        temp = teacher_temperature(
+            progress.epoch,
+            start=self.spec["teacher_temp_start"],
+            end=self.spec["teacher_temp"],
+            warmup_epochs=self.spec["teacher_temp_warmup_epochs"],
+        )
+        return {"teacher_temp": temp}
+
+    def check(self, epochs: float) -> None:
+        start = self.spec["region_start_epoch"]
+        if "region" in self.weights and start >= epochs:
+            raise ValueError(
+                f"loss.region_start_epoch={start} lies at or after the end of training (trainer.max_epochs={epochs:g}): "
+                "the region loss would never join; start earlier, train longer, or choose loss=view"
+            )
+
+
+def _wide(tensors: list[Tensor]) -> list[Tensor]:
+    """In float32 at least; float64 stays float64."""
+    return [tensor.to(torch.promote_types(tensor.dtype, torch.float32)) for tensor in tensors]
+
+
+def _rows(views: list[Tensor]) -> Tensor:
+    """(b ... p) each -> (all rows, p)."""
+    return torch.cat([view.flatten(0, -2) for view in views])
+
+
+def _split_like(rows: Tensor, views: list[Tensor]) -> list[Tensor]:
+    """(all rows, ...) -> one tensor (b ... ...) per view: the way back of `_rows`."""
+    parts = rows.split([view.shape[:-1].numel() for view in views])
+    return [part.unflatten(0, view.shape[:-1]) for part, view in zip(parts, views, strict=True)]
+
+
+def _check(spec: dict) -> None:
+    if spec["view_weight"] < 0 or spec["region_weight"] < 0 or spec["view_weight"] + spec["region_weight"] == 0:
+        raise ValueError(
+            "EsViTObjective needs weights of 0 or more, one of them positive, got "
+            f"view_weight={spec['view_weight']}, region_weight={spec['region_weight']}"
+        )
+    if spec["region_start_epoch"] < 0:
+        raise ValueError(f"EsViTObjective needs region_start_epoch of 0 or later, got {spec['region_start_epoch']}")
+    if spec["region_start_epoch"] and not (spec["view_weight"] and spec["region_weight"]):
+        raise ValueError(
+            f"region_start_epoch={spec['region_start_epoch']} needs a view loss to begin with and a region loss to join, "
+            f"got view_weight={spec['view_weight']}, region_weight={spec['region_weight']}"
+        )
+    for name in ("num_prototypes", "hidden_dim", "out_dim", "num_layers", "student_temp", "teacher_temp", "teacher_temp_start"):
+        if spec[name] <= 0:
+            raise ValueError(f"EsViTObjective needs a positive {name}, got {spec[name]}")
+    if not 0 <= spec["center_momentum"] <= 1:
+        raise ValueError(f"EsViTObjective needs center_momentum between 0 and 1, got {spec['center_momentum']}")

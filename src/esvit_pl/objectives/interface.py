@@ -1,0 +1,99 @@
+"""What an objective is: the heads it needs, the loss it takes of two networks' views, and what it moves afterwards."""
+
+# b images | n regions | d, c channels | p projection width | k prototypes
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass
+class Views:
+    """What one network sees in all its views of a batch: lists over views, global ones first."""
+
+    pooled: list[Tensor]
+    """(b d) each."""
+    regions: list[Tensor]
+    """(b n c) each; n differs between sizes."""
+    grids: list[tuple[int, int]]
+    """(h, w) each, h * w = n."""
+    z: dict[str, list[Tensor]] = field(default_factory=dict)
+    """Head name -> (b p) or (b n p) each."""
+    prototypes: dict[str, Tensor] = field(default_factory=dict)
+    """Head name -> (k p), for heads that have prototypes."""
+
+
+class Progress(NamedTuple):
+    """Where training stands."""
+
+    epoch: int
+    step: int
+    total: int
+
+
+@dataclass
+class Losses:
+    """Terms of the loss and what they say of the network's health."""
+
+    terms: dict[str, Tensor]
+    """Name -> scalar, unweighted."""
+    weights: dict[str, float]
+    """Name -> its weight in the total."""
+    diagnostics: dict[str, Tensor] = field(default_factory=dict)
+    """Name -> detached scalar."""
+
+    @property
+    def total(self) -> Tensor:
+        """The scalar to minimise."""
+        return torch.stack([self.weights[name] * term for name, term in self.terms.items()]).sum()
+
+
+class Objective(nn.Module):
+    """Base class of all objectives; chosen by the config group ``loss``.
+
+    A step of the pretrainer asks, in this order: `active`, `forward` (once per micro-batch), `window` (what must be
+    summed over ranks), `commit` (after the optimizer, before the teacher).
+
+    Attributes:
+        uses_teacher: whether there is a momentum teacher at all.
+        spec: the plain dict that tells two objectives apart; saved in checkpoints.
+    """
+
+    uses_teacher: bool = True
+    spec: dict[str, Any]
+
+    def heads(self, width: int, region_width: int) -> nn.ModuleDict:
+        """Heads of the student, copied to the teacher."""
+        raise NotImplementedError
+
+    def student_only_heads(self) -> nn.ModuleDict:
+        """Heads that the teacher does not have (predictors)."""
+        return nn.ModuleDict()
+
+    def active(self, progress: Progress) -> set[str]:
+        """Names of the heads that `forward` reads now. The others are not run and take no part in the step."""
+        raise NotImplementedError
+
+    def forward(self, student: Views, teacher: Views | None, progress: Progress) -> Losses:
+        raise NotImplementedError
+
+    def window(self) -> Tensor | None:
+        """(any,): statistics since the last `commit` whose sum over ranks `commit` takes."""
+        return None
+
+    def commit(self, window: Tensor | None) -> None:
+        """Once per optimizer step, after the optimizer and before the teacher: centres, queues."""
+
+    def reset(self) -> None:
+        """Forget the statistics since the last `commit`."""
+
+    def schedules(self, progress: Progress) -> dict[str, float]:
+        """What moves with `progress`, for the log."""
+        return {}
+
+    def check(self, epochs: float) -> None:
+        """Raise ValueError for settings that do not fit a training of `epochs` epochs."""

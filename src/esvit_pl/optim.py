@@ -1,0 +1,135 @@
+"""Optimizers: parameter groups by name, per-parameter clipping, the learning-rate rule, LARS, and one recipe for all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from esvit_pl.schedules import cosine, warmup_cosine
+
+
+def parameter_groups(module: nn.Module) -> list[dict[str, Any]]:
+    """Two groups named 'decay' and 'no_decay'; parameters without gradient are left out.
+
+    Biases and one-dimensional parameters do not decay; relative position tables and the prototypes' gains do, as
+    released (recipes.md). An empty group is left out.
+    """
+    groups: dict[str, list[nn.Parameter]] = {"decay": [], "no_decay": []}
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad:
+            still = name.endswith(".bias") or parameter.ndim == 1
+            groups["no_decay" if still else "decay"].append(parameter)
+    return [{"name": name, "params": params, "weight_decay": 0.0} for name, params in groups.items() if params]
+
+
+@torch.no_grad()
+def clip_each_(parameters: Iterable[nn.Parameter], max_norm: float) -> None:
+    """Scale every parameter's gradient to at most `max_norm`, by its own norm, in place (as released; not the global norm).
+
+    Args:
+        parameters: those without a gradient are passed over.
+        max_norm: the largest norm a gradient keeps; the divisor is norm + 1e-6.
+    """
+    grads = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    if not grads:
+        return
+    scales = [(max_norm / (norm + 1e-6)).clamp_(max=1.0) for norm in torch._foreach_norm(grads)]
+    torch._foreach_mul_(grads, scales)
+
+
+def scaled_lr(lr: float, global_batch: int) -> float:
+    """The linear scaling rule (Goyal et al., arXiv 1706.02677): `lr` is per 256 images."""
+    return lr * global_batch / 256
+
+
+class LARS(Optimizer):
+    """Layer-wise adaptive rate scaling with momentum (You et al., arXiv 1708.03888), as the release has it (recipes.md).
+
+    Parameters of two and more dimensions: ``g += weight_decay * p``, then ``g *= trust * |p| / |g|`` (1 where a norm is
+    0). One-dimensional ones: neither. Then ``buffer = momentum * buffer + g`` and ``p -= lr * buffer``.
+    """
+
+    def __init__(
+        self, params: Any, lr: float = 0.0, *, momentum: float = 0.9, weight_decay: float = 0.0, trust: float = 0.001
+    ) -> None:
+        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "trust": trust})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    self._update(parameter, parameter.grad, group)
+        return loss
+
+    def _update(self, parameter: Tensor, grad: Tensor, group: dict[str, Any]) -> None:
+        if parameter.ndim > 1:
+            grad = grad.add(parameter, alpha=group["weight_decay"])
+            size, slope = parameter.norm(), grad.norm()
+            trust = torch.where((size > 0) & (slope > 0), group["trust"] * size / slope, torch.ones_like(size))
+            grad = grad * trust
+        state = self.state[parameter]
+        if "momentum_buffer" not in state:
+            state["momentum_buffer"] = torch.zeros_like(parameter)
+        state["momentum_buffer"].mul_(group["momentum"]).add_(grad)
+        parameter.add_(state["momentum_buffer"], alpha=-group["lr"])
+
+
+@dataclass(frozen=True)
+class OptimizerRecipe:
+    """Which optimizer, and how its learning rate and weight decay move (recipes.md, "optimizer").
+
+    Args:
+        name: "adamw", "sgd" or "lars".
+        lr: peak learning rate per 256 images of the global batch.
+        lr_end: learning rate that the cosine reaches, absolute.
+        warmup_epochs: epochs of linear warm-up from 0; may be a fraction.
+        weight_decay: at the start, for the group 'decay'.
+        weight_decay_end: at the end of a cosine over the whole training.
+        betas: of AdamW.
+        momentum: of SGD and LARS.
+        fused: torch's fused kernel for AdamW and SGD (on GPUs; not with ``precision=16-mixed``).
+    """
+
+    name: Literal["adamw", "sgd", "lars"] = "adamw"
+    lr: float = 0.0005
+    lr_end: float = 1e-6
+    warmup_epochs: float = 10
+    weight_decay: float = 0.04
+    weight_decay_end: float = 0.4
+    betas: tuple[float, float] = (0.9, 0.999)
+    momentum: float = 0.9
+    fused: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "betas", tuple(self.betas))
+        if self.name not in ("adamw", "sgd", "lars"):
+            raise ValueError(f"optimizer needs name 'adamw', 'sgd' or 'lars', got {self.name!r}")
+        for key, value in asdict(self).items():
+            if key != "betas" and key != "name" and value < 0:
+                raise ValueError(f"optimizer needs {key} of 0 or more, got {value}")
+
+    def build(self, groups: list[dict[str, Any]]) -> Optimizer:
+        """The optimizer at learning rate 0; `lr_at` and `weight_decay_at` are set before every step."""
+        if self.name == "adamw":
+            return torch.optim.AdamW(groups, lr=0.0, betas=self.betas, fused=self.fused or None)
+        if self.name == "sgd":
+            return torch.optim.SGD(groups, lr=0.0, momentum=self.momentum, fused=self.fused or None)
+        return LARS(groups, lr=0.0, momentum=self.momentum)
+
+    def lr_at(self, step: int, total: int, *, warmup: int, global_batch: int) -> float:
+        """Learning rate of optimizer step `step` of `total`, after `warmup` steps of warm-up."""
+        return warmup_cosine(step, total, start=scaled_lr(self.lr, global_batch), end=self.lr_end, warmup=warmup)
+
+    def weight_decay_at(self, step: int, total: int) -> float:
+        """Weight decay of the group 'decay' at optimizer step `step` of `total`."""
+        return cosine(step, total, start=self.weight_decay, end=self.weight_decay_end)

@@ -1,0 +1,104 @@
+"""Reading the golden files: reference values of the released implementation.
+
+Every setting comes from a file's keys, shapes and metadata, so that files of other sizes, windows, depths and optimizers
+are tested as soon as they lie in the folder.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from esvit_pl.backbones import Backbone, build
+
+FOLDER = Path(os.environ.get("ESVIT_GOLDEN", Path(__file__).parent / "golden"))
+
+
+@dataclass
+class Golden:
+    name: str
+    settings: dict[str, Any]
+    tensors: dict[str, Tensor]
+
+    def part(self, prefix: str) -> dict[str, Tensor]:
+        """Tensors whose key starts with `prefix.`, without it."""
+        return {k.removeprefix(f"{prefix}."): v for k, v in self.tensors.items() if k.startswith(f"{prefix}.")}
+
+    def sizes(self, prefix: str) -> list[int]:
+        """Image sides for which the file holds `prefix.<side>`."""
+        return sorted(int(key.split(".")[1]) for key in self.tensors if re.fullmatch(rf"{prefix}\.\d+", key))
+
+
+def paths(prefix: str) -> list[Path]:
+    """Files of the folder that a test of `prefix` is responsible for."""
+    return sorted(FOLDER.glob(f"{prefix}*.safetensors"))
+
+
+def read(path: Path) -> Golden:
+    with safe_open(path, "pt") as file:
+        settings = {key: json.loads(value) for key, value in (file.metadata() or {}).items()}
+        return Golden(path.stem, settings, {key: file.get_tensor(key) for key in file.keys()})
+
+
+def image(batch: int, side: int, phase: float = 0.0) -> Tensor:
+    """The closed-form image of golden/README.md."""
+    b, c, i, j = torch.meshgrid(
+        *(torch.arange(1, n + 1, dtype=torch.float64) for n in (batch, 3, side, side)), indexing="ij"
+    )
+    x = torch.sin(0.05 * i * c + phase) + torch.cos(0.03 * j * b - phase) + 0.3 * torch.sin(0.011 * i * j + b + c)
+    return x.float()
+
+
+def swin_from(weights: dict[str, Tensor], window: int, **overrides: Any) -> Backbone:
+    """A Swin whose sizes follow from the released weights, with them inside."""
+    blocks = [re.match(r"layers\.(\d+)\.blocks\.(\d+)\.", key) for key in weights]
+    depths: dict[int, int] = {}
+    for match in filter(None, blocks):
+        depths[int(match[1])] = max(depths.get(int(match[1]), 0), int(match[2]) + 1)
+    projection = weights["patch_embed.proj.weight"]
+    table = "layers.{}.blocks.0.attn.relative_position_bias_table"
+    backbone = build(
+        "swin",
+        embed_dim=projection.shape[0],
+        in_chans=projection.shape[1],
+        patch_size=projection.shape[2],
+        depths=[depths[stage] for stage in sorted(depths)],
+        num_heads=[weights[table.format(stage)].shape[1] for stage in sorted(depths)],
+        window=window,
+        **overrides,
+    )
+    backbone.load_state_dict({to_timm(key): value for key, value in weights.items()})
+    return backbone
+
+
+def to_timm(key: str) -> str:
+    """Released names put patch merging at the end of a stage, timm at the beginning of the next."""
+    return re.sub(r"layers\.(\d+)\.downsample", lambda match: f"layers.{int(match[1]) + 1}.downsample", key)
+
+
+def to_head(key: str) -> str:
+    """Released head names -> ours."""
+    names = {"last_layer.weight_g": "prototypes.gain", "last_layer.weight_v": "prototypes.direction"}
+    return names.get(key, key)
+
+
+def to_network(key: str) -> str:
+    """Released names of a whole network -> ours."""
+    for released, ours in (("head_dense.", "heads.region."), ("head.", "heads.view.")):
+        if key.startswith(released):
+            return ours + to_head(key.removeprefix(released))
+    return "backbone." + to_timm(key)
+
+
+def relative_error(value: Tensor, reference: Tensor) -> float:
+    """Largest difference over the largest reference value."""
+    assert value.shape == reference.shape, f"{tuple(value.shape)} against {tuple(reference.shape)}"
+    return ((value - reference).abs().max() / reference.abs().max().clamp_min(1e-30)).item()
