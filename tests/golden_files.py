@@ -73,6 +73,7 @@ def swin_from(weights: dict[str, Tensor], window: int, **overrides: Any) -> Back
         depths=[depths[stage] for stage in sorted(depths)],
         num_heads=[weights[table.format(stage)].shape[1] for stage in sorted(depths)],
         window=window,
+        drop_path_rate=0.0,
         **overrides,
     )
     backbone.load_state_dict({to_timm(key): value for key, value in weights.items()})

@@ -9,7 +9,7 @@ from timm.models.swin_transformer import SwinTransformer
 from esvit_pl.backbones import build
 from esvit_pl.backbones.swin import shifted_window_mask
 
-TINY = {"embed_dim": 8, "depths": [2, 2], "num_heads": [1, 2], "window": 4, "img_size": 32}
+TINY = {"embed_dim": 8, "depths": [2, 2], "num_heads": [1, 2], "window": 4, "img_size": 32, "drop_path_rate": 0.0}
 
 
 @pytest.fixture(scope="module", params=golden_files.paths("swin_"), ids=lambda path: path.stem)
@@ -112,7 +112,7 @@ def test_windows_follow_from_the_nominal_size_and_no_input_changes_them():
 
 
 def test_stochastic_depth_grows_linearly_to_its_rate():
-    backbone = build("swin", **TINY, drop_path_rate=0.3)
+    backbone = build("swin", **{**TINY, "drop_path_rate": 0.3})
     rates = [getattr(block.drop_path1, "drop_prob", 0.0) for stage in backbone.layers for block in stage.blocks]
     assert rates == pytest.approx([0.0, 0.1, 0.2, 0.3])
 

@@ -1,10 +1,10 @@
 """From an image to views: a recipe of plain numbers, crops, and colour operations with per-sample parameters."""
 
-from .crop import crop_resize, random_box, resize
-from .evaluation import evaluation_view, normalize
-from .photometric import OFF, ORDERS, PARAMS, photometric
-from .recipe import Recipe, ViewRecipe
-from .views import ViewParameters, draw, make_views, view_generator
+from esvit_pl.augment.crop import crop_resize, random_box, resize
+from esvit_pl.augment.evaluation import evaluation_view, normalize
+from esvit_pl.augment.photometric import OFF, ORDERS, PARAMS, apply_color
+from esvit_pl.augment.recipe import Recipe, ViewRecipe
+from esvit_pl.augment.views import ViewParameters, draw, make_views, view_generator
 
 __all__ = [
     "OFF",
@@ -13,12 +13,12 @@ __all__ = [
     "Recipe",
     "ViewParameters",
     "ViewRecipe",
+    "apply_color",
     "crop_resize",
     "draw",
     "evaluation_view",
     "make_views",
     "normalize",
-    "photometric",
     "random_box",
     "resize",
     "view_generator",

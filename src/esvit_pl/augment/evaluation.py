@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .crop import resize
-from .recipe import Recipe
+from esvit_pl.augment.crop import resize
+from esvit_pl.augment.recipe import Recipe
 
 LEAST_DEVIATION = 1 / 255  # of a uniform image, which has none to divide by
 
@@ -17,7 +17,7 @@ def to_unit(image: Tensor) -> Tensor:
 
 
 def normalize(recipe: Recipe, views: Tensor, image: Tensor) -> Tensor:
-    """Standardise `views` (b 3 h w) in 0-1 as `recipe.normalize` says; `image` is the uint8 (3 h w) they were cut from."""
+    """Standardise `views` (b 3 h w) in 0-1 as `recipe.normalize` says; `image` uint8 (3 h w) is what they were cut from."""
     if recipe.normalize == "dataset":
         mean, std = (views.new_tensor(value)[:, None, None] for value in (recipe.mean, recipe.std))
         return (views - mean) / std

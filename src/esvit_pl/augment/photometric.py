@@ -19,8 +19,10 @@ OFF = (1.0, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
 ORDERS = tuple(permutations(range(4)))  # every order of brightness, contrast, saturation, hue
 SOLARIZE_FROM = 128 / 255
 
+Operation = Callable[[Tensor, Tensor], Tensor]  # (rows 3 h w) and their parameter (rows,) -> (rows 3 h w)
 
-def photometric(image: Tensor, params: Tensor) -> Tensor:
+
+def apply_color(image: Tensor, params: Tensor) -> Tensor:
     """Jitter, grayscale, blur, solarise, in the recipe's order.
 
     Args:
@@ -34,35 +36,39 @@ def photometric(image: Tensor, params: Tensor) -> Tensor:
     return solarize(image, column["solarize"])
 
 
-def jitter(image: Tensor, brightness_: Tensor, contrast_: Tensor, saturation_: Tensor, hue_: Tensor,
-           order: Tensor) -> Tensor:
+def jitter(
+    image: Tensor, brightness: Tensor, contrast: Tensor, saturation: Tensor, hue: Tensor, order: Tensor
+) -> Tensor:
     """The four operations with their parameters (b,), for each sample in the order `ORDERS[order]`."""
-    steps = ((brightness, brightness_, 1.0), (contrast, contrast_, 1.0), (saturation, saturation_, 1.0), (hue, hue_, 0.0))
-    active = [(number, *step) for number, step in enumerate(steps) if (step[1] != step[2]).any()]
-    sequence = torch.tensor(ORDERS, device=image.device)[order.long()]  # (b 4): which operation comes when
-    for turn in sequence.unbind(-1):
-        for number, operation, value, off in active:
-            # An operation that has another sample's turn gets "off" here.
-            image = operation(image, torch.where(turn == number, value, off))
+    operations = (_brightness, _contrast, _saturation, _turn_hue)
+    values = (brightness, contrast, saturation, hue)
+    on = [(value != off).tolist() for value, off in zip(values, OFF[:4], strict=True)]
+    # Operations that no sample wants take no turn, so that a recipe with two of them takes two turns and not four.
+    used = [number for number in range(4) if any(on[number])]
+    sequences = [[number for number in ORDERS[int(place)] if number in used] for place in order.tolist()]
+    for turn in range(len(used)):
+        for number in used:
+            rows = [row for row, sequence in enumerate(sequences) if sequence[turn] == number and on[number][row]]
+            image = _on_rows(rows, operations[number], image, values[number])
     return image
 
 
-def brightness(image: Tensor, factor: Tensor) -> Tensor:
+def adjust_brightness(image: Tensor, factor: Tensor) -> Tensor:
     """Blend with black: 0 is black, 1 the image."""
-    return _where(factor != 1, lambda x, f: _blend(x, torch.zeros_like(x), f), image, factor)
+    return _where(factor != 1, _brightness, image, factor)
 
 
-def contrast(image: Tensor, factor: Tensor) -> Tensor:
+def adjust_contrast(image: Tensor, factor: Tensor) -> Tensor:
     """Blend with the mean grey value of the image: 0 is uniform grey, 1 the image."""
-    return _where(factor != 1, lambda x, f: _blend(x, luma(x).mean((1, 2, 3), keepdim=True), f), image, factor)
+    return _where(factor != 1, _contrast, image, factor)
 
 
-def saturation(image: Tensor, factor: Tensor) -> Tensor:
+def adjust_saturation(image: Tensor, factor: Tensor) -> Tensor:
     """Blend with the grey image: 0 is grey, 1 the image."""
-    return _where(factor != 1, lambda x, f: _blend(x, luma(x), f), image, factor)
+    return _where(factor != 1, _saturation, image, factor)
 
 
-def hue(image: Tensor, turn: Tensor) -> Tensor:
+def adjust_hue(image: Tensor, turn: Tensor) -> Tensor:
     """Turn every colour by `turn` of the colour circle (-0.5 to 0.5); value and saturation stay."""
     return _where(turn != 0, _turn_hue, image, turn)
 
@@ -72,18 +78,18 @@ def grayscale(image: Tensor, on: Tensor) -> Tensor:
     return _where(on != 0, lambda x, _: luma(x).expand_as(x), image, on)
 
 
-def solarize(image: Tensor, on: Tensor) -> Tensor:
-    """Invert the values from 128/255 on, where `on` is not 0."""
-    return _where(on != 0, lambda x, _: torch.where(x >= SOLARIZE_FROM, 1 - x, x), image, on)
-
-
 def gaussian_blur(image: Tensor, sigma: Tensor) -> Tensor:
     """Gaussian blur with standard deviation `sigma` in pixels (Pillow's radius), edges mirrored.
 
-    The kernel reaches `ceil(3 sigma)` pixels to each side, for each sample of its own, so that a sample's result does not
+    The kernel reaches `ceil(3 sigma)` pixels to each side, for each sample its own, so that a sample's result does not
     depend on the others in the batch.
     """
     return _where(sigma > 0, _blur, image, sigma)
+
+
+def solarize(image: Tensor, on: Tensor) -> Tensor:
+    """Invert the values from 128/255 on, where `on` is not 0."""
+    return _where(on != 0, lambda x, _: torch.where(x >= SOLARIZE_FROM, 1 - x, x), image, on)
 
 
 def luma(image: Tensor) -> Tensor:
@@ -92,19 +98,35 @@ def luma(image: Tensor) -> Tensor:
     return (0.2989 * red + 0.587 * green + 0.114 * blue)[:, None]
 
 
-def _where(on: Tensor, operation: Callable[[Tensor, Tensor], Tensor], image: Tensor, value: Tensor) -> Tensor:
-    """Apply `operation` to the samples where `on`; the others are not computed."""
-    rows = on.nonzero()[:, 0]
-    if len(rows) == 0:
+def _where(on: Tensor, operation: Operation, image: Tensor, value: Tensor) -> Tensor:
+    return _on_rows([row for row, it in enumerate(on.tolist()) if it], operation, image, value)
+
+
+def _on_rows(rows: list[int], operation: Operation, image: Tensor, value: Tensor) -> Tensor:
+    """Apply `operation` to the samples in `rows`; the others are not computed."""
+    if not rows:
         return image
     if len(rows) == len(image):
         return operation(image, value)
-    return image.index_copy(0, rows, operation(image[rows], value[rows]))
+    at = torch.tensor(rows, device=image.device)
+    return image.index_copy(0, at, operation(image[at], value[at]))
 
 
-def _blend(image: Tensor, other: Tensor, factor: Tensor) -> Tensor:
+def _blend(image: Tensor, other: Tensor | float, factor: Tensor) -> Tensor:
     factor = factor[:, None, None, None]
     return (factor * image + (1 - factor) * other).clamp(0, 1)
+
+
+def _brightness(image: Tensor, factor: Tensor) -> Tensor:
+    return _blend(image, 0.0, factor)
+
+
+def _contrast(image: Tensor, factor: Tensor) -> Tensor:
+    return _blend(image, luma(image).mean((1, 2, 3), keepdim=True), factor)
+
+
+def _saturation(image: Tensor, factor: Tensor) -> Tensor:
+    return _blend(image, luma(image), factor)
 
 
 def _turn_hue(image: Tensor, turn: Tensor) -> Tensor:

@@ -17,10 +17,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .crop import TRIES, absolute, crop_resize, random_box, relative
-from .evaluation import normalize, to_unit
-from .photometric import OFF, ORDERS, PARAMS, photometric
-from .recipe import Recipe, ViewRecipe
+from esvit_pl.augment.crop import TRIES, absolute, crop_resize, random_box, relative
+from esvit_pl.augment.evaluation import normalize, to_unit
+from esvit_pl.augment.photometric import OFF, ORDERS, PARAMS, apply_color
+from esvit_pl.augment.recipe import Recipe, ViewRecipe
 
 BOX_UNIFORMS = 2 * TRIES + 2
 # Every decision reads its own number, so that switching one operation off moves no other.
@@ -31,8 +31,8 @@ DECISIONS = ("flip", "jitter", "brightness", "contrast", "saturation", "hue", "o
 class ViewParameters(NamedTuple):
     """Every random number behind the v views of one image.
 
-    `size` v sides in pixels; `boxes` (v 4) x, y, width, height in 0-1 of the image; `flipped` (v,) bool; `params` (v p),
-    columns named in `PARAMS`; `noise` for each view (1 size size), already scaled, or None.
+    `size` v sides in pixels; `boxes` (v 4) x, y, width, height in 0-1 of the image; `flipped` (v,) bool; `params`
+    (v p), columns named in `PARAMS`; `noise` for each view (1 size size), already scaled, or None.
     """
 
     size: tuple[int, ...]
@@ -80,7 +80,7 @@ def make_views(recipe: Recipe, image: Tensor, parameters: ViewParameters, *, nor
     for size in dict.fromkeys(parameters.size):  # views of one size are coloured together
         rows = [view for view, side in enumerate(parameters.size) if side == size]
         crops = torch.stack([crop_resize(image, boxes[row], size, bool(parameters.flipped[row])) for row in rows])
-        batch = photometric(to_unit(crops), parameters.params[rows])
+        batch = apply_color(to_unit(crops), parameters.params[rows])
         if normalized:
             batch = normalize(recipe, batch, image)
         for row, view in zip(rows, batch.unbind(0), strict=True):
@@ -109,4 +109,5 @@ def _noise(view: ViewRecipe, params: list[float], generator: np.random.Generator
     deviation = params[PARAMS.index("noise")]
     if deviation == 0:
         return None
-    return torch.from_numpy(generator.standard_normal((1, view.size, view.size), dtype=np.float32) * np.float32(deviation))
+    field = generator.standard_normal((1, view.size, view.size), dtype=np.float32)
+    return torch.from_numpy(field * np.float32(deviation))

@@ -51,7 +51,7 @@ class Swin(Backbone):
         patch_size: int = 4,
         in_chans: int = 3,
         mlp_ratio: float = 4.0,
-        drop_path_rate: float = 0.0,
+        drop_path_rate: float = 0.1,
         init: Literal["trunc_normal", "fan_in"] = "trunc_normal",
     ) -> None:
         super().__init__()

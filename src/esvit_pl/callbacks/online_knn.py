@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-import torch
 from pytorch_lightning import Callback
 from torch import nn
 
-from esvit_pl.callbacks.parts import Part, find_loader, find_part, gives_each_rank_its_part
-from esvit_pl.distributed import num_ranks, rank, sum_over_ranks
-from esvit_pl.metrics.features import Extracted, Unpack, extract_features, gather_uneven, unpack_batch
+from esvit_pl.callbacks.parts import Part, features_on_trainer, find_loader, find_part, need_labels
+from esvit_pl.metrics.features import Extracted, Unpack, unpack_batch
 from esvit_pl.metrics.isolation import undisturbed
-from esvit_pl.metrics.knn import TopK, as_ks, check_temperature, knn_correct
+from esvit_pl.metrics.knn import TopK, as_ks, check_temperature, knn_accuracy_over_ranks
 from esvit_pl.metrics.names import knn_metrics
 
 
@@ -85,17 +83,14 @@ class OnlineKNN(Callback):
             find_part("OnlineKNN", pl_module, part)
         for loader in (self.bank, self.query):
             find_loader("OnlineKNN", trainer, pl_module, loader)
-        if getattr(trainer.datamodule, "has_labels", True) is False and isinstance(self.bank, str):
-            raise ValueError(
-                f"OnlineKNN needs labels, and the data of {type(trainer.datamodule).__name__} have none; "
-                "leave the callback out, or give it a bank and a query with labels"
-            )
+        if isinstance(self.bank, str):
+            need_labels("OnlineKNN", trainer)
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         epoch = trainer.current_epoch + 1
         if epoch % self.every_n_epochs and epoch != trainer.max_epochs:
             return
-        with undisturbed(pl_module), trainer.precision_plugin.forward_context():
+        with undisturbed(pl_module):
             results, num_query = self.measure(trainer, pl_module)
         self.last = knn_metrics(self.prefix, results)
         for name, value in self.last.items():
@@ -106,50 +101,16 @@ class OnlineKNN(Callback):
         self._loaders = {}
 
     def measure(self, trainer: Any, module: nn.Module) -> tuple[list[tuple[str | None, dict[int, TopK]]], int]:
-        """({k: accuracies} for each feature, number of query images), over all ranks."""
-        results, total = [], 0
+        """[(feature's name, {k: accuracies})] and the number of query images, over all ranks."""
+        results, num_query = [], 0
         for name, part in self.features.items():
-            function = find_part("OnlineKNN", module, part)
-            bank, query = (self._extract(trainer, module, function, which) for which in ("bank", "query"))
-            features, labels = gather_uneven(bank.features), gather_uneven(_labels(bank, "bank"))
-            truth = _labels(query, "query")
-            highest = torch.stack([_highest(labels), _highest(gather_uneven(truth))]).max()
-            right = query.features.new_zeros(len(self.k), 2, dtype=torch.float64)
-            if len(truth):
-                right += knn_correct(
-                    features,
-                    labels,
-                    query.features,
-                    truth,
-                    k=self.k,
-                    temperature=self.temperature,
-                    num_classes=int(highest) + 1,
-                )
-            total = int(sum_over_ranks(torch.tensor(len(truth), device=right.device)))
-            if total == 0:
-                raise ValueError(f"OnlineKNN found no image in query={self.query!r}")
-            fractions = (sum_over_ranks(right) / total).tolist()
-            results.append((name, {k: TopK(*row) for k, row in zip(self.k, fractions, strict=True)}))
-        return results, total
+            network = find_part("OnlineKNN", module, part)
+            bank, query = (self._extract(trainer, module, network, which) for which in ("bank", "query"))
+            accuracies, num_query = knn_accuracy_over_ranks(bank, query, k=self.k, temperature=self.temperature)
+            results.append((name, accuracies))
+        return results, num_query
 
-    def _extract(self, trainer: Any, module: Any, function: Any, which: str) -> Extracted:
-        loader = self._loaders.get(which)
-        if loader is None:
-            loader = self._loaders[which] = find_loader("OnlineKNN", trainer, module, getattr(self, which))()
-        share = gives_each_rank_its_part(loader)
-        every, first = (1, 0) if share else (num_ranks(), rank())
-
-        def prepare(x: Any) -> Any:
-            return trainer.precision_plugin.convert_input(trainer.strategy.batch_to_device(x, module.device))
-
-        return extract_features(function, loader, self.unpack, prepare=prepare, every=every, first=first)
-
-
-def _labels(extracted: Extracted, which: str) -> Any:
-    if extracted.labels is None:
-        raise ValueError(f"OnlineKNN needs labels, and the batches of {which}= have none; give unpack= if they have others")
-    return extracted.labels
-
-
-def _highest(labels: Any) -> Any:
-    return labels.max() if len(labels) else labels.new_tensor(-1)
+    def _extract(self, trainer: Any, module: Any, network: Callable[..., Any], which: str) -> Extracted:
+        if which not in self._loaders:  # kept, so that workers may persist
+            self._loaders[which] = find_loader("OnlineKNN", trainer, module, getattr(self, which))()
+        return features_on_trainer(trainer, network, self._loaders[which], self.unpack)

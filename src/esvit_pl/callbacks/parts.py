@@ -5,7 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from lightning_fabric.utilities import move_data_to_device
 from torch import nn
+
+from esvit_pl.distributed import num_ranks, rank
+from esvit_pl.metrics.features import Extracted, Unpack, extract_features, unpack_batch
 
 Part = str | Callable[..., Any]
 """A dotted attribute path in the module, or the function itself."""
@@ -34,7 +38,7 @@ def find_part(owner: str, module: nn.Module, part: Part) -> Callable[..., Any]:
             )
         found = getattr(found, name)
     if not callable(found):
-        raise ValueError(f"{owner} needs a network at features={part!r}, found {type(found).__name__}, which is not callable")
+        raise ValueError(f"{owner} needs a network at features={part!r}, found {type(found).__name__}, no callable")
     return found
 
 
@@ -55,9 +59,38 @@ def find_loader(owner: str, trainer: Any, module: Any, loader: str | Iterable[An
             return method
     found = sorted({name for place in places for name in dir(place) if name.endswith("_dataloader")})
     raise ValueError(
-        f"{owner} looks for {loader}_dataloader() in {' and '.join(type(place).__name__ for place in places)}, and found "
-        f"only {_listed(found)}; name one of these without '_dataloader', or give the loader itself"
+        f"{owner} looks for {loader}_dataloader() in {' and '.join(type(place).__name__ for place in places)}, "
+        f"and found {_listed(found)}; name one of these without '_dataloader', or give the loader itself"
     )
+
+
+def need_labels(owner: str, trainer: Any) -> None:
+    """Refuse a data module that says that its data have no labels."""
+    if getattr(trainer.datamodule, "has_labels", True) is False:
+        raise ValueError(
+            f"{owner} needs labels, and the data of {type(trainer.datamodule).__name__} have none; "
+            "put the images into one folder for each class, or leave this measure out"
+        )
+
+
+def features_on_trainer(
+    trainer: Any, network: Callable[..., Any], loader: Iterable[Any], unpack: Unpack = unpack_batch
+) -> Extracted:
+    """This rank's part of `extract_features`, on the trainer's device and in its precision.
+
+    A loader whose sampler knows the ranks gives this rank its part; of any other one, this rank takes every n-th batch.
+    """
+    precision, device = trainer.precision_plugin, trainer.strategy.root_device
+    every, first = (1, 0) if gives_each_rank_its_part(loader) else (num_ranks(), rank())
+
+    def features(images: Any) -> Any:
+        with precision.forward_context():
+            return network(images)
+
+    def prepare(x: Any) -> Any:
+        return precision.convert_input(move_data_to_device(x, device))
+
+    return extract_features(features, loader, unpack, prepare=prepare, every=every, first=first)
 
 
 def gives_each_rank_its_part(loader: Any) -> bool:

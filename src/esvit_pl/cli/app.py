@@ -1,8 +1,8 @@
 """One wrapper round ``hydra.main`` for every command. Nothing heavy is imported here: --help and TAB wait for it.
 
-    @command("pretrain", summary="Pretrain a backbone without labels.", examples=["esvit-pretrain experiment=embedded"], needs=needs)
+    @command("knn", summary="Measure features.", examples=["esvit-knn ckpt_path=last.ckpt"], needs=what_is_missing)
     def main(cfg: DictConfig) -> float | None:
-        from esvit_pl.cli import assemble      # torch, Lightning and timm are imported from here on
+        from esvit_pl.cli import assemble  # torch, Lightning and timm are imported from here on
         ...
 
 Exit codes: 0; 1 for a wrong setting, a wrong input or a failed job; 2 for a flag that does not exist.
@@ -31,7 +31,7 @@ Task = Callable[[DictConfig], Any]
 
 
 class UserError(CompactHydraException):
-    """Something that whoever typed the command can put right: shown as a paragraph, without a traceback, exit code 1."""
+    """What whoever typed the command can put right: shown as a paragraph, without a traceback; exit code 1."""
 
 
 def command(
@@ -48,7 +48,7 @@ def command(
         config_name: primary config in ``config_package``; also the command's name: ``esvit-<config_name>``.
         summary: first line of ``--help``.
         examples: command lines shown by ``--help`` and by the message about something that is needed.
-        needs: looks at the composed config before the task runs; a sentence says what is missing, None that all is there.
+        needs: looks at the composed config before the task runs; a sentence says what is missing, None that nothing is.
         config_package: the importable package that holds the configs.
 
     Returns:
@@ -138,9 +138,7 @@ def _version_base() -> dict[str, str]:
 # -- before the task
 
 
-def _check_before(
-    cfg: DictConfig, needs: Callable[[DictConfig], str | None] | None, examples: Sequence[str]
-) -> None:
+def _check_before(cfg: DictConfig, needs: Callable[[DictConfig], str | None] | None, examples: Sequence[str]) -> None:
     """Raise UserError for what ``needs`` misses and for settings without a value, and leave no run folder behind."""
     problem = needs(cfg) if needs is not None else None
     if problem is None:
@@ -185,10 +183,10 @@ def _flatten(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _register_help(config_name: str, summary: str, examples: Sequence[str]) -> None:
-    """Give conf/hydra/default.yaml this command's words. ``$`` is doubled: Hydra puts the text through string.Template."""
+    """Give conf/hydra/default.yaml this command's words. ``$`` is doubled, since Hydra fills in a string.Template."""
     program = f"esvit-{config_name}"
     words = {"program": program, "help": "\n".join([f"{program}: {summary}", *_example_lines(examples)])}
-    register = getattr(OmegaConf, "register_resolver", OmegaConf.register_new_resolver)  # the new name comes with Hydra 1.4
+    register = OmegaConf.register_resolver if _has_whitelist() else OmegaConf.register_new_resolver  # 1.4 renames it
     register("esvit_command", lambda key: words[key].replace("$", "$$"), replace=True)
 
 
@@ -232,7 +230,7 @@ def _known_flags() -> list[str]:
 
 
 def _config_space(settings: Sequence[str], config_package: str, config_name: str) -> near_match.ConfigSpace:
-    """Groups and keys, composed with those choices of ``settings`` that exist; empty where even that cannot be composed."""
+    """Groups and keys, composed with those choices of ``settings`` that exist; no keys where even that fails."""
     from hydra.core.global_hydra import GlobalHydra
 
     GlobalHydra.instance().clear()

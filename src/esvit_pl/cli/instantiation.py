@@ -65,7 +65,7 @@ def trusted() -> tuple[str, ...]:
 
 
 def trusted_patterns() -> list[str]:
-    """The same list as Hydra 1.4 writes it (``package.*``), with the standard library's log handlers for job_logging."""
+    """The same list as Hydra 1.4 writes it (``package.*``), with the standard library's log handlers."""
     return [f"{prefix}*" if prefix.endswith(".") else prefix for prefix in (*trusted(), "logging.")]
 
 

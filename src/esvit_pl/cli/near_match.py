@@ -1,4 +1,4 @@
-"""What a mistyped setting was probably meant to be: Hydra says that a name is wrong, this file says which one is near."""
+"""What a mistyped setting was meant to be: Hydra says that a name is wrong, this file says which one is near."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def near(word: str, options: Iterable[str]) -> list[str]:
 
 
 def near_keys(key: str, space: ConfigSpace) -> list[str]:
-    """Settings and groups near ``key``. A right name at the wrong place counts: ``max_epochs`` gives ``trainer.max_epochs``."""
+    """What is near ``key``; a right name at a wrong place counts: ``max_epochs`` is ``trainer.max_epochs``."""
     last = key.rpartition(".")[2]
     moved = [known for known in space.keys if known.rpartition(".")[2] == last]
     return moved[:3] or near(key, dict.fromkeys([*space.groups, *space.keys]))

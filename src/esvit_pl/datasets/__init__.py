@@ -1,9 +1,9 @@
 """Data sets: `(image, label or None)` by index, as `Splits` of training, bank and query."""
 
-from .cifar10 import cifar10
-from .folder import FolderDataset, decode, folder, imagenet
-from .interface import ArrayDataset, ImageDataset, Splits, Subset, split_by_name
-from .photographs import FREE_TO_SHOW, photographs
+from esvit_pl.datasets.cifar10 import cifar10
+from esvit_pl.datasets.folder import FolderDataset, decode, folder, imagenet
+from esvit_pl.datasets.interface import ArrayDataset, ImageDataset, Splits, Subset, split_by_name
+from esvit_pl.datasets.photographs import FREE_TO_SHOW, photographs
 
 __all__ = [
     "FREE_TO_SHOW",

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from .interface import ArrayDataset, Splits
+from esvit_pl.datasets.interface import ArrayDataset, Splits
 
 
 def cifar10(root: str | Path = "data/cifar10", *, download: bool = True) -> Splits:

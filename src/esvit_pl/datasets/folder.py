@@ -22,7 +22,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from .interface import ImageDataset, Splits
+from esvit_pl.datasets.interface import ImageDataset, Splits
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 VAL_FOLDERS = ("val", "valid", "validation")
@@ -163,8 +163,8 @@ def _class_names(root: Path, names: list[str]) -> list[str]:
     flat = [name for name in names if "/" not in name]
     if flat:
         raise ValueError(
-            f"{len(flat):,} images lie directly in '{root}', the first is '{flat[0]}', but its other split or the "
-            f"argument labels wants class folders, '{root}/<class>/<image>': sort them into folders, or pass labels='none'"
+            f"{len(flat):,} images lie directly in '{root}', the first is '{flat[0]}', where class folders are wanted "
+            f"('{root}/<class>/<image>'): sort them into folders, or pass labels='none'"
         )
     return [name.split("/")[0] for name in names]
 

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from .interface import ArrayDataset, Splits
+from esvit_pl.datasets.interface import ArrayDataset, Splits
 
 # name -> (package, file below it); the class number is the place in this list
 PHOTOGRAPHS = {

@@ -1,9 +1,10 @@
 """Pure measures of features."""
 
 from esvit_pl.metrics.baselines import GreyHistogram, RawPixels
-from esvit_pl.metrics.features import Extracted, extract_features, gather_uneven, pooled, unpack_batch
+from esvit_pl.metrics.features import Extracted, extract_features, gather_uneven, joined, pooled, unpack_batch
 from esvit_pl.metrics.isolation import undisturbed, untracked
-from esvit_pl.metrics.knn import TopK, knn_accuracy, knn_correct, knn_predict
+from esvit_pl.metrics.knn import TopK, knn_accuracy, knn_accuracy_over_ranks, knn_correct, knn_predict
+from esvit_pl.metrics.names import knn_metrics
 
 __all__ = [
     "Extracted",
@@ -12,8 +13,11 @@ __all__ = [
     "TopK",
     "extract_features",
     "gather_uneven",
+    "joined",
     "knn_accuracy",
+    "knn_accuracy_over_ranks",
     "knn_correct",
+    "knn_metrics",
     "knn_predict",
     "pooled",
     "undisturbed",

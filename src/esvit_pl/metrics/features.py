@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -81,18 +81,24 @@ def extract_features(
     Returns:
         Features in float32 at least, on the device where `function` made them; (0 0) if there was no batch.
     """
-    features, labels = [], []
+    parts = []
     with untracked():
         for batch in islice(loader, first, None, every):
-            images, label = unpack(batch)
+            images, labels = unpack(batch)
             feature = pooled(function(prepare(images)))
-            features.append(feature.to(torch.promote_types(feature.dtype, torch.float32)))
-            if label is not None:
-                labels.append(prepare(torch.as_tensor(label)).long().to(feature.device))
-        if not features:
-            empty = prepare(torch.zeros(0, 0))
-            return Extracted(empty, empty.new_zeros(0, dtype=torch.long))
-        return Extracted(torch.cat(features), torch.cat(labels) if labels else None)
+            feature = feature.to(torch.promote_types(feature.dtype, torch.float32))
+            if labels is not None:
+                labels = prepare(torch.as_tensor(labels)).long().to(feature.device)
+            parts.append(Extracted(feature, labels))
+        return joined(parts, like=prepare(torch.zeros(0, 0)))
+
+
+def joined(parts: Sequence[Extracted], like: Tensor) -> Extracted:
+    """Parts one after the other; where there are none, features (0 0) of the type and device of `like`."""
+    if not parts:
+        return Extracted(like.new_zeros(0, 0), like.new_zeros(0, dtype=torch.long))
+    labels = [part.labels for part in parts if part.labels is not None]
+    return Extracted(torch.cat([part.features for part in parts]), torch.cat(labels) if labels else None)
 
 
 def gather_uneven(x: Tensor) -> Tensor:

@@ -31,7 +31,7 @@ def undisturbed(module: nn.Module) -> Iterator[None]:
     bit for bit as if nobody had looked.
     """
     modes = {part: part.training for part in module.modules()}
-    states = (torch.get_rng_state(), np.random.get_state(), random.getstate())
+    states = (torch.get_rng_state(), np.random.get_state(), random.getstate())  # noqa: NPY002, others may use it
     gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_available() and torch.cuda.is_initialized() else []
     module.eval()
     try:
@@ -41,7 +41,7 @@ def undisturbed(module: nn.Module) -> Iterator[None]:
         for part, mode in modes.items():
             part.training = mode
         torch.set_rng_state(states[0])
-        np.random.set_state(states[1])
+        np.random.set_state(states[1])  # noqa: NPY002
         random.setstate(states[2])
         if gpus:
             torch.cuda.set_rng_state_all(gpus)

@@ -1,4 +1,4 @@
-"""Weighted k-nearest-neighbour classification of frozen features (Wu et al., arXiv 1805.01978; recipes.md, "Evaluation").
+"""Weighted k-nearest-neighbour classification of frozen features (Wu et al., arXiv 1805.01978; recipes.md).
 
 Features are scaled to unit length; the k images of the bank with the largest cosine vote for their class, each with
 weight exp(cosine / temperature).
@@ -15,8 +15,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from esvit_pl.distributed import sum_over_ranks
+from esvit_pl.metrics.features import Extracted, gather_uneven
+
 SIMILARITIES_AT_ONCE = 2**26
-"""Size of the largest block of similarities (256 MB in float32): the default number of queries at once follows from it."""
+"""Size of the largest block of similarities (256 MB in float32); how many queries go at once follows from it."""
 
 
 class TopK(NamedTuple):
@@ -115,6 +118,32 @@ def knn_accuracy(
     return {n: TopK(*row) for n, row in zip(ks, (right / len(query)).tolist(), strict=True)}
 
 
+def knn_accuracy_over_ranks(
+    bank: Extracted, query: Extracted, *, k: int | Sequence[int] = 20, temperature: float = 0.07
+) -> tuple[dict[int, TopK], int]:
+    """`knn_accuracy` of features that lie on several ranks, and the number of query images on all of them.
+
+    Every rank gathers the whole bank and classifies its own queries; sizes may differ, and a rank may have none.
+
+    Args:
+        bank: this rank's part.
+        query: this rank's part.
+    """
+    ks = as_ks(k)
+    if bank.labels is None or query.labels is None:
+        which = "bank" if bank.labels is None else "query"
+        raise ValueError(f"k-NN needs labels, and the batches of the {which} have none; give unpack= if they hide them")
+    features, labels = gather_uneven(bank.features), gather_uneven(bank.labels)
+    right = torch.zeros(len(ks), 2, dtype=torch.float64, device=features.device)
+    if len(query.labels):
+        right += knn_correct(features, labels, query.features, query.labels, k=ks, temperature=temperature)
+    total = int(sum_over_ranks(torch.tensor(len(query.labels), device=features.device)))
+    if total == 0:
+        raise ValueError("k-NN needs one query image or more, got none")
+    fractions = (sum_over_ranks(right) / total).tolist()
+    return {n: TopK(*row) for n, row in zip(ks, fractions, strict=True)}, total
+
+
 def as_ks(k: int | Sequence[int]) -> list[int]:
     """One k or several -> a list without repeats."""
     ks = [k] if isinstance(k, int) else [int(n) for n in k]
@@ -143,14 +172,16 @@ def _ranked(
     if bank.ndim != 2 or query.ndim != 2 or bank.shape[1] != query.shape[1]:
         raise ValueError(f"bank and query must be (n, d) and (q, d), got {tuple(bank.shape)} and {tuple(query.shape)}")
     if min(ks) < 1 or max(ks) > len(bank):
-        raise ValueError(f"k={max(ks)} neighbours asked of a bank of {len(bank)} images; choose k between 1 and {len(bank)}")
+        wrong = min(ks) if min(ks) < 1 else max(ks)
+        raise ValueError(f"k={wrong} neighbours, and the bank holds {len(bank)} images; choose k from 1 to {len(bank)}")
     classes = int(bank_labels.max()) + 1 if num_classes is None else num_classes
     if int(bank_labels.max()) >= classes:
         raise ValueError(f"num_classes={classes} is too small for label {int(bank_labels.max())} in the bank")
     chunk = max(1, SIMILARITIES_AT_ONCE // len(bank)) if chunk is None else chunk
     bank = F.normalize(bank, dim=1)
     for part in F.normalize(query, dim=1).split(chunk):
-        cosine, neighbours = (part @ bank.T).topk(max(ks), dim=1)  # (q k), nearest first
+        with torch.autocast(part.device.type, enabled=False):  # bfloat16 has too few digits to rank by
+            cosine, neighbours = (part @ bank.T).topk(max(ks), dim=1)  # (q k), nearest first
         # Only ratios of votes matter; the nearest neighbour's is held at 1, so that no temperature overflows.
         weight = ((cosine - cosine[:, :1]) / temperature).exp()
         label = bank_labels[neighbours]

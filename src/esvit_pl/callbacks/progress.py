@@ -1,0 +1,94 @@
+"""What a training shows while it runs: a bar where there is a terminal, else a line for every epoch."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from time import monotonic
+from typing import Any
+
+from pytorch_lightning.callbacks import ProgressBar, TQDMProgressBar
+
+SHOWN: dict[str, tuple[str, Callable[[float], str]]] = {
+    "train/view_loss": ("view", lambda x: f"{x:.3f}"),
+    "train/region_loss": ("region", lambda x: f"{x:.3f}"),
+    "linear/train_loss": ("loss", lambda x: f"{x:.3f}"),
+    "knn/top1": ("k-NN", lambda x: f"{100 * x:.1f}%"),
+    "linear/top1": ("linear", lambda x: f"{100 * x:.1f}%"),
+}
+"""Metric -> (short name, how it is written), in the order in which they are shown."""
+
+
+def shown(metrics: Mapping[str, Any]) -> dict[str, str]:
+    """Those of the metrics that a reader wants to follow, as short names and texts."""
+    return {name: text(float(metrics[key])) for key, (name, text) in SHOWN.items() if key in metrics}
+
+
+def duration(seconds: float) -> str:
+    """42 -> "42 s", 190 -> "3 min", 8000 -> "2 h 13 min"."""
+    minutes = round(seconds / 60)
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def epoch_line(epoch: int, epochs: int | None, metrics: Mapping[str, Any], left: float | None) -> str:
+    """One line about an epoch.
+
+    Args:
+        epoch: how many are done.
+        epochs: how many there will be, None if nobody knows.
+        metrics: values by name.
+        left: seconds until the end, if known.
+    """
+    parts = [f"epoch {epoch:>{len(str(epochs))}}/{epochs}" if epochs else f"epoch {epoch}"]
+    parts += [f"{name} {text}" for name, text in shown(metrics).items()]
+    if "time/images_per_second" in metrics:
+        parts.append(f"{float(metrics['time/images_per_second']):,.0f} images/s")
+    if left is not None:
+        parts.append(f"{duration(left)} left" if left > 0 else "done")
+    return "  ".join(parts)
+
+
+class PlainProgress(ProgressBar):
+    """Prints `epoch_line` at the end of every epoch, on the first process; for files, pipes and schedulers' logs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._enabled = True
+        self._start, self._first_epoch = monotonic(), 0
+
+    def enable(self) -> None:
+        self._enabled = True
+
+    def disable(self) -> None:
+        self._enabled = False
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        self._start, self._first_epoch = monotonic(), trainer.current_epoch
+
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        if not self._enabled or not trainer.is_global_zero:
+            return
+        done = trainer.current_epoch + 1
+        endless = trainer.max_epochs is None or trainer.max_epochs < 0
+        per_epoch = (monotonic() - self._start) / max(done - self._first_epoch, 1)
+        left = None if endless else per_epoch * (trainer.max_epochs - done)
+        print(epoch_line(done, None if endless else trainer.max_epochs, trainer.callback_metrics, left), flush=True)
+
+
+class TerminalProgress(TQDMProgressBar):
+    """Lightning's bar with both losses and the last k-NN accuracy beside it."""
+
+    def get_metrics(self, trainer: Any, pl_module: Any) -> dict[str, int | str | float | dict[str, float]]:
+        return {**shown({**trainer.callback_metrics, **trainer.progress_bar_metrics})}
+
+
+def progress_bar(refresh_rate: int = 1) -> ProgressBar:
+    """The bar where there is a terminal or a notebook, plain lines elsewhere.
+
+    Args:
+        refresh_rate: batches between two updates of the bar.
+    """
+    notebook = "ipykernel" in sys.modules
+    return TerminalProgress(refresh_rate=refresh_rate) if notebook or sys.stdout.isatty() else PlainProgress()

@@ -1,0 +1,68 @@
+"""How fast a training runs, and how much of its time it waits for data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from time import perf_counter
+from typing import Any
+
+from pytorch_lightning import Callback
+from torch import Tensor
+
+
+class Throughput(Callback):
+    """Logs ``time/images_per_second`` (of all processes) and ``time/data_wait_share`` (0-1) for every epoch.
+
+    The clock runs from the start of the epoch to the end of its last batch, without validation and without whatever
+    happens after the epoch. Between the end of a batch and the start of the next, the process waits for data: a share
+    near 0 means that the loader keeps up, a large one asks for more workers.
+
+    Args:
+        count: batch -> number of images; by default the length of the first tensor in it.
+        clock: seconds.
+    """
+
+    def __init__(self, count: Callable[[Any], int] | None = None, clock: Callable[[], float] = perf_counter) -> None:
+        self.count = count or batch_length
+        self.clock = clock
+        self._reset()
+
+    def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
+        self._reset()
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        now = self.clock()
+        self._waited += now - self._mark
+        self._busy_since = now
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self._mark = self.clock()
+        self._worked += self._mark - self._busy_since
+        self._images += self.count(batch)
+
+    def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
+        self._mark = self.clock()  # validation in the middle of an epoch is neither work nor waiting
+
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        for name, value in throughput(self._images * trainer.world_size, self._worked, self._waited).items():
+            pl_module.log(f"time/{name}", value, on_step=False, on_epoch=True, batch_size=1)
+
+    def _reset(self) -> None:
+        self._images, self._worked, self._waited = 0, 0.0, 0.0
+        self._mark = self._busy_since = self.clock()
+
+
+def throughput(images: int, worked: float, waited: float) -> dict[str, float]:
+    """Images per second and the share of time spent waiting, from seconds of work and of waiting."""
+    seconds = worked + waited
+    if seconds <= 0:
+        return {"images_per_second": 0.0, "data_wait_share": 0.0}
+    return {"images_per_second": images / seconds, "data_wait_share": waited / seconds}
+
+
+def batch_length(batch: Any) -> int:
+    """Length of the first tensor in a batch, whatever it lies in; 0 if there is none."""
+    if isinstance(batch, Tensor):
+        return len(batch) if batch.ndim else 0
+    parts = batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, (tuple, list)) else ()
+    return next((length for part in parts if (length := batch_length(part))), 0)

@@ -1,0 +1,96 @@
+"""Metrics in one plain file."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pytorch_lightning.loggers import Logger
+from pytorch_lightning.utilities import rank_zero_only
+
+HEADER = ["step", "epoch", "name", "value"]
+
+
+class MetricsCSV(Logger):
+    """Appends every metric as one row ``step,epoch,name,value`` to ``metrics.csv``.
+
+    Nothing in the file is ever changed or deleted: metrics may appear at any time, and a resumed run goes on in the
+    same file, where the later of two rows counts. As a table, one row a step:
+
+        pd.read_csv("metrics.csv").pivot_table(index="step", columns="name", values="value", aggfunc="last")
+
+    and without pandas `read_metrics`. Hyperparameters are not kept here: the resolved config lies in the run folder.
+
+    Args:
+        folder: where; made if it is missing.
+        name: of the file.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], name: str = "metrics.csv") -> None:
+        super().__init__()
+        self.path = Path(folder) / name
+
+    @property
+    def name(self) -> str:
+        return ""
+
+    @property
+    def version(self) -> str:
+        return ""
+
+    @property
+    def save_dir(self) -> str:
+        return str(self.path.parent)
+
+    @rank_zero_only
+    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
+        pass
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        values = dict(metrics)
+        epoch = values.pop("epoch", None)
+        rows = [[_text(step), _text(epoch), name, float(value)] for name, value in values.items()]
+        if rows:
+            self._append(rows)
+
+    def _append(self, rows: list[list[Any]]) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("a+", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            if file.tell() == 0:
+                writer.writerow(HEADER)
+            elif not self._ends_a_line():
+                file.write("\n")  # the run before was killed while it wrote
+            writer.writerows(rows)
+
+    def _ends_a_line(self) -> bool:
+        with self.path.open("rb") as file:
+            file.seek(-1, os.SEEK_END)
+            return file.read() == b"\n"
+
+
+def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, float]]:
+    """The file of `MetricsCSV` as one dict a step, ``{"step": ..., "epoch": ..., name: value, ...}``, sorted by step.
+
+    Of several values of a metric at one step the last counts; rows that a kill cut short are passed over.
+    """
+    steps: dict[int, dict[str, float]] = {}
+    with Path(path).open(newline="", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            try:
+                step, name, value = int(row["step"]), row["name"], float(row["value"])
+            except (TypeError, ValueError):
+                continue
+            values = steps.setdefault(step, {"step": step})
+            if row["epoch"]:
+                values["epoch"] = int(row["epoch"])
+            values[name] = value
+    return [steps[step] for step in sorted(steps)]
+
+
+def _text(number: float | None) -> str:
+    return "" if number is None else str(int(number))

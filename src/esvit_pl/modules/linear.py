@@ -1,0 +1,207 @@
+"""Linear classification of a frozen backbone's features."""
+
+# b images of a batch | c channels | h, w rows and columns | d channels of a feature
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from hashlib import blake2b
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from pytorch_lightning import LightningModule
+from torch import Tensor, nn
+from torchmetrics.classification import MulticlassAccuracy
+
+from esvit_pl.backbones.interface import Backbone
+from esvit_pl.callbacks.parts import need_labels
+from esvit_pl.metrics.features import Unpack, unpack_batch
+from esvit_pl.metrics.isolation import untracked
+from esvit_pl.optim import scaled_lr
+from esvit_pl.schedules import cosine
+
+
+class LinearProbe(LightningModule):
+    """A linear classifier on the pooled features of the last blocks (recipes.md, "Evaluation"; paper, section 4.1).
+
+    SGD without weight decay, learning rate by the linear scaling rule, a cosine to 0 by epoch. ``trainer.max_epochs``
+    is its length (100 in the paper). Several learning rates train as many heads side by side, from equal initial
+    weights, on features that are computed once: each head ends as it would have alone. Logs ``linear/top1`` and
+    ``linear/top5`` of the best head as fractions; with several also ``linear/lr<lr>/top1`` of each and
+    ``linear/best_lr``. The best is chosen on the images that it is measured on, as the paper's sweep by hand does.
+
+    The backbone is always in eval mode, gets no gradient and is in no checkpoint of the probe: the checkpoint holds the
+    heads and, under ``linear_probe``, the backbone's spec and a fingerprint of its weights, and resumes with that
+    backbone alone.
+
+    Args:
+        backbone: frozen here: its parameters' ``requires_grad`` becomes False.
+        num_classes: 2 or more.
+        last_blocks: how many blocks' pooled features the classifier sees.
+        lr: per 256 images of the global batch, one or several.
+        momentum: of SGD.
+        unpack: batch -> (images, labels).
+
+    Raises:
+        ValueError: settings or data that do not fit, before training.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        num_classes: int | None,
+        *,
+        last_blocks: int = 4,
+        lr: float | Sequence[float] = 0.001,
+        momentum: float = 0.9,
+        unpack: Unpack = unpack_batch,
+    ) -> None:
+        super().__init__()
+        if num_classes is None or num_classes < 2:
+            raise ValueError(
+                f"LinearProbe needs num_classes of 2 or more, got {num_classes}; it learns from labels: "
+                "put the images into one folder for each class"
+            )
+        lrs = [float(lr)] if isinstance(lr, (int, float)) else [float(value) for value in lr]
+        if not lrs or min(lrs) <= 0 or len(set(lrs)) < len(lrs):
+            raise ValueError(f"LinearProbe needs one lr or several different ones, above 0, got {lr}")
+        self.num_classes = num_classes
+        self.last_blocks = last_blocks
+        self.lrs = lrs
+        self.momentum = momentum
+        self.unpack = unpack
+        self.backbone = backbone.requires_grad_(False).eval()
+        first = nn.Linear(backbone.last_blocks_width(last_blocks), num_classes)
+        nn.init.normal_(first.weight, std=0.01)
+        nn.init.zeros_(first.bias)
+        self.heads = nn.ModuleList(copy.deepcopy(first) for _ in lrs)
+        self.top1, self.top5 = (self._accuracies(top) for top in (1, 5))
+        self.global_batch = 0
+
+    def train(self, mode: bool = True) -> LinearProbe:
+        super().train(mode)
+        self.backbone.eval()
+        return self
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """(b c h w) -> logits (b num_classes) of every head."""
+        with untracked():
+            features = self.backbone.last_blocks(x, self.last_blocks)  # (b d)
+        return [head(features) for head in self.heads]
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        images, labels = self._labelled(batch)
+        losses = torch.stack([F.cross_entropy(logits.float(), labels) for logits in self(images)])  # (heads,)
+        self.log("linear/train_loss", losses.detach().mean(), on_step=False, on_epoch=True, batch_size=len(labels))
+        self.log("linear/lr", self.lr_at(self.lrs[0], self.current_epoch), batch_size=len(labels))
+        return losses.sum()  # no head's gradient reaches another
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        images, labels = self._labelled(batch)
+        for logits, top1, top5 in zip(self(images), self.top1, self.top5, strict=True):
+            top1.update(logits, labels)
+            top5.update(logits, labels)
+
+    def on_validation_epoch_end(self) -> None:
+        top1 = [float(metric.compute()) for metric in self.top1]
+        top5 = [float(metric.compute()) for metric in self.top5]
+        best = top1.index(max(top1))
+        metrics = {"linear/top1": top1[best], "linear/top5": top5[best]}
+        if len(self.lrs) > 1:
+            metrics |= {f"linear/lr{lr:g}/top1": value for lr, value in zip(self.lrs, top1, strict=True)}
+            metrics["linear/best_lr"] = self.lrs[best]
+        self.log_dict(metrics, batch_size=1)
+        for metric in (*self.top1, *self.top5):
+            metric.reset()
+
+    test_step, on_test_epoch_end = validation_step, on_validation_epoch_end
+
+    def lr_at(self, lr: float, epoch: int) -> float:
+        """Learning rate of a head in an epoch, from its rate per 256 images: the cosine reaches 0 after the last."""
+        return cosine(epoch, self._epochs(), start=scaled_lr(lr, self.global_batch), end=0.0)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        groups = [
+            {"name": f"lr{lr:g}", "params": list(head.parameters()), "lr": lr}
+            for lr, head in zip(self.lrs, self.heads, strict=True)
+        ]
+        return torch.optim.SGD(groups, lr=self.lrs[0], momentum=self.momentum, weight_decay=0.0)
+
+    def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
+        for lr, group in zip(self.lrs, optimizer.param_groups, strict=True):
+            group["lr"] = self.lr_at(lr, epoch)
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+
+    def setup(self, stage: str) -> None:
+        need_labels("LinearProbe", self.trainer)
+        classes = getattr(self.trainer.datamodule, "num_classes", None)
+        if classes is not None and classes != self.num_classes:
+            raise ValueError(f"LinearProbe has num_classes={self.num_classes}, and the data have {classes} classes")
+        if stage == "fit":
+            self._epochs()
+
+    def on_train_start(self) -> None:
+        trainer = self.trainer
+        self.global_batch = _batch_size(trainer.train_dataloader) * trainer.world_size * trainer.accumulate_grad_batches
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        state = checkpoint["state_dict"]
+        checkpoint["state_dict"] = {name: value for name, value in state.items() if not name.startswith("backbone.")}
+        checkpoint["linear_probe"] = self._identity()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        now, saved = self._identity(), checkpoint.get("linear_probe")
+        if saved is None:
+            raise ValueError("the checkpoint to resume from is none of a LinearProbe: it has no entry 'linear_probe'")
+        differences = [f"{key}: checkpoint {saved.get(key)!r}, now {now[key]!r}" for key in now if saved[key] != now[key]]
+        if differences:
+            raise ValueError("the probe to resume has another backbone or other heads; " + "; ".join(differences))
+        own = {f"backbone.{name}": value for name, value in self.backbone.state_dict().items()}
+        checkpoint["state_dict"] = {**own, **checkpoint["state_dict"]}
+
+    def _identity(self) -> dict[str, Any]:
+        return {
+            "backbone": self.backbone.spec,
+            "backbone_weights": fingerprint(self.backbone),
+            "last_blocks": self.last_blocks,
+            "num_classes": self.num_classes,
+            "lr": self.lrs,
+        }
+
+    def _accuracies(self, top: int) -> nn.ModuleList:
+        """One for each head; among fewer classes than `top`, every answer is right."""
+        top = min(top, self.num_classes)
+        return nn.ModuleList(MulticlassAccuracy(self.num_classes, top_k=top, average="micro") for _ in self.lrs)
+
+    def _epochs(self) -> int:
+        epochs = self.trainer.max_epochs
+        if epochs is None or epochs < 1:
+            raise ValueError(f"LinearProbe needs trainer.max_epochs, got {epochs}; the learning rate ends with it")
+        return epochs
+
+    def _labelled(self, batch: Any) -> tuple[Any, Tensor]:
+        images, labels = self.unpack(batch)
+        if labels is None:
+            raise ValueError("LinearProbe needs labels, and the batch has none; give unpack= if it hides them")
+        return images, labels
+
+
+def fingerprint(module: nn.Module) -> str:
+    """A hash of all weights and buffers, the same on every device."""
+    digest = blake2b(digest_size=16)
+    for name, value in module.state_dict().items():
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _batch_size(loader: Any) -> int:
+    size = getattr(loader, "batch_size", None) or getattr(getattr(loader, "batch_sampler", None), "batch_size", None)
+    if size is None:
+        raise ValueError(
+            f"LinearProbe needs the batch size for its learning rate, and {type(loader).__name__} does not tell it; "
+            "give the training loader or its batch_sampler an attribute batch_size"
+        )
+    return int(size)

@@ -1,0 +1,5 @@
+"""Pictures: arrays first, ink last."""
+
+from esvit_pl.visualize.figures import comparison, crops, learning_curve, save
+
+__all__ = ["comparison", "crops", "learning_curve", "save"]

@@ -1,0 +1,225 @@
+"""Figures of a run. The only file that knows matplotlib; no window is ever opened and no global state is used."""
+
+# v views | h, w rows and columns in pixels
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Okabe and Ito's colours, told apart by colour-blind readers too.
+BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#6B6B6B"
+LOSSES = {"train/view_loss": ("view loss", BLUE), "train/region_loss": ("region loss", ORANGE)}
+ROWS = {
+    "chance": "chance",
+    "raw_pixels": "raw pixels",
+    "histogram": "grey histogram",
+    "untrained": "untrained",
+    "pretrained": "pretrained",
+}
+"""Rows of results.json in the order in which they are shown, and what they are called."""
+
+
+def learning_curve(
+    rows: Sequence[Mapping[str, float]],
+    baselines: Mapping[str, float] | None = None,
+    steps_per_epoch: int | None = None,
+) -> Figure:
+    """Losses above, k-NN accuracy below, against epochs (or steps, if the rows hold no epoch).
+
+    Args:
+        rows: one dict a step with "step" and any of train/view_loss, train/region_loss, knn/top1, as `read_metrics`
+            of esvit_pl.loggers gives them.
+        baselines: {name: k-NN accuracy in 0-1}, dashed lines in the lower picture; names as in results.json or free.
+        steps_per_epoch: to place steps between epochs; without it the axis counts steps.
+
+    Raises:
+        ValueError: no row holds any of these metrics.
+    """
+    curves = {name: _curve(rows, name) for name in (*LOSSES, "knn/top1")}
+    if not any(len(steps) for steps, _ in curves.values()):
+        raise ValueError(f"learning_curve needs rows with one of {', '.join(curves)}; found none in {len(rows)} rows")
+    figure = _figure(6.4, 6.0)
+    above, below = figure.subplots(2, 1, sharex=True)
+    scale = steps_per_epoch or 1
+    for name, (label, colour) in LOSSES.items():
+        steps, values = curves[name]
+        if len(steps):
+            _line(above, steps / scale, values, colour, label)
+    _finish(above, "loss")
+    if above.lines:
+        above.legend(frameon=False)
+    steps, values = curves["knn/top1"]
+    if len(steps):
+        mark = "o" if len(steps) <= 30 else None
+        below.plot(steps / scale, 100 * values, color=GREEN, marker=mark, markersize=4, label="pretraining")
+    for name, value in (baselines or {}).items():
+        below.axhline(100 * value, color=GREY, linestyle="--", linewidth=1)
+        below.annotate(
+            f"{ROWS.get(name, name)} {100 * value:.0f}",
+            xy=(1.01, 100 * value),
+            xycoords=("axes fraction", "data"),
+            va="center",
+            fontsize=8,
+            color=GREY,
+        )
+    _finish(below, "k-NN top-1 accuracy (%)")
+    below.set_ylim(bottom=0)
+    below.set_xlabel("epoch" if steps_per_epoch else "step")
+    return figure
+
+
+def crops(
+    image: Any, boxes: Any, views: Sequence[Any], *, num_global: int = 2, flipped: Sequence[bool] | None = None
+) -> Figure:
+    """An image with the boxes of its crops, and the crops as the network sees them.
+
+    Args:
+        image: (c h w) in 0-1 or uint8, or anything of that shape, which is stretched to its own range.
+        boxes: (v 4), x, y, w, h of every crop in the image, 0-1.
+        views: v of (c h w), global ones first, of any size; normalised ones are stretched to their own range.
+        num_global: how many are global.
+        flipped: v, which views were mirrored; said in their titles.
+    """
+    from matplotlib.patches import Rectangle
+
+    boxes = _array(boxes)
+    if boxes.shape != (len(views), 4):
+        raise ValueError(f"crops needs boxes of shape ({len(views)}, 4), one for each view, got {boxes.shape}")
+    columns = 5 if len(views) > 4 else max(len(views), 1)
+    lines = -(-len(views) // columns)
+    figure = _figure(3.2 + 1.5 * columns, max(3.4, 1.75 * lines))
+    whole, right = figure.subfigures(1, 2, width_ratios=[3.2, 1.5 * columns])
+    picture = _picture(image)
+    height, width = picture.shape[:2]
+    axes = whole.subplots()
+    axes.imshow(picture, cmap="gray", vmin=0, vmax=1)
+    axes.set_title("image", fontsize=9)
+    axes.axis("off")
+    grid = right.subplots(lines, columns, squeeze=False).flat
+    for cell in grid:
+        cell.axis("off")
+    for index, (view, box) in enumerate(zip(views, boxes, strict=True)):
+        is_global = index < num_global
+        colour = BLUE if is_global else ORANGE
+        x, y, w, h = box * [width, height, width, height]
+        corner = (x - 0.5, y - 0.5)  # imshow puts the first pixel's centre at 0
+        axes.add_patch(Rectangle(corner, w, h, fill=False, edgecolor=colour, linewidth=2 if is_global else 1.2))
+        name = _crop_name(index, num_global)
+        axes.annotate(name[0] + name.split()[1], xy=corner, xytext=(2, -2), textcoords="offset points", va="top",
+                      fontsize=7, color="white", bbox={"facecolor": colour, "edgecolor": "none", "pad": 1})
+        cell = right.axes[index]
+        cell.imshow(_picture(view), cmap="gray", vmin=0, vmax=1)
+        cell.set_title(name + (", mirrored" if flipped is not None and bool(flipped[index]) else ""), fontsize=8)
+        cell.axis("on")
+        cell.set(xticks=[], yticks=[])
+        for spine in cell.spines.values():
+            spine.set(color=colour, linewidth=2)
+    return figure
+
+
+def comparison(results: Mapping[str, Any], *, probes: Sequence[str] = ("knn", "linear")) -> Figure:
+    """Accuracies of the pretrained network and its baselines side by side, one panel for each probe.
+
+    Args:
+        results: as in results.json, ``{"knn": {"chance": 0.05, ..., "pretrained": 0.63}, "linear": {...}}``; probes
+            and rows that are missing or null are left out.
+        probes: which ones, in order.
+    """
+    titles = {"knn": "k-NN", "linear": "linear probe"}
+    tables = {probe: _rows(results.get(probe)) for probe in probes}
+    tables = {probe: table for probe, table in tables.items() if table}
+    if not tables:
+        raise ValueError(f"comparison needs results of {' or '.join(probes)}, got {', '.join(results) or 'nothing'}")
+    longest = max(len(table) for table in tables.values())
+    figure = _figure(1 + 3.2 * len(tables), 1 + 0.45 * longest)
+    panels = figure.subplots(1, len(tables), squeeze=False, sharex=True)[0]
+    for axes, (probe, table) in zip(panels, tables.items(), strict=True):
+        names = [ROWS.get(name, name) for name in table]
+        values = [100 * value for value in table.values()]
+        colours = [BLUE if name == "pretrained" else GREY for name in table]
+        bars = axes.barh(names, values, color=colours, height=0.65)
+        axes.bar_label(bars, fmt="%.1f", padding=3, fontsize=9)
+        axes.invert_yaxis()
+        axes.set_title(titles.get(probe, probe), fontsize=10)
+        axes.set_xlabel("top-1 accuracy (%)")
+        axes.margins(x=0.15)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.tick_params(axis="y", length=0)
+    return figure
+
+
+def save(figure: Figure, path: str | Path) -> Path:
+    """Write a figure; the folder is made, the ending of the name is the format. Returns the path."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150)
+    return path
+
+
+def _figure(width: float, height: float) -> Figure:
+    """A figure of so many inches, drawn without a window whatever the user's backend is."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _curve(rows: Sequence[Mapping[str, float]], name: str) -> tuple[np.ndarray, np.ndarray]:
+    points = [(row["step"], row[name]) for row in rows if name in row]
+    steps, values = np.array(points, dtype=float).reshape(-1, 2).T
+    return steps, values
+
+
+def _line(axes: Axes, x: np.ndarray, y: np.ndarray, colour: str, label: str) -> None:
+    """The curve; where it has many points, its running mean over the noise of the steps."""
+    window = len(x) // 40
+    if window < 2:
+        axes.plot(x, y, color=colour, linewidth=1.6, label=label)
+        return
+    axes.plot(x, y, color=colour, linewidth=0.8, alpha=0.25)
+    mean = np.convolve(y, np.ones(window) / window, mode="valid")
+    axes.plot(x[window - 1 :], mean, color=colour, linewidth=1.8, label=label)
+
+
+def _finish(axes: Axes, label: str) -> None:
+    axes.set_ylabel(label)
+    axes.grid(axis="y", color="0.92")
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _rows(table: Mapping[str, Any] | None) -> dict[str, float]:
+    """Known rows in their order, then others; without those that hold no number."""
+    table = table or {}
+    order = [*(name for name in ROWS if name in table), *(name for name in table if name not in ROWS)]
+    return {name: float(table[name]) for name in order if table[name] is not None}
+
+
+def _crop_name(index: int, num_global: int) -> str:
+    return f"global {index + 1}" if index < num_global else f"local {index - num_global + 1}"
+
+
+def _array(x: Any) -> np.ndarray:
+    return np.asarray(x.detach().cpu().float() if hasattr(x, "detach") else x, dtype=np.float64)
+
+
+def _picture(x: Any) -> np.ndarray:
+    """(c h w) of any range -> (h w 3) or (h w) in 0-1."""
+    is_bytes = str(getattr(x, "dtype", "")).endswith("uint8")
+    array = _array(x).transpose(1, 2, 0)
+    if is_bytes:
+        array = array / 255
+    low, high = array.min(), array.max()
+    if low < 0 or high > 1:  # normalised: show it over its own range
+        array = (array - low) / max(high - low, 1e-12)
+    return array if array.shape[2] == 3 else array[:, :, 0]

@@ -1,0 +1,158 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from esvit_pl.datasets import decode, folder, imagenet
+
+
+def put(root: Path, *names: str) -> None:
+    for number, name in enumerate(names):
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (4, 3), (number, 2, 3)).save(path, format="PNG")
+
+
+def names(dataset) -> list[str]:
+    return [dataset.name(i) for i in range(len(dataset))]
+
+
+def test_class_folders_give_labels_in_the_order_of_the_names(tmp_path):
+    put(tmp_path, "dog/2.png", "cat/1.png", "dog/1.png")
+    splits = folder(tmp_path)
+    assert splits.classes == ["cat", "dog"]
+    assert names(splits.train) == ["cat/1.png", "dog/1.png", "dog/2.png"]
+    assert splits.train.labels == [0, 1, 1]
+    image, label = splits.train[2]
+    assert label == 1
+    assert image.tolist() == [[[value] * 4] * 3 for value in (0, 2, 3)]  # the first file written
+    assert splits.val is None
+
+
+@pytest.mark.parametrize("where", [["1.png", "2.png"], ["a/1.png", "2.png"], ["a/b/1.png", "a/c/2.png"], ["a/1.png"]])
+def test_flat_nested_or_single_folders_have_no_labels(tmp_path, where):
+    put(tmp_path, *where)
+    splits = folder(tmp_path)
+    assert splits.train.labels is None
+    assert splits.classes is None
+    assert splits.train[0][1] is None
+    assert names(splits.train) == sorted(where)
+
+
+def test_labels_can_be_ignored_or_asked_for(tmp_path):
+    put(tmp_path, "a/deep/er/1.png", "b/2.png")
+    assert folder(tmp_path).classes is None
+    assert folder(tmp_path, labels="folders").train.labels == [0, 1]
+    assert folder(tmp_path, labels="none").train.labels is None
+    put(tmp_path, "3.png")
+    with pytest.raises(ValueError, match=r"1 images lie directly in .*, the first is '3.png'"):
+        folder(tmp_path, labels="folders")
+
+
+def test_train_and_val_folders(tmp_path):
+    put(tmp_path, "train/a/1.png", "train/b/2.png", "val/b/3.png", "test/c/4.png")
+    splits = folder(tmp_path)
+    assert splits.train.labels == [0, 1]
+    assert splits.query.labels == [1]
+    assert names(splits.query) == ["b/3.png"]
+
+
+def test_a_class_that_is_called_train_is_a_class(tmp_path):
+    put(tmp_path, "train/1.png", "plane/2.png", "val/3.png")
+    assert folder(tmp_path).classes == ["plane", "train", "val"]
+
+
+def test_unlabelled_train_and_val(tmp_path):
+    put(tmp_path, "train/1.png", "val/3.png")
+    splits = folder(tmp_path)
+    assert splits.train.labels is splits.query.labels is None
+    assert names(splits.query) == ["3.png"]
+
+
+def test_hidden_files_other_files_and_circular_links_are_left_out(tmp_path):
+    put(tmp_path, "a/1.png", "b/1.png", ".cache/1.png", "a/.1.png", "__MACOSX/a/1.png")
+    (tmp_path / "a" / "notes.txt").write_text("no image")
+    (tmp_path / "b" / "up").symlink_to(tmp_path)
+    assert names(folder(tmp_path).train) == ["a/1.png", "b/1.png"]
+
+
+@pytest.mark.parametrize("extension", ["jpg", "JPEG", "png", "WebP", "gif", "bmp", "tif", "TIFF"])
+def test_formats(tmp_path, extension):
+    picture = Image.fromarray(np.full((6, 5, 3), 200, dtype=np.uint8))
+    picture.save(tmp_path / f"x.{extension}")
+    image, _ = folder(tmp_path).train[0]
+    assert image.dtype == torch.uint8
+    assert image.shape == (3, 6, 5)
+    assert (image.int() - 200).abs().max() <= 2
+
+
+def test_exif_orientation_is_respected(tmp_path):
+    stored = Image.new("RGB", (40, 20))
+    stored.paste((255, 255, 255), (0, 0, 20, 20))  # white on the left as stored
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was turned: show it a quarter turn clockwise
+    stored.save(tmp_path / "x.jpg", exif=exif)
+    image = decode(str(tmp_path / "x.jpg"))
+    assert image.shape == (3, 40, 20)
+    assert image[:, :15].min() > 200  # left becomes top
+    assert image[:, 25:].max() < 50
+
+
+def test_grey_palette_transparent_cmyk_and_16_bit_become_rgb(tmp_path):
+    grey = Image.fromarray(np.array([[0, 128], [255, 7]], dtype=np.uint8))
+    grey.save(tmp_path / "l.png")
+    expected = torch.tensor([[0, 128], [255, 7]], dtype=torch.uint8).expand(3, 2, 2)
+    assert torch.equal(decode(str(tmp_path / "l.png")), expected)
+    Image.fromarray(np.array([[0, 128], [255, 7]], dtype=np.uint16) * 256).save(tmp_path / "i16.png")
+    assert torch.equal(decode(str(tmp_path / "i16.png")), expected)
+    grey.convert("RGB").quantize(4).save(tmp_path / "p.png", transparency=b"\xff\x00\xff\xff")
+    assert torch.equal(decode(str(tmp_path / "p.png")), expected)
+    Image.new("CMYK", (8, 8), (0, 0, 0, 0)).save(tmp_path / "c.jpg")
+    assert decode(str(tmp_path / "c.jpg")).min() == 255
+
+
+def test_a_broken_file_is_named(tmp_path):
+    put(tmp_path, "good.png", "bad.png", "cut.png")
+    (tmp_path / "bad.png").write_bytes(b"no image")
+    (tmp_path / "cut.png").write_bytes((tmp_path / "good.png").read_bytes()[:50])
+    data = folder(tmp_path).train
+    for index, name in enumerate(("bad", "cut")):
+        with pytest.raises(ValueError, match=rf"cannot read the image file '.*{name}\.png': \w+Error"):
+            data[index]
+
+
+def test_bad_folders(tmp_path):
+    with pytest.raises(ValueError, match="missing' does not exist"):
+        folder(tmp_path / "missing")
+    with pytest.raises(ValueError, match=r"no image below .* looked for jpg jpeg png webp gif bmp tif tiff"):
+        folder(tmp_path)
+    (tmp_path / "x.txt").write_text("x")
+    with pytest.raises(ValueError, match="no image below"):
+        folder(tmp_path)
+    with pytest.raises(ValueError, match="is a file, a folder of images is wanted"):
+        folder(tmp_path / "x.txt")
+    with pytest.raises(ValueError, match="labels must be 'auto', 'folders' or 'none', got 'yes'"):
+        folder(tmp_path, labels="yes")
+
+
+def test_val_may_have_no_class_of_its_own(tmp_path):
+    put(tmp_path, "train/a/1.png", "train/b/2.png", "val/c/3.png")
+    with pytest.raises(ValueError, match=r"1 class folders that the training images lack: c; there are 2: a, b"):
+        folder(tmp_path)
+
+
+def test_imagenet_wants_both_folders_sorted_into_classes(tmp_path):
+    put(tmp_path, "train/n01/1.JPEG", "train/n02/1.JPEG")
+    with pytest.raises(ValueError, match="has no folder 'val'"):
+        imagenet(tmp_path)
+    put(tmp_path, "val/ILSVRC2012_val_00000001.JPEG")
+    with pytest.raises(ValueError, match="class folders are wanted"):
+        imagenet(tmp_path)
+    (tmp_path / "val" / "ILSVRC2012_val_00000001.JPEG").unlink()
+    put(tmp_path, "val/n02/1.JPEG")
+    splits = imagenet(tmp_path)
+    assert (splits.classes, splits.train.labels, splits.query.labels) == (["n01", "n02"], [0, 1], [1])

@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+from hashlib import blake2b
+
+import pytest
+import torch
+
+from esvit_pl.datasets import ArrayDataset, Splits, split_by_name
+
+
+def images(n: int, labels: list[int] | None = None, start: int = 0) -> ArrayDataset:
+    return ArrayDataset(torch.zeros(n, 3, 2, 2, dtype=torch.uint8), [f"{i}.png" for i in range(start, start + n)], labels)
+
+
+def names(dataset) -> set[str]:
+    return {dataset.name(i) for i in range(len(dataset))}
+
+
+def test_an_image_is_in_the_query_if_the_hash_of_its_name_is_below_the_fraction():
+    bank, query = split_by_name(images(200), 0.25)
+    by_hand = {name for name in names(images(200)) if blake2b(name.encode(), digest_size=8).digest()[0] < 64}
+    assert names(query) == by_hand
+    assert names(bank) == names(images(200)) - by_hand
+    assert 30 < len(query) < 70
+
+
+def test_an_added_image_moves_no_other():
+    _, few = split_by_name(images(100), 0.2)
+    _, many = split_by_name(images(150), 0.2)
+    assert names(many) & names(images(100)) == names(few)
+
+
+def test_neither_side_is_ever_empty():
+    for fraction in (0.001, 0.999):
+        bank, query = split_by_name(images(2), fraction)
+        assert len(bank) == len(query) == 1
+    with pytest.raises(ValueError, match="two images or more, got 1"):
+        split_by_name(images(1), 0.5)
+
+
+def test_accents_hash_alike_in_both_unicode_forms():
+    dots = [ArrayDataset(torch.zeros(3, 3, 2, 2, dtype=torch.uint8), [f"{u}{i}" for i in range(3)]) for u in ("ü", "u\u0308")]
+    assert split_by_name(dots[0], 0.5)[1].indices == split_by_name(dots[1], 0.5)[1].indices
+
+
+def test_val_is_the_query_where_there_is_one():
+    splits = Splits(images(4, [0, 1, 0, 1]), images(2, [1, 0]), ["a", "b"])
+    assert splits.bank is splits.train
+    assert splits.query is splits.val
+    assert splits.describe() == (
+        "data: 4 images to train on, 2 classes; bank: the 4 training images, query: the 2 of val"
+    )
+
+
+def test_without_val_the_line_says_how_the_images_are_parted():
+    splits = Splits(images(50, list(range(50))))
+    assert len(splits.bank) + len(splits.query) == 50
+    assert splits.query.labels == [int(splits.query.name(i)[:-4]) for i in range(len(splits.query))]
+    assert f"query: {len(splits.query)}, parted by a hash of the file names" in splits.describe()
+
+
+def test_bad_input():
+    with pytest.raises(ValueError, match="val_fraction must lie between 0 and 1, got 1"):
+        Splits(images(2), val_fraction=1)
+    with pytest.raises(ValueError, match="the train split holds no image"):
+        Splits(images(0))
+    with pytest.raises(ValueError, match=r"must be uint8 \(n 3 h w\), got torch.float32 \(1, 3, 2, 2\)"):
+        ArrayDataset(torch.zeros(1, 3, 2, 2), ["a"])
+    with pytest.raises(ValueError, match="same length, got 1 images, 2 names, no labels"):
+        ArrayDataset(torch.zeros(1, 3, 2, 2, dtype=torch.uint8), ["a", "b"])

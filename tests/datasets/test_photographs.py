@@ -1,0 +1,64 @@
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from esvit_pl.datasets import FREE_TO_SHOW, photographs
+from esvit_pl.datasets.photographs import PATCH, PHOTOGRAPHS, TILE, _patches
+
+pytest.importorskip("skimage")
+pytest.importorskip("sklearn")
+
+
+def test_train_and_test_patches_share_no_pixel():
+    noise = np.random.default_rng(0).integers(0, 255, (260, 330), dtype=np.uint8)
+    seen = {}
+    for part in ("train", "test"):
+        picture, boxes = Image.fromarray(noise), []
+        cut = picture.crop
+        picture.crop = lambda box, cut=cut, boxes=boxes: boxes.append(box) or cut(box)
+        assert len(list(_patches(picture, part, 200, np.random.default_rng(1)))) == 200
+        seen[part] = np.zeros(noise.shape, dtype=bool)
+        for left, top, right, bottom in boxes:
+            assert (right - left, bottom - top) == (PATCH, PATCH)
+            assert left // TILE == (right - 1) // TILE
+            assert top // TILE == (bottom - 1) // TILE
+            seen[part][top:bottom, left:right] = True
+    assert not (seen["train"] & seen["test"]).any()
+    assert seen["test"][:64, :64].all()  # tile (0, 0) is a test tile
+
+
+def test_the_whole_data_set():
+    splits = photographs()
+    assert len(splits.classes) == 19
+    assert set(splits.classes) == set(PHOTOGRAPHS)
+    counts = torch.tensor(splits.train.labels).bincount()
+    assert (counts == 250).sum() == 18  # cell is mostly empty
+    assert 100 < counts[splits.classes.index("cell")] < 250
+    assert torch.tensor(splits.query.labels).bincount().tolist() == [60] * 19
+    image, label = splits.train[300]
+    assert image.shape == (3, 32, 32)
+    assert torch.equal(image[0], image[2])
+    assert splits.train.name(300).split("/")[:2] == [splits.classes[label], "train"]
+
+
+def test_the_same_seed_gives_the_same_patches():
+    first, again, other = (photographs(train_patches=2, test_patches=1, seed=seed) for seed in (0, 0, 1))
+    assert all(torch.equal(first.train[i][0], again.train[i][0]) for i in range(38))
+    assert not all(torch.equal(first.train[i][0], other.train[i][0]) for i in range(38))
+
+
+def test_what_may_be_shown_is_part_of_the_data():
+    assert set(PHOTOGRAPHS) - FREE_TO_SHOW == {"moon", "page", "motorcycle", "china", "flower"}
+
+
+def test_bad_input(monkeypatch):
+    with pytest.raises(ValueError, match="test_patches must be 1 or more, got 0"):
+        photographs(test_patches=0)
+    monkeypatch.setattr(sys.modules["esvit_pl.datasets.photographs"], "find_spec", lambda package: None)
+    with pytest.raises(ValueError, match="need the package scikit-image: pip install scikit-image"):
+        photographs()

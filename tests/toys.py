@@ -1,0 +1,97 @@
+"""A pretraining small enough for tests: a Swin of two blocks on 32 and 16 px views of noise."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from esvit_pl.backbones import Backbone, build
+from esvit_pl.distributed import num_ranks, rank
+from esvit_pl.modules.pretrain import Pretrainer
+from esvit_pl.objectives import EsViTObjective
+from esvit_pl.optim import OptimizerRecipe
+
+SIDES = (32, 32, 16, 16)
+
+
+def backbone(**overrides: Any) -> Backbone:
+    sizes = {"embed_dim": 8, "depths": [1, 1], "num_heads": [1, 2], "window": 4, "img_size": 32, "drop_path_rate": 0.0}
+    return build("swin", **{**sizes, **overrides})
+
+
+def objective(**overrides: Any) -> EsViTObjective:
+    sizes = {"num_prototypes": 12, "hidden_dim": 16, "out_dim": 6, "teacher_temp_warmup_epochs": 2}
+    return EsViTObjective(**{**sizes, **overrides})
+
+
+def pretrainer(
+    loss: dict[str, Any] | None = None,
+    optimizer: dict[str, Any] | None = None,
+    network: dict[str, Any] | None = None,
+    **overrides: Any,
+) -> Pretrainer:
+    """The same initial weights at every call."""
+    torch.manual_seed(0)
+    recipe = OptimizerRecipe(**{"lr": 0.05, "warmup_epochs": 1, **(optimizer or {})})
+    return Pretrainer(backbone(**(network or {})), objective(**(loss or {})), recipe, **overrides)
+
+
+class Noise(Dataset):
+    """Views of image i in epoch 0, 1, ...: always the same."""
+
+    def __init__(self, length: int, dtype: torch.dtype = torch.float32) -> None:
+        self.length, self.dtype = length, dtype
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, i: int) -> dict[str, Any]:
+        noise = torch.Generator().manual_seed(i)
+        views = [torch.randn(3, side, side, generator=noise, dtype=torch.float64).to(self.dtype) for side in SIDES]
+        return {"views": views, "label": i % 3, "index": i}
+
+
+class RankSlices:
+    """Batches of consecutive images, dealt to the ranks in turn."""
+
+    def __init__(self, length: int, batch_size: int) -> None:
+        self.length, self.batch_size = length, batch_size
+
+    def __len__(self) -> int:
+        return self.length // (self.batch_size * num_ranks())
+
+    def __iter__(self):
+        for b in range(len(self)):
+            start = (b * num_ranks() + rank()) * self.batch_size
+            yield list(range(start, start + self.batch_size))
+
+
+def loader(length: int, batch_size: int, dtype: torch.dtype = torch.float32) -> DataLoader:
+    return DataLoader(Noise(length, dtype), batch_sampler=RankSlices(length, batch_size))
+
+
+def trainer(root: Any, **overrides: Any) -> pl.Trainer:
+    quiet = {
+        "accelerator": "cpu",
+        "devices": 1,
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "use_distributed_sampler": False,
+        "default_root_dir": root,
+        "max_epochs": 2,
+    }
+    return pl.Trainer(**{**quiet, **overrides})
+
+
+def state(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: value.detach().clone() for name, value in module.state_dict().items()}
+
+
+def largest_difference(mine: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
+    assert mine.keys() == other.keys()
+    return max((mine[name].double() - other[name].double()).abs().max().item() for name in mine)
