@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from functools import cached_property
+from functools import cache, cached_property
 from hashlib import blake2b
 from typing import Any
 
@@ -30,16 +30,16 @@ class ImageDataModule(LightningDataModule):
 
     `train_dataloader()` gives dicts (b images, v views, p columns of `augment.PARAMS`):
         train="multi_crop":   views (list of float (b 3 h w), global ones first), index (b,), boxes (b v 4: x, y, width,
-                              height in 0-1 of the image), flipped (b v), params (b v p), and label (b,) if there are any
-        train="supervised":   image (b 3 h w), label, index
+                              height in 0-1 of the image), flipped (b v), params (b v p), label (b,) if there are any
+        train="supervised":   image (b 3 h w), label (b,), index (b,)
     `val_dataloader()` is `query_dataloader()`; it and `bank_dataloader()` give image (b 3 h w), index, and label if
     there are any; every image once, in order, the last batch as short as it is. With several ranks rank r gets the
     images r, r + world, r + 2 world, ...; so ranks differ by at most one image, nothing is padded, and
     `len(loader.dataset)` is this rank's number (`index` says which image a row is). `index` counts within the loader's
     own split.
 
-    An epoch of training is cut to a multiple of batch_size x ranks x accumulated batches; batch i of rank r is the slice
-    (i * ranks + r) of one shuffled list, so that 2 ranks of 8 or 2 accumulated batches of 8 see the 16 images of one
+    An epoch of training is cut to a multiple of batch_size x ranks x accumulated batches; batch i of rank r is slice
+    i * ranks + r of one shuffled list, so that 2 ranks of 8 or 2 accumulated batches of 8 see the 16 images of one
     batch of 16. Build the Trainer with `use_distributed_sampler=False`.
 
     Args:
@@ -93,7 +93,6 @@ class ImageDataModule(LightningDataModule):
         self.pin_memory = torch.cuda.is_available() if pin_memory is None else pin_memory
         self.train_subset = train_subset or ("all" if train == "multi_crop" else "bank")
         self._epoch = 0
-        self._said: set[str] = set()
 
     @property
     def has_labels(self) -> bool:
@@ -121,11 +120,20 @@ class ImageDataModule(LightningDataModule):
     def train_dataloader(self) -> DataLoader:
         views = self.recipe.views if self.train == "multi_crop" else (self.recipe.supervised_view,)
         training = TrainingViews(self.train_images, self.recipe, views, self.seed, named=self.train == "multi_crop")
-        sampler = EpochSampler(len(training), batch_size=self.batch_size, ranks=self._ranks, rank=self._rank,
-                               accumulate=self._accumulate, seed=self.seed, start=self._start)
+        sampler = EpochSampler(
+            len(training),
+            batch_size=self.batch_size,
+            ranks=self._ranks,
+            rank=self._rank,
+            accumulate=self._accumulate,
+            seed=self.seed,
+            start=self._start,
+        )
         if sampler.left_out:
-            self._say(f"each epoch leaves out {sampler.left_out:,} of {len(training):,} images, others every time: "
-                      f"the rest is no whole step of {sampler.window} ({sampler.window_terms})")
+            self._say(
+                f"each epoch leaves out {sampler.left_out:,} of {len(training):,} images, others every time: "
+                f"the rest is no whole step of {sampler.window} ({sampler.window_terms})"
+            )
         return self._loader(training, self.batch_size, sampler)
 
     def val_dataloader(self) -> DataLoader:
@@ -139,8 +147,15 @@ class ImageDataModule(LightningDataModule):
 
     def state_dict(self) -> dict[str, Any]:
         """What the order of the images depends on; part of every checkpoint."""
-        return {"images": len(self.train_images), "names": self._fingerprint, "batch_size": self.batch_size,
-                "ranks": self._ranks, "accumulate": self._accumulate, "seed": self.seed, "train": self.train}
+        return {
+            "images": len(self.train_images),
+            "names": self._fingerprint,
+            "batch_size": self.batch_size,
+            "ranks": self._ranks,
+            "accumulate": self._accumulate,
+            "seed": self.seed,
+            "train": self.train,
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Compare with the run that is resumed, and change nothing; evaluation may use other data.
@@ -154,8 +169,10 @@ class ImageDataModule(LightningDataModule):
         mine = self.state_dict()
         other = [f"{key} was {was} and is {mine.get(key)}" for key, was in state_dict.items() if mine.get(key) != was]
         if other:
-            raise ValueError(f"cannot resume at the same place in the data: {'; '.join(other)}. Resume with the same "
-                             f"settings, or start a new run from the checkpoint's weights")
+            raise ValueError(
+                f"cannot resume at the same place in the data: {'; '.join(other)}. Resume with the same "
+                f"settings, or start a new run from the checkpoint's weights"
+            )
 
     @cached_property
     def _fingerprint(self) -> str:
@@ -170,9 +187,15 @@ class ImageDataModule(LightningDataModule):
     def _loader(self, data: Dataset, batch_size: int, sampler: EpochSampler | None) -> DataLoader:
         # Its own generator: a DataLoader without one draws from the global state, which training must not depend on.
         generator = torch.Generator().manual_seed(self.seed)
-        return ResumableLoader(data, batch_size, sampler=sampler, num_workers=self.num_workers, generator=generator,
-                               persistent_workers=self.persistent_workers and self.num_workers > 0,
-                               pin_memory=self.pin_memory)
+        return ResumableLoader(
+            data,
+            batch_size,
+            sampler=sampler,
+            num_workers=self.num_workers,
+            generator=generator,
+            persistent_workers=self.persistent_workers and self.num_workers > 0,
+            pin_memory=self.pin_memory,
+        )
 
     @property
     def _ranks(self) -> int:
@@ -189,20 +212,20 @@ class ImageDataModule(LightningDataModule):
     def _start(self, batches: int) -> tuple[int, int]:
         """(epoch, batch) that the next pass over a loader of so many batches begins with.
 
-        Read from the Trainer's own count of finished batches, each time: Lightning tells samplers the epoch too late for
-        loaders with workers, and not at all in the middle of an epoch.
+        Read from the Trainer's own count of finished batches, each time: Lightning tells samplers the epoch too late
+        for loaders with workers, and never the place in the middle of an epoch.
         """
         if self.trainer is None:
             return self._epoch, 0
         limit = self.trainer.limit_train_batches
         if limit is not None:
             batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
-        return divmod(self.trainer.fit_loop.epoch_loop.batch_progress.total.processed, max(batches, 1))
+        done = self.trainer.fit_loop.epoch_loop.batch_progress.total.processed  # type: ignore[attr-defined]
+        return divmod(done, max(batches, 1))
 
     def _say(self, line: str) -> None:
-        if self._rank == 0 and line not in self._said:
-            self._said.add(line)
-            print(line, flush=True)
+        if self._rank == 0:
+            say_once(line)
 
 
 class EpochSampler(Sampler[tuple[int, int]]):
@@ -218,15 +241,26 @@ class EpochSampler(Sampler[tuple[int, int]]):
         ValueError: fewer images than one window.
     """
 
-    def __init__(self, size: int, *, batch_size: int, ranks: int, rank: int, accumulate: int, seed: int,
-                 start: Callable[[int], tuple[int, int]]) -> None:
+    def __init__(
+        self,
+        size: int,
+        *,
+        batch_size: int,
+        ranks: int,
+        rank: int,
+        accumulate: int,
+        seed: int,
+        start: Callable[[int], tuple[int, int]],
+    ) -> None:
         self.batch_size, self.ranks, self.rank, self.seed, self.start = batch_size, ranks, rank, seed, start
         self.size, self.window = size, batch_size * ranks * accumulate
         self.window_terms = f"batch_size {batch_size} x {ranks} ranks x {accumulate} accumulated batches"
         self.left_out = size % self.window
         if size < self.window:
-            raise ValueError(f"one step needs {self.window} images ({self.window_terms}), and there are {size}: "
-                             f"lower batch_size to {max(size * batch_size // self.window, 1)} or less, or add images")
+            raise ValueError(
+                f"one step needs {self.window} images ({self.window_terms}), and there are {size}: "
+                f"lower batch_size to {max(size * batch_size // self.window, 1)} or less, or add images"
+            )
 
     def __len__(self) -> int:
         """Images of this rank in a whole epoch."""
@@ -249,8 +283,9 @@ class EpochSampler(Sampler[tuple[int, int]]):
 class TrainingViews(Dataset[dict[str, Any]]):
     """Image number `index` in epoch `epoch`, as the views that both numbers and the seed determine."""
 
-    def __init__(self, images: ImageDataset, recipe: Recipe, views: tuple[ViewRecipe, ...], seed: int, *,
-                 named: bool) -> None:
+    def __init__(
+        self, images: ImageDataset, recipe: Recipe, views: tuple[ViewRecipe, ...], seed: int, *, named: bool
+    ) -> None:
         self.images, self.recipe, self.views, self.seed, self.named = images, recipe, views, seed, named
 
     def __len__(self) -> int:
@@ -264,8 +299,9 @@ class TrainingViews(Dataset[dict[str, Any]]):
             views = make_views(self.recipe, image, parameters)
         if not self.named:
             return _item(index, label, image=views[0])
-        return _item(index, label, views=views, boxes=parameters.boxes, flipped=parameters.flipped,
-                     params=parameters.params)
+        return _item(
+            index, label, views=views, boxes=parameters.boxes, flipped=parameters.flipped, params=parameters.params
+        )
 
 
 class EvaluationImages(Dataset[dict[str, Any]]):
@@ -309,6 +345,12 @@ class _OneThread:
 def _as_in_a_worker() -> AbstractContextManager[None]:
     """Workers have one thread; sums over pixels must not come out differently without workers."""
     return nullcontext() if get_worker_info() is not None else _OneThread()
+
+
+@cache
+def say_once(line: str) -> None:
+    """Print a line, once in a process: an evaluation builds many data modules over the same data."""
+    print(line, flush=True)
 
 
 def _item(index: int, label: int | None, **tensors: Tensor | list[Tensor]) -> dict[str, Any]:

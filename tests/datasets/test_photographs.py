@@ -29,7 +29,8 @@ def test_train_and_test_patches_share_no_pixel():
             assert top // TILE == (bottom - 1) // TILE
             seen[part][top:bottom, left:right] = True
     assert not (seen["train"] & seen["test"]).any()
-    assert seen["test"][:64, :64].all()  # tile (0, 0) is a test tile
+    assert seen["test"][8:56, 8:56].all()  # tile (0, 0) is a test tile
+    assert not seen["test"][:64, 64:128].any()  # and (0, 1) is none
 
 
 def test_the_whole_data_set():

@@ -14,8 +14,9 @@ TRIES = 10  # boxes tried before the fallback, as in torchvision
 Box = tuple[int, int, int, int]  # x, y, width, height in pixels
 
 
-def random_box(uniforms: np.ndarray, image_size: tuple[int, int], scale: tuple[float, float],
-               aspect: tuple[float, float]) -> Box:
+def random_box(
+    uniforms: np.ndarray, image_size: tuple[int, int], scale: tuple[float, float], aspect: tuple[float, float]
+) -> Box:
     """The box of a random resized crop, as torchvision draws it.
 
     Area uniform in `scale`, aspect log-uniform in `aspect`; a box that does not fit is drawn again, ten times at most;

@@ -17,7 +17,7 @@ def to_unit(image: Tensor) -> Tensor:
 
 
 def normalize(recipe: Recipe, views: Tensor, image: Tensor) -> Tensor:
-    """Standardise `views` (b 3 h w) in 0-1 as `recipe.normalize` says; `image` uint8 (3 h w) is what they were cut from."""
+    """Standardise `views` (b 3 h w) in 0-1, cut from `image` uint8 (3 h w), as `recipe.normalize` says."""
     if recipe.normalize == "dataset":
         mean, std = (views.new_tensor(value)[:, None, None] for value in (recipe.mean, recipe.std))
         return (views - mean) / std

@@ -136,8 +136,11 @@ def _turn_hue(image: Tensor, turn: Tensor) -> Tensor:
     chroma = value - lowest
     divisor = torch.where(chroma == 0, torch.ones_like(chroma), chroma)
     red, green, blue = image.unbind(1)
-    h = torch.where(value == red, (green - blue) / divisor,
-                    torch.where(value == green, 2 + (blue - red) / divisor, 4 + (red - green) / divisor))
+    h = torch.where(
+        value == red,
+        (green - blue) / divisor,
+        torch.where(value == green, 2 + (blue - red) / divisor, 4 + (red - green) / divisor),
+    )
     h = h + 6 * turn[:, None, None]
     k = torch.stack([(n + h) % 6 for n in (5, 3, 1)], dim=1)
     return value[:, None] - chroma[:, None] * torch.minimum(k, 4 - k).clamp(0, 1)

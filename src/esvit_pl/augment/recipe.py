@@ -133,8 +133,13 @@ class Recipe:
         """Every view of one image, the global ones first."""
         shared = {"jitter": self.jitter, "grayscale": self.grayscale, "noise": self.noise}
         views = [
-            ViewRecipe(self.global_size, self.global_scale, blur=_entry(self.global_blur, view),
-                       solarize=_entry(self.global_solarize, view), **shared)
+            ViewRecipe(
+                self.global_size,
+                self.global_scale,
+                blur=_entry(self.global_blur, view),
+                solarize=_entry(self.global_solarize, view),
+                **shared,
+            )
             for view in range(self.num_global)
         ]
         for number, size, scale in self.local_kinds:

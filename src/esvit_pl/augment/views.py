@@ -24,8 +24,20 @@ from esvit_pl.augment.recipe import Recipe, ViewRecipe
 
 BOX_UNIFORMS = 2 * TRIES + 2
 # Every decision reads its own number, so that switching one operation off moves no other.
-DECISIONS = ("flip", "jitter", "brightness", "contrast", "saturation", "hue", "order", "grayscale", "blur",
-             "blur_radius", "solarize", "noise")
+DECISIONS = (
+    "flip",
+    "jitter",
+    "brightness",
+    "contrast",
+    "saturation",
+    "hue",
+    "order",
+    "grayscale",
+    "blur",
+    "blur_radius",
+    "solarize",
+    "noise",
+)
 
 
 class ViewParameters(NamedTuple):
@@ -48,8 +60,9 @@ def view_generator(seed: int, epoch: int, index: int, view: int) -> np.random.Ge
     return np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "big")))
 
 
-def draw(views: Sequence[ViewRecipe], recipe: Recipe, image_size: Sequence[int], *, seed: int, epoch: int,
-         index: int) -> ViewParameters:
+def draw(
+    views: Sequence[ViewRecipe], recipe: Recipe, image_size: Sequence[int], *, seed: int, epoch: int, index: int
+) -> ViewParameters:
     """Draw the parameters of `views` (`recipe.views`, or the supervised one) of an image of (height, width).
 
     A pure function of its arguments: view i depends on (seed, epoch, index, i) and on no other view.
@@ -65,8 +78,13 @@ def draw(views: Sequence[ViewRecipe], recipe: Recipe, image_size: Sequence[int],
         flipped.append(chance["flip"] < recipe.flip)
         params.append(_colour(view, recipe, chance))
         noise.append(_noise(view, params[-1], generator))
-    return ViewParameters(tuple(view.size for view in views), torch.tensor(boxes, dtype=torch.float32),
-                          torch.tensor(flipped), torch.tensor(params, dtype=torch.float32), tuple(noise))
+    return ViewParameters(
+        tuple(view.size for view in views),
+        torch.tensor(boxes, dtype=torch.float32),
+        torch.tensor(flipped),
+        torch.tensor(params, dtype=torch.float32),
+        tuple(noise),
+    )
 
 
 def make_views(recipe: Recipe, image: Tensor, parameters: ViewParameters, *, normalized: bool = True) -> list[Tensor]:

@@ -33,8 +33,8 @@ class OnlineKNN(Callback):
         unpack: batch -> (images, labels); tuples (image, label) and dicts with "image" and "label" need none.
         prefix: of the metrics' names; two of these callbacks in one run need two prefixes.
 
-    On several processes, loaders whose sampler knows the ranks give each its part; of any other loader each process
-    takes every n-th batch. Bank features are gathered once for each measurement.
+    On several processes, loaders that know the ranks give each its part; of any other loader each process takes every
+    n-th batch. Bank features are gathered once for each measurement.
     """
 
     def __init__(

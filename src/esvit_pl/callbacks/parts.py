@@ -66,7 +66,7 @@ def find_loader(owner: str, trainer: Any, module: Any, loader: str | Iterable[An
 
 def need_labels(owner: str, trainer: Any) -> None:
     """Refuse a data module that says that its data have no labels."""
-    if getattr(trainer.datamodule, "has_labels", True) is False:
+    if getattr(getattr(trainer, "datamodule", None), "has_labels", True) is False:
         raise ValueError(
             f"{owner} needs labels, and the data of {type(trainer.datamodule).__name__} have none; "
             "put the images into one folder for each class, or leave this measure out"
@@ -78,7 +78,7 @@ def features_on_trainer(
 ) -> Extracted:
     """This rank's part of `extract_features`, on the trainer's device and in its precision.
 
-    A loader whose sampler knows the ranks gives this rank its part; of any other one, this rank takes every n-th batch.
+    A loader that knows the ranks gives this rank its part; of any other one, this rank takes every n-th batch.
     """
     precision, device = trainer.precision_plugin, trainer.strategy.root_device
     every, first = (1, 0) if gives_each_rank_its_part(loader) else (num_ranks(), rank())
@@ -94,10 +94,13 @@ def features_on_trainer(
 
 
 def gives_each_rank_its_part(loader: Any) -> bool:
-    """Whether a loader's sampler knows the ranks, as torch's DistributedSampler and ours do."""
+    """Whether a loader knows the ranks: its sampler does (as torch's DistributedSampler), or its data set holds only
+    every n-th image (as the evaluation loaders of ImageDataModule)."""
     samplers = [getattr(loader, "sampler", None), getattr(loader, "batch_sampler", None)]
     samplers.append(getattr(samplers[1], "sampler", None))
-    return any(hasattr(sampler, name) for sampler in samplers for name in ("num_replicas", "num_ranks", "world_size"))
+    indices = getattr(getattr(loader, "dataset", None), "indices", None)
+    strided = isinstance(indices, range) and indices.step > 1
+    return strided or any(hasattr(sampler, name) for sampler in samplers for name in ("num_replicas", "ranks"))
 
 
 def _parts_of(found: Any) -> list[str]:

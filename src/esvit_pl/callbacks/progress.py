@@ -58,6 +58,11 @@ class PlainProgress(ProgressBar):
         self._enabled = True
         self._start, self._first_epoch = monotonic(), 0
 
+    @property
+    def is_enabled(self) -> bool:
+        """Asked by ``LightningModule.print``, so that a bar's line is not torn."""
+        return self._enabled
+
     def enable(self) -> None:
         self._enabled = True
 

@@ -72,6 +72,8 @@ def command(
 
         @functools.wraps(task)
         def main() -> None:
+            nonlocal started
+            started = False
             _register_help(config_name, summary, examples)
             _refuse_dashed_settings(sys.argv[1:])
             try:

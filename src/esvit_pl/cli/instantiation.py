@@ -42,6 +42,8 @@ _BUILT_IN = (
 )
 # Inside a trusted package, but able to call whatever a config hands over.
 _DENIED = ("pytorch_lightning.callbacks.LambdaCallback", "pytorch_lightning.callbacks.lambda_function.")
+# Where names that are trusted by the package offering them are defined.
+_HOMES = ("lightning_fabric.plugins.environments.",)
 _VARIABLE = "ESVIT_TRUSTED_TARGETS"
 
 _allowed: list[str] = []
@@ -132,10 +134,10 @@ def _check_target(path: str, target: str) -> None:
         )
     thing = _resolve(path, target)
     home = f"{getattr(thing, '__module__', '')}."
-    if not callable(thing) or not any(home.startswith(_package(prefix)) for prefix in trusted()):
+    if not callable(thing) or not home.startswith((*map(_package, trusted()), *_HOMES)):
         raise ValueError(
-            f"{path}: _target_ {target!r} leads to a {type(thing).__name__} that is not defined in a trusted package; "
-            f"name a class or a function, by the module or package that offers it"
+            f"{path}: _target_ {target!r} leads to something ({type(thing).__name__}) that is not defined in a "
+            "trusted package; name a class or a function, by the module or package that offers it"
         )
 
 

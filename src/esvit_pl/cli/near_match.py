@@ -23,7 +23,7 @@ class ConfigSpace:
 
 def near(word: str, options: Iterable[str]) -> list[str]:
     """The options that look like ``word``, nearest first: the best and those almost as near; empty where none is."""
-    score = {option: SequenceMatcher(None, option, word).ratio() for option in options}
+    score = {option: SequenceMatcher(None, option.lower(), word.lower()).ratio() for option in options}
     best = max(score.values(), default=0.0)
     found = [option for option, value in score.items() if value >= max(0.6, best - 0.06)]
     return sorted(found, key=lambda option: -score[option])[:3]
@@ -40,7 +40,8 @@ def explain_setting(setting: str, space: ConfigSpace) -> str | None:
     """One line about one ``key=value`` of the command line; None where nothing about it looks wrong."""
     if setting.startswith("~"):
         key = setting[1:].partition("=")[0]
-        return None if key in space.keys or key in space.groups else _did_you_mean(f"~{key}", near_keys(key, space))
+        known = key in space.keys or key in space.groups
+        return None if known else _did_you_mean(f"~{key}", [f"~{name}" for name in near_keys(key, space)])
     appended = setting.startswith("+")
     key, equals, value = setting.lstrip("+").partition("=")
     key = key.partition("@")[0]  # `group@package=option`

@@ -138,8 +138,10 @@ class Splits:
         elif len(self.train) == 1:
             origin = "too few for a bank and a query"
         else:
-            origin = (f"bank: {len(self.bank):,}, query: {len(self.query):,}, parted by a hash of the file names "
-                      f"(no val; pretraining uses all)")
+            origin = (
+                f"bank: {len(self.bank):,}, query: {len(self.query):,}, parted by a hash of the file names "
+                f"(no val; pretraining uses all)"
+            )
         return f"data: {len(self.train):,} images to train on, {what}; {origin}"
 
 

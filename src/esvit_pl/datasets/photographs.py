@@ -93,9 +93,11 @@ def _patches(picture: Image.Image, part: str, number: int, generator: np.random.
         i, j = tiles[generator.integers(len(tiles))]
         y, x = generator.integers(TILE - PATCH + 1, size=2)
         patch = picture.crop((j * TILE + x, i * TILE + y, j * TILE + x + PATCH, i * TILE + y + PATCH))
-        if np.asarray(patch).std() / 255 >= MIN_DEVIATION and found < number:
+        if np.asarray(patch).std() / 255 >= MIN_DEVIATION:
             found += 1
             yield np.asarray(patch.resize((SIZE, SIZE), Image.Resampling.BICUBIC))
+        if found == number:
+            return
 
 
 def _grey(package: str, file: str) -> Image.Image:

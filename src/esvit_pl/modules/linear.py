@@ -7,12 +7,13 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from hashlib import blake2b
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from pytorch_lightning import LightningModule
 from torch import Tensor, nn
+from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
 from esvit_pl.backbones.interface import Backbone
@@ -32,12 +33,12 @@ class LinearProbe(LightningModule):
     ``linear/top5`` of the best head as fractions; with several also ``linear/lr<lr>/top1`` of each and
     ``linear/best_lr``. The best is chosen on the images that it is measured on, as the paper's sweep by hand does.
 
-    The backbone is always in eval mode, gets no gradient and is in no checkpoint of the probe: the checkpoint holds the
-    heads and, under ``linear_probe``, the backbone's spec and a fingerprint of its weights, and resumes with that
-    backbone alone.
+    For Lightning the backbone is no part of the module: it stays in eval mode, gets no gradient, and is in no
+    checkpoint. A checkpoint holds the heads and, under ``linear_probe``, the backbone's spec and a fingerprint of its
+    weights; it resumes with that backbone alone.
 
     Args:
-        backbone: frozen here: its parameters' ``requires_grad`` becomes False.
+        backbone: frozen; follows the module from device to device.
         num_classes: 2 or more.
         last_blocks: how many blocks' pooled features the classifier sees.
         lr: per 256 images of the global batch, one or several.
@@ -47,6 +48,8 @@ class LinearProbe(LightningModule):
     Raises:
         ValueError: settings or data that do not fit, before training.
     """
+
+    backbone: Backbone
 
     def __init__(
         self,
@@ -72,18 +75,17 @@ class LinearProbe(LightningModule):
         self.lrs = lrs
         self.momentum = momentum
         self.unpack = unpack
-        self.backbone = backbone.requires_grad_(False).eval()
+        object.__setattr__(self, "backbone", backbone.eval())  # past nn.Module, which would make it a part
         first = nn.Linear(backbone.last_blocks_width(last_blocks), num_classes)
         nn.init.normal_(first.weight, std=0.01)
         nn.init.zeros_(first.bias)
         self.heads = nn.ModuleList(copy.deepcopy(first) for _ in lrs)
-        self.top1, self.top5 = (self._accuracies(top) for top in (1, 5))
+        self.accuracies = nn.ModuleList(_accuracies(num_classes) for _ in lrs)
         self.global_batch = 0
 
-    def train(self, mode: bool = True) -> LinearProbe:
-        super().train(mode)
-        self.backbone.eval()
-        return self
+    def _apply(self, fn: Any, recurse: bool = True) -> LinearProbe:
+        self.backbone._apply(fn, recurse)  # .to(), .cuda(), .double()
+        return super()._apply(fn, recurse)
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """(b c h w) -> logits (b num_classes) of every head."""
@@ -100,21 +102,21 @@ class LinearProbe(LightningModule):
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         images, labels = self._labelled(batch)
-        for logits, top1, top5 in zip(self(images), self.top1, self.top5, strict=True):
-            top1.update(logits, labels)
-            top5.update(logits, labels)
+        for logits, accuracy in zip(self(images), self.accuracies, strict=True):
+            cast(MetricCollection, accuracy).update(logits, labels)
 
     def on_validation_epoch_end(self) -> None:
-        top1 = [float(metric.compute()) for metric in self.top1]
-        top5 = [float(metric.compute()) for metric in self.top5]
-        best = top1.index(max(top1))
-        metrics = {"linear/top1": top1[best], "linear/top5": top5[best]}
+        results = []
+        for accuracy in self.accuracies:
+            collection = cast(MetricCollection, accuracy)
+            results.append({name: float(value) for name, value in collection.compute().items()})
+            collection.reset()
+        best = max(range(len(results)), key=lambda head: results[head]["top1"])
+        metrics = {f"linear/{name}": value for name, value in results[best].items()}
         if len(self.lrs) > 1:
-            metrics |= {f"linear/lr{lr:g}/top1": value for lr, value in zip(self.lrs, top1, strict=True)}
+            metrics |= {f"linear/lr{lr:g}/top1": row["top1"] for lr, row in zip(self.lrs, results, strict=True)}
             metrics["linear/best_lr"] = self.lrs[best]
         self.log_dict(metrics, batch_size=1)
-        for metric in (*self.top1, *self.top5):
-            metric.reset()
 
     test_step, on_test_epoch_end = validation_step, on_validation_epoch_end
 
@@ -136,7 +138,7 @@ class LinearProbe(LightningModule):
 
     def setup(self, stage: str) -> None:
         need_labels("LinearProbe", self.trainer)
-        classes = getattr(self.trainer.datamodule, "num_classes", None)
+        classes = getattr(getattr(self.trainer, "datamodule", None), "num_classes", None)
         if classes is not None and classes != self.num_classes:
             raise ValueError(f"LinearProbe has num_classes={self.num_classes}, and the data have {classes} classes")
         if stage == "fit":
@@ -147,19 +149,15 @@ class LinearProbe(LightningModule):
         self.global_batch = _batch_size(trainer.train_dataloader) * trainer.world_size * trainer.accumulate_grad_batches
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        state = checkpoint["state_dict"]
-        checkpoint["state_dict"] = {name: value for name, value in state.items() if not name.startswith("backbone.")}
         checkpoint["linear_probe"] = self._identity()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         now, saved = self._identity(), checkpoint.get("linear_probe")
         if saved is None:
             raise ValueError("the checkpoint to resume from is none of a LinearProbe: it has no entry 'linear_probe'")
-        differences = [f"{key}: checkpoint {saved.get(key)!r}, now {now[key]!r}" for key in now if saved[key] != now[key]]
+        differences = [f"{key}: checkpoint {saved[key]!r}, now {now[key]!r}" for key in now if saved[key] != now[key]]
         if differences:
             raise ValueError("the probe to resume has another backbone or other heads; " + "; ".join(differences))
-        own = {f"backbone.{name}": value for name, value in self.backbone.state_dict().items()}
-        checkpoint["state_dict"] = {**own, **checkpoint["state_dict"]}
 
     def _identity(self) -> dict[str, Any]:
         return {
@@ -169,11 +167,6 @@ class LinearProbe(LightningModule):
             "num_classes": self.num_classes,
             "lr": self.lrs,
         }
-
-    def _accuracies(self, top: int) -> nn.ModuleList:
-        """One for each head; among fewer classes than `top`, every answer is right."""
-        top = min(top, self.num_classes)
-        return nn.ModuleList(MulticlassAccuracy(self.num_classes, top_k=top, average="micro") for _ in self.lrs)
 
     def _epochs(self) -> int:
         epochs = self.trainer.max_epochs
@@ -186,6 +179,15 @@ class LinearProbe(LightningModule):
         if labels is None:
             raise ValueError("LinearProbe needs labels, and the batch has none; give unpack= if it hides them")
         return images, labels
+
+
+def _accuracies(num_classes: int) -> MetricCollection:
+    """Top-1 and top-5 over all images; among fewer than five classes every answer is one of the first five."""
+    tops = {"top1": 1, "top5": min(5, num_classes)}
+    return MetricCollection(
+        {name: MulticlassAccuracy(num_classes, top_k=top, average="micro") for name, top in tops.items()},
+        compute_groups=False,
+    )
 
 
 def fingerprint(module: nn.Module) -> str:

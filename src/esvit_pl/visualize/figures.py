@@ -60,16 +60,7 @@ def learning_curve(
     if len(steps):
         mark = "o" if len(steps) <= 30 else None
         below.plot(steps / scale, 100 * values, color=GREEN, marker=mark, markersize=4, label="pretraining")
-    for name, value in (baselines or {}).items():
-        below.axhline(100 * value, color=GREY, linestyle="--", linewidth=1)
-        below.annotate(
-            f"{ROWS.get(name, name)} {100 * value:.0f}",
-            xy=(1.01, 100 * value),
-            xycoords=("axes fraction", "data"),
-            va="center",
-            fontsize=8,
-            color=GREY,
-        )
+    _baselines(below, {ROWS.get(name, name): 100 * value for name, value in (baselines or {}).items()})
     _finish(below, "k-NN top-1 accuracy (%)")
     below.set_ylim(bottom=0)
     below.set_xlabel("epoch" if steps_per_epoch else "step")
@@ -96,14 +87,14 @@ def crops(
     columns = 5 if len(views) > 4 else max(len(views), 1)
     lines = -(-len(views) // columns)
     figure = _figure(3.2 + 1.5 * columns, max(3.4, 1.75 * lines))
-    whole, right = figure.subfigures(1, 2, width_ratios=[3.2, 1.5 * columns])
+    whole, right = np.ravel(figure.subfigures(1, 2, squeeze=False, width_ratios=[3.2, 1.5 * columns]))
     picture = _picture(image)
     height, width = picture.shape[:2]
     axes = whole.subplots()
     axes.imshow(picture, cmap="gray", vmin=0, vmax=1)
     axes.set_title("image", fontsize=9)
     axes.axis("off")
-    grid = right.subplots(lines, columns, squeeze=False).flat
+    grid = list(right.subplots(lines, columns, squeeze=False).flat)
     for cell in grid:
         cell.axis("off")
     for index, (view, box) in enumerate(zip(views, boxes, strict=True)):
@@ -113,9 +104,9 @@ def crops(
         corner = (x - 0.5, y - 0.5)  # imshow puts the first pixel's centre at 0
         axes.add_patch(Rectangle(corner, w, h, fill=False, edgecolor=colour, linewidth=2 if is_global else 1.2))
         name = _crop_name(index, num_global)
-        axes.annotate(name[0] + name.split()[1], xy=corner, xytext=(2, -2), textcoords="offset points", va="top",
-                      fontsize=7, color="white", bbox={"facecolor": colour, "edgecolor": "none", "pad": 1})
-        cell = right.axes[index]
+        tag = {"color": "white", "fontsize": 7, "bbox": {"facecolor": colour, "edgecolor": "none", "pad": 1}}
+        axes.annotate(name[0] + name.split()[1], corner, (2, -2), textcoords="offset points", va="top", **tag)
+        cell = grid[index]
         cell.imshow(_picture(view), cmap="gray", vmin=0, vmax=1)
         cell.set_title(name + (", mirrored" if flipped is not None and bool(flipped[index]) else ""), fontsize=8)
         cell.axis("on")
@@ -189,6 +180,17 @@ def _line(axes: Axes, x: np.ndarray, y: np.ndarray, colour: str, label: str) -> 
     axes.plot(x, y, color=colour, linewidth=0.8, alpha=0.25)
     mean = np.convolve(y, np.ones(window) / window, mode="valid")
     axes.plot(x[window - 1 :], mean, color=colour, linewidth=1.8, label=label)
+
+
+def _baselines(axes: Axes, values: Mapping[str, float]) -> None:
+    """Dashed lines, each named beside the picture; names of near lines are moved apart."""
+    height = -np.inf
+    gap = max([*values.values(), 20.0]) / 18
+    for name, value in sorted(values.items(), key=lambda item: item[1]):
+        axes.axhline(value, color=GREY, linestyle="--", linewidth=1)
+        height = max(value, height + gap)
+        beside = ("axes fraction", "data")
+        axes.annotate(f"{name} {value:.0f}", (1.01, height), xycoords=beside, va="center", fontsize=8, color=GREY)
 
 
 def _finish(axes: Axes, label: str) -> None:

@@ -1,0 +1,59 @@
+# `make help` lists what there is. Another interpreter: `make test PYTHON=python3.12`. More for pip: PIP_FLAGS=...
+# More for a run or a test: `make run ARGS="seed=1"`, `make test ARGS="-k knn"`.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+ARGS ?=
+PIP_FLAGS ?=
+
+# esvit_pl.heads, esvit_pl.losses, ...: pdoc does not look behind the __all__ of the front door by itself.
+MODULES = $(subst /,.,$(patsubst src/%.py,%,$(filter-out %/__init__.py,$(wildcard src/esvit_pl/*.py))) \
+	$(patsubst src/%/__init__.py,%,$(wildcard src/esvit_pl/*/__init__.py)))
+
+.DEFAULT_GOAL := help
+.PHONY: help install run test test-all lint types format docs bench
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+install: $(VENV)/.installed  ## make .venv and install the package with what the embedded run needs
+
+run: $(VENV)/.installed  ## pretrain on embedded photographs, evaluate, show the result (minutes, on a CPU)
+	$(BIN)/esvit-pretrain experiment=embedded $(ARGS)
+
+test: $(VENV)/.installed-dev  ## the tests that CI runs
+	$(BIN)/pytest -m "not slow" $(ARGS)
+
+test-all: $(VENV)/.installed-dev  ## every test, whole runs included
+	$(BIN)/pytest $(ARGS)
+
+lint: $(VENV)/.installed-dev  ## ruff: bugs, style, format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.installed-dev  ## mypy over src
+	$(BIN)/mypy
+
+format: $(VENV)/.installed-dev  ## let ruff put things right
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+docs: $(VENV)/.installed-dev  ## pages of the programming interface, in docs/api
+	$(BIN)/pdoc --output-directory docs/api esvit_pl $(MODULES)
+
+bench: $(VENV)/.installed-dev  ## time the parts that cost most
+	$(BIN)/python -m esvit_pl.benchmarks $(ARGS)
+
+# A stamp says that the installation is as setup.cfg asks; a change there makes it again.
+$(VENV)/.installed: setup.cfg pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet $(PIP_FLAGS) --editable '.[embedded]'
+	@touch $@
+
+$(VENV)/.installed-dev: setup.cfg pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet $(PIP_FLAGS) --editable '.[dev]'
+	@touch $@ $(VENV)/.installed
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "esvit_pl needs Python 3.11 or newer, $(PYTHON) is older: make ... PYTHON=python3.12" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)

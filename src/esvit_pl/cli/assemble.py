@@ -1,0 +1,168 @@
+"""From a composed config to built parts. The only file that calls `instantiation.build`."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from typing import TYPE_CHECKING, Any, cast
+
+from omegaconf import DictConfig, OmegaConf
+
+from esvit_pl.cli.instantiation import build
+
+if TYPE_CHECKING:
+    from pytorch_lightning import LightningModule, Trainer
+
+    from esvit_pl.augment import Recipe
+    from esvit_pl.backbones import Backbone
+    from esvit_pl.datamodule import ImageDataModule
+    from esvit_pl.datasets import Splits
+    from esvit_pl.modules import Pretrainer
+
+
+def construct(cfg: DictConfig, key: str, **parts: Any) -> Any:
+    """Build the node at `key`; `parts` are what other nodes became.
+
+    Raises:
+        ValueError: what the part says of its settings, with the config key in front.
+    """
+    node = OmegaConf.select(cfg, key)
+    # Two steps: Hydra would turn a dataclass among the parts into a config.
+    make = build(node, key=key, _partial_=True, _convert_="all")
+    try:
+        return make(**parts)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{key}: {error}") from error
+
+
+def images(cfg: DictConfig) -> tuple[Splits, Recipe]:
+    """The images, and what is done to them."""
+    return construct(cfg, "dataset"), construct(cfg, "augment")
+
+
+def datamodule(cfg: DictConfig, splits: Splits, recipe: Recipe, **overrides: Any) -> ImageDataModule:
+    return construct(cfg, "datamodule", dataset=splits, recipe=recipe, seed=cfg.seed, **overrides)
+
+
+def pretrainer(cfg: DictConfig, recipe: Recipe) -> Pretrainer:
+    """The module with all its parts, checked against the crops and the length of the training."""
+    from pytorch_lightning import seed_everything
+
+    seed_everything(cfg.seed, verbose=False)  # the initial weights
+    backbone = construct(cfg, "backbone")
+    check_crops(recipe, backbone)
+    module: Pretrainer = construct(
+        cfg,
+        "module",
+        backbone=backbone,
+        objective=construct(cfg, "loss"),
+        optimizer=construct(cfg, "optimizer"),
+        num_global=recipe.num_global,
+        seed=cfg.seed,
+        config=plain(cfg),
+    )
+    epochs = cfg.trainer.max_epochs
+    if epochs and epochs > 0 and not cfg.trainer.fast_dev_run:
+        module.check_durations(epochs)
+    return module
+
+
+def check_crops(recipe: Recipe, backbone: Backbone) -> None:
+    """Refuse crops that are smaller than one patch."""
+    smallest = min(recipe.sizes)
+    if smallest < backbone.patch_size:
+        raise ValueError(
+            f"augment: a crop of {smallest} px is smaller than a patch of the backbone ({backbone.patch_size} px); "
+            "raise augment.local_size or augment.global_size"
+        )
+
+
+def frozen_backbone(cfg: DictConfig) -> Backbone:
+    """The backbone of ``ckpt_path``; ``backbone=`` beside it is only compared with it."""
+    from esvit_pl.checkpoints import load_backbone
+
+    backbone = load_backbone(cfg.ckpt_path, network=cfg.network)
+    if cfg.get("backbone") is not None:
+        wanted = construct(cfg, "backbone").spec
+        names = sorted({*wanted, *backbone.spec})
+        differences = [
+            f"{name}: checkpoint {backbone.spec.get(name)!r}, backbone= {wanted.get(name)!r}"
+            for name in names
+            if backbone.spec.get(name) != wanted.get(name)
+        ]
+        if differences:
+            raise ValueError(
+                f"the checkpoint {cfg.ckpt_path} holds another backbone than backbone= asks for; {'; '.join(differences)}. "
+                "Leave backbone= out: the checkpoint knows its own"
+            )
+    return backbone
+
+
+def probe(cfg: DictConfig, key: str, backbone: Backbone, **parts: Any) -> LightningModule:
+    """A `KNNEvaluator` or a `LinearProbe` from the node at `key`."""
+    return construct(cfg, key, backbone=backbone, **parts)
+
+
+def trainer(cfg: DictConfig, has_labels: bool = True) -> Trainer:
+    """The Trainer with its loggers and callbacks, writing into the run folder."""
+    quieten()
+    return construct(
+        cfg,
+        "trainer",
+        logger=bag(cfg, "logger"),
+        callbacks=callbacks(cfg, has_labels),
+        default_root_dir=cfg.paths.output_dir,
+        **_checkpointing(cfg),
+    )
+
+
+def quiet_trainer(cfg: DictConfig, max_epochs: int | None = None) -> Trainer:
+    """A Trainer of the same kind for a measurement on the side: no bar, no log, no checkpoint."""
+    overrides = {"enable_progress_bar": False, "fast_dev_run": False, "limit_train_batches": None, "overfit_batches": 0.0}
+    if max_epochs is not None:
+        overrides |= {"max_epochs": max_epochs, "max_steps": -1, "max_time": None}
+    side = OmegaConf.merge(cfg, {"trainer": overrides})
+    return construct(cast(DictConfig, side), "trainer", logger=False, callbacks=[], enable_checkpointing=False)
+
+
+def quieten() -> None:
+    """Keep what Lightning says of itself out of a command's output. An application may; the library never does."""
+    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+    for message in (
+        ".*isinstance.treespec, LeafSpec.*",  # Lightning 2.6 on torch 2.9 and newer
+        ".*no `validation_step`.*",  # k-NN is a callback: pretraining has no validation loop
+        ".*does not have many workers.*",
+        ".*Checkpoint directory .* exists and is not empty.*",  # two checkpoint callbacks share it
+    ):
+        warnings.filterwarnings("ignore", message=message)
+
+
+def callbacks(cfg: DictConfig, has_labels: bool) -> list[Any]:
+    """The callbacks that the config names. Without labels, the default choice does without k-NN and says so."""
+    names = [name for name, node in (cfg.get("callbacks") or {}).items() if node is not None]
+    if not has_labels and choice("callbacks") == "default" and "knn" in names:
+        print("no labels: the k-NN accuracy is left out (callbacks.knn)", flush=True)
+        names.remove("knn")
+    return [construct(cfg, f"callbacks.{name}") for name in names]
+
+
+def bag(cfg: DictConfig, key: str) -> list[Any]:
+    """Every named node of a group that may hold several."""
+    return [construct(cfg, f"{key}.{name}") for name, node in (cfg.get(key) or {}).items() if node is not None]
+
+
+def choice(group: str) -> str | None:
+    """Which option of a config group this run has."""
+    from hydra.core.hydra_config import HydraConfig
+
+    return HydraConfig.get().runtime.choices.get(group) if HydraConfig.initialized() else None
+
+
+def plain(cfg: DictConfig) -> dict[str, Any]:
+    """The resolved config as plain Python, fit for a checkpoint."""
+    return cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True))
+
+
+def _checkpointing(cfg: DictConfig) -> dict[str, bool]:
+    saves = any("ModelCheckpoint" in str(node.get("_target_")) for node in (cfg.get("callbacks") or {}).values() if node)
+    return {"enable_checkpointing": saves}

@@ -1,0 +1,87 @@
+"""The table of results: the same probes on the pretrained backbone and on what it is compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from omegaconf import DictConfig
+
+from esvit_pl.backbones import Backbone
+from esvit_pl.cli import assemble
+from esvit_pl.metrics import GreyHistogram, RawPixels
+
+if TYPE_CHECKING:
+    from esvit_pl.augment import Recipe
+    from esvit_pl.datasets import Splits
+
+Table = dict[str, dict[str, float]]
+"""{"knn": {"chance": ..., "pretrained": ...}, "linear": {...}}, top-1 accuracies in 0-1."""
+
+
+def measure(cfg: DictConfig, splits: Splits, recipe: Recipe, pretrained: Backbone, untrained: Backbone | None) -> Table:
+    """Run ``evaluation.probes`` on the pretrained backbone and, with ``evaluation.baselines``, on everything beside it.
+
+    Args:
+        untrained: the same backbone with its initial weights; needed for the baselines.
+    """
+    rows: dict[str, Backbone] = {}
+    if untrained is not None:
+        rows |= {"raw_pixels": RawPixels(min(recipe.eval_crop, 32)), "histogram": GreyHistogram(), "untrained": untrained}
+    rows["pretrained"] = pretrained
+    table: Table = {}
+    for name in cfg.evaluation.probes:
+        if name not in PROBES:
+            raise ValueError(f"evaluation.probes holds {name!r}; there are {' and '.join(PROBES)}")
+        chance = {} if untrained is None else {"chance": 1 / _num_classes(splits)}
+        table[name] = chance | {row: PROBES[name](cfg, splits, recipe, backbone) for row, backbone in rows.items()}
+    return table
+
+
+def knn_accuracy(cfg: DictConfig, splits: Splits, recipe: Recipe, backbone: Backbone) -> float:
+    """Top-1 of the weighted k-NN on a frozen backbone."""
+    module = assemble.probe(cfg, "evaluation.knn", backbone)
+    metrics = assemble.quiet_trainer(cfg).validate(module, assemble.datamodule(cfg, splits, recipe), verbose=False)
+    return float(metrics[0]["knn/top1"])
+
+
+def linear_accuracy(cfg: DictConfig, splits: Splits, recipe: Recipe, backbone: Backbone) -> float:
+    """Top-1 of a linear probe trained on a frozen backbone: the best head's after the last epoch."""
+    from pytorch_lightning import seed_everything
+
+    data = assemble.datamodule(cfg, splits, recipe, train="supervised")
+    seed_everything(cfg.seed, verbose=False)  # every row's heads start alike
+    module = assemble.probe(cfg, "evaluation.linear", backbone, num_classes=data.num_classes)
+    trainer = assemble.quiet_trainer(cfg, max_epochs=cfg.evaluation.linear_epochs)
+    trainer.limit_val_batches = 0  # measured once, at the end
+    trainer.fit(module, datamodule=data)
+    trainer = assemble.quiet_trainer(cfg, max_epochs=cfg.evaluation.linear_epochs)
+    return float(trainer.validate(module, datamodule=data, verbose=False)[0]["linear/top1"])
+
+
+PROBES = {"knn": knn_accuracy, "linear": linear_accuracy}
+NAMES = {
+    "chance": "chance",
+    "raw_pixels": "raw pixels",
+    "histogram": "grey-level histogram",
+    "untrained": "untrained backbone",
+    "pretrained": "pretrained backbone",
+}
+
+
+def as_text(table: Mapping[str, Mapping[str, float]]) -> str:
+    """The table as lines for a terminal, accuracies in %."""
+    titles = {"knn": "k-NN", "linear": "linear"}
+    rows = [row for row in NAMES if any(row in column for column in table.values())]
+    width = max(len(NAMES[row]) for row in rows)
+    lines = [" " * width + "".join(f"{titles[probe]:>10}" for probe in table)]
+    for row in rows:
+        cells = (f"{100 * column[row]:9.1f}%" if row in column else " " * 10 for column in table.values())
+        lines.append(f"{NAMES[row]:<{width}}" + "".join(cells))
+    return "\n".join(lines)
+
+
+def _num_classes(splits: Splits) -> int:
+    labels = splits.train.labels
+    assert labels is not None
+    return len(splits.classes) if splits.classes else max(labels) + 1

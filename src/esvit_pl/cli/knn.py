@@ -1,0 +1,49 @@
+"""``esvit-knn``: weighted k-NN accuracy of a checkpoint."""
+
+from __future__ import annotations
+
+from omegaconf import DictConfig
+
+from esvit_pl.cli.app import command
+
+EXAMPLES = [
+    "esvit-knn ckpt_path=RUN/checkpoints/last.ckpt dataset=imagenet dataset.root=/data/imagenet",
+    "esvit-knn ckpt_path=RUN/checkpoints/last.ckpt dataset=photographs augment=embedded trainer=cpu",
+    "esvit-knn ckpt_path=RUN/checkpoints/last.ckpt dataset=folder dataset.root=photos/ module.k=[20,10,100,200]",
+]
+
+
+def needs(cfg: DictConfig) -> str | None:
+    missing = [name for name in ("ckpt_path", "dataset") if cfg.get(name) is None]
+    return f"esvit-knn needs {' and '.join(f'{name}=' for name in missing)}" if missing else None
+
+
+@command("knn", summary="weighted k-NN accuracy of a checkpoint's backbone.", examples=EXAMPLES, needs=needs)
+def main(cfg: DictConfig) -> float:
+    from pytorch_lightning.utilities import rank_zero_only
+
+    from esvit_pl.cli import assemble
+    from esvit_pl.cli.run_folder import RunFolder
+
+    backbone = assemble.frozen_backbone(cfg)
+    data = assemble.datamodule(cfg, *assemble.images(cfg))
+    module = assemble.probe(cfg, "module", backbone)
+    trainer = assemble.trainer(cfg)
+    run = RunFolder(cfg.paths.output_dir, writes=rank_zero_only.rank == 0)
+    run.describe(cfg)
+    with run.status():
+        metrics = {name: float(value) for name, value in trainer.validate(module, data, verbose=False)[0].items()}
+        run.update(knn={"pretrained": metrics["knn/top1"]}, metrics=metrics)
+    if run.writes:
+        print(report(metrics, run.path), flush=True)
+    return metrics[cfg.optimized_metric]
+
+
+def report(metrics: dict[str, float], folder: object) -> str:
+    """The metrics in %, one a line, and where they are kept."""
+    width = max(map(len, metrics))
+    return "\n".join(["", *(f"{name:<{width}}  {100 * value:5.1f}%" for name, value in metrics.items()), "", f"{folder}/"])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,50 @@
+"""``esvit-linear``: train a linear probe on a checkpoint's frozen backbone."""
+
+from __future__ import annotations
+
+from omegaconf import DictConfig
+
+from esvit_pl.cli.app import command
+
+EXAMPLES = [
+    "esvit-linear ckpt_path=RUN/checkpoints/last.ckpt dataset=imagenet dataset.root=/data/imagenet trainer=ddp",
+    "esvit-linear ckpt_path=RUN/checkpoints/last.ckpt dataset=folder dataset.root=photos/ module.lr=[0.001,0.003,0.01]",
+    "esvit-linear ckpt_path=RUN/checkpoints/last.ckpt dataset=photographs augment=embedded trainer=cpu "
+    "module.last_blocks=2 module.lr=[0.01,0.1,1.0] trainer.max_epochs=10",
+]
+
+
+def needs(cfg: DictConfig) -> str | None:
+    missing = [name for name in ("ckpt_path", "dataset") if cfg.get(name) is None]
+    return f"esvit-linear needs {' and '.join(f'{name}=' for name in missing)}" if missing else None
+
+
+@command("linear", summary="train a linear probe on a checkpoint's frozen backbone.", examples=EXAMPLES, needs=needs)
+def main(cfg: DictConfig) -> float:
+    from pytorch_lightning import seed_everything
+    from pytorch_lightning.utilities import rank_zero_only
+
+    from esvit_pl.cli import assemble
+    from esvit_pl.cli.knn import report
+    from esvit_pl.cli.run_folder import RunFolder
+
+    backbone = assemble.frozen_backbone(cfg)
+    data = assemble.datamodule(cfg, *assemble.images(cfg))
+    seed_everything(cfg.seed, verbose=False)  # the heads' initial weights
+    module = assemble.probe(cfg, "module", backbone, num_classes=data.num_classes)
+    trainer = assemble.trainer(cfg)
+    run = RunFolder(cfg.paths.output_dir, writes=rank_zero_only.rank == 0)
+    run.describe(cfg)
+    with run.status():
+        trainer.fit(module, datamodule=data, ckpt_path=cfg.resume_from, weights_only=True)
+        if trainer.interrupted:
+            raise KeyboardInterrupt
+        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        run.update(linear={"pretrained": metrics["linear/top1"]}, metrics=metrics)
+    if run.writes:
+        print(report({name: value for name, value in metrics.items() if "top" in name}, run.path), flush=True)
+    return metrics[cfg.optimized_metric]
+
+
+if __name__ == "__main__":
+    main()

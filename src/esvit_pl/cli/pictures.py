@@ -1,0 +1,34 @@
+"""The pictures of a run, from what lies in its folder and from its data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from esvit_pl.augment import Recipe, draw, make_views
+from esvit_pl.datasets import ImageDataset
+from esvit_pl.loggers import read_metrics
+from esvit_pl.visualize import comparison, crops, learning_curve, save
+
+
+def draw_crops(folder: Path, images: ImageDataset, recipe: Recipe, *, seed: int, index: int = 0) -> Path:
+    """``crops.png``: an image with its crop boxes, and its views as colour and blur leave them."""
+    image, _ = images[index]
+    parameters = draw(recipe.views, recipe, image.shape[-2:], seed=seed, epoch=0, index=index)
+    views = make_views(recipe, image, parameters, normalized=False)
+    figure = crops(image, parameters.boxes, views, num_global=recipe.num_global, flipped=parameters.flipped.tolist())
+    return save(figure, folder / "crops.png")
+
+
+def draw_results(folder: Path, metrics: Path, table: Mapping[str, Mapping[str, float]], steps_per_epoch: int) -> list[Path]:
+    """``learning_curve.png`` from a `MetricsCSV` file, if there is one, and ``comparison.png`` where rows are compared."""
+    drawn: list[Path] = []
+    knn: Mapping[str, Any] = table.get("knn", {})
+    baselines = {row: value for row, value in knn.items() if row != "pretrained"}
+    rows = read_metrics(metrics) if metrics.is_file() else []
+    if any("train/view_loss" in row or "train/region_loss" in row for row in rows):
+        drawn.append(save(learning_curve(rows, baselines, steps_per_epoch), folder / "learning_curve.png"))
+    if baselines:
+        drawn.append(save(comparison(table), folder / "comparison.png"))
+    return drawn

@@ -1,0 +1,93 @@
+"""``esvit-pretrain``: pretrain a backbone without labels, then measure it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from omegaconf import DictConfig
+
+from esvit_pl.cli.app import command
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from pytorch_lightning import Trainer
+
+EXAMPLES = [
+    "esvit-pretrain experiment=embedded                                        # minutes on two cores, no data needed",
+    "esvit-pretrain dataset=folder dataset.root=photos/ trainer.max_epochs=100",
+    "esvit-pretrain dataset=imagenet dataset.root=/data/imagenet trainer=ddp   # Swin-T, windows of 7, as published",
+    "esvit-pretrain dataset=imagenet dataset.root=/data/imagenet loss=view backbone=swin_small_w14",
+    "esvit-pretrain experiment=embedded ckpt_path=RUN/checkpoints/last.ckpt    # go on",
+]
+
+
+def needs(cfg: DictConfig) -> str | None:
+    if cfg.get("dataset") is None:
+        return "esvit-pretrain needs images: dataset=folder dataset.root=FOLDER, or an experiment"
+    return None
+
+
+@command("pretrain", summary="pretrain a backbone without labels, then measure it.", examples=EXAMPLES, needs=needs)
+def main(cfg: DictConfig) -> float | None:
+    from pytorch_lightning.utilities import rank_zero_only
+
+    from esvit_pl.cli import assemble, evaluation, pictures
+    from esvit_pl.cli.run_folder import RunFolder
+    from esvit_pl.ema import make_teacher
+
+    run = RunFolder(cfg.paths.output_dir, writes=rank_zero_only.rank == 0)
+    splits, recipe = assemble.images(cfg)
+    data = assemble.datamodule(cfg, splits, recipe)
+    module = assemble.pretrainer(cfg, recipe)
+    trainer = assemble.trainer(cfg, data.has_labels)
+    run.describe(cfg)
+    probes = bool(cfg.evaluation.probes) and data.has_labels
+    untrained = make_teacher(module.student.backbone) if probes and cfg.evaluation.baselines else None
+
+    with run.status():
+        if run.writes:
+            pictures.draw_crops(run.path / "figures", splits.train, recipe, seed=cfg.seed)
+        trainer.fit(module, datamodule=data, ckpt_path=cfg.ckpt_path, weights_only=True)
+        if trainer.interrupted:
+            raise KeyboardInterrupt
+        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        run.update(metrics=metrics)
+        assert module.teacher is not None
+        table = evaluation.measure(cfg, splits, recipe, module.teacher.backbone, untrained) if probes else {}
+        run.update(**table)
+        if run.writes:
+            pictures.draw_results(run.path / "figures", run.path / "metrics.csv", table, module.steps_per_epoch)
+    if run.writes:
+        print(summary(trainer, metrics, table, run.path), flush=True)
+    return optimized(cfg, metrics, table)
+
+
+def summary(trainer: Trainer, metrics: dict[str, float], table: dict[str, dict[str, float]], folder: Path) -> str:
+    """What stands at the end: losses, accuracies, and where the files lie."""
+    from esvit_pl.cli.evaluation import as_text
+
+    losses = ", ".join(
+        f"{name.removeprefix('train/').replace('_', ' ')} {value:.3f}" for name, value in metrics.items() if name.endswith("_loss")
+    )
+    lines = ["", f"after {trainer.current_epoch} epochs, {trainer.global_step} steps: {losses}"]
+    if table:
+        lines += ["", as_text(table)]
+    files = sorted(path for path in folder.rglob("*") if path.suffix in (".ckpt", ".csv", ".json", ".png", ".yaml"))
+    shown = [str(path.relative_to(folder)) for path in files if ".hydra" not in path.parts]
+    return "\n".join([*lines, "", f"{folder}/", *(f"  {name}" for name in shown)])
+
+
+def optimized(cfg: DictConfig, metrics: dict[str, float], table: dict[str, dict[str, float]]) -> float | None:
+    """The metric that a sweeper is to improve; of the probes, the final one counts."""
+    name = cfg.optimized_metric
+    if name is None:
+        return None
+    values = metrics | {f"{probe}/top1": rows["pretrained"] for probe, rows in table.items()}
+    if name not in values:
+        raise ValueError(f"optimized_metric={name} was not measured; there are {', '.join(sorted(values))}")
+    return values[name]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,114 @@
+"""What a run leaves behind beside checkpoints and metrics: its config, its surroundings, its results."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+PACKAGES = ("esvit_pl", "torch", "torchvision", "pytorch-lightning", "torchmetrics", "timm", "hydra-core", "numpy", "pillow")
+
+
+class RunFolder:
+    """The folder of one run.
+
+    Args:
+        path: of the folder.
+        writes: whether this process writes into it (the first one does).
+    """
+
+    def __init__(self, path: str | Path, *, writes: bool = True) -> None:
+        self.path, self.writes = Path(path), writes
+        self.results: dict[str, Any] = {}
+
+    def describe(self, cfg: DictConfig) -> None:
+        """Write the resolved ``config.yaml`` and ``environment.json``."""
+        if self.writes:
+            self.path.mkdir(parents=True, exist_ok=True)
+            OmegaConf.save(cfg, self.path / "config.yaml", resolve=True)
+            _write_json(self.path / "environment.json", environment())
+
+    def update(self, **results: Any) -> None:
+        """Merge into ``results.json``."""
+        self.results.update(results)
+        if self.writes:
+            _write_json(self.path / "results.json", self.results)
+
+    @contextmanager
+    def status(self) -> Iterator[None]:
+        """Keep ``status`` in ``results.json``: running, then finished, stopped (Ctrl-C, a signal) or failed."""
+        self.update(status="running")
+        try:
+            yield
+        except (KeyboardInterrupt, SystemExit):
+            self.update(status="stopped")
+            raise
+        except BaseException as error:
+            self.update(status="failed", error=f"{type(error).__name__}: {error}")
+            raise
+        self.update(status="finished")
+
+
+def environment() -> dict[str, Any]:
+    """Versions, machine, git state and command of this process."""
+    import torch
+
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return {
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "python": platform.python_version(),
+        "packages": {name: _version(name) for name in PACKAGES},
+        "platform": platform.platform(),
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "gpus": gpus,
+        "git": git_state(Path.cwd()),
+    }
+
+
+def git_state(folder: Path) -> dict[str, Any] | None:
+    """Commit of the checkout that `folder` lies in and whether it has changes; None outside one."""
+    commit = _git(folder, "rev-parse", "HEAD")
+    if commit is None:
+        return None
+    return {"commit": commit, "changed": bool(_git(folder, "status", "--porcelain"))}
+
+
+def _git(folder: Path, *words: str) -> str | None:
+    try:
+        done = subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    """Whole or not at all: a reader never finds half a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.tmp")
+    draft.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    draft.replace(path)

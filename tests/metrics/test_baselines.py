@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from esvit_pl.metrics import GreyHistogram, RawPixels
+
+
+def test_raw_pixels_are_the_image_itself() -> None:
+    x = torch.randn(2, 3, 32, 32)
+    network = RawPixels()
+    assert torch.equal(network(x).pooled, x.flatten(1))
+    assert network.width == network.last_blocks_width(4) == 3072
+
+
+def test_larger_images_are_averaged() -> None:
+    x = torch.tensor([[[[1.0, 3.0, 0.0, 0.0], [5.0, 7.0, 0.0, 8.0], [0.0] * 4, [0.0] * 4]]])
+    assert RawPixels(side=2, channels=1)(x).pooled.tolist() == [[4.0, 2.0, 0.0, 0.0]]
+
+
+def test_histogram_by_hand() -> None:
+    # Grey -1 three times and 3 once: mean 0, standard deviation sqrt 3, so -0.577 (bin 1 of 4) and 1.73 (bin 3).
+    x = torch.tensor([-1.0, -1.0, -1.0, 3.0]).reshape(1, 1, 2, 2).expand(1, 3, 2, 2)
+    assert GreyHistogram(bins=4)(x).pooled.tolist() == [[0.0, 3.0, 0.0, 1.0]]
+
+
+def test_histogram_does_not_see_brightness_contrast_or_form() -> None:
+    x = torch.rand(1, 3, 16, 16)
+    histogram = GreyHistogram()
+    expected = histogram(x).pooled
+    assert torch.equal(histogram(x.flip(-1)).pooled, expected)
+    assert (histogram(3 * x + 5).pooled - expected).abs().sum() <= 0.25  # rounding may move a pixel over a border
+    assert expected.mean() == pytest.approx(1)
+
+
+def test_an_image_of_one_colour_has_a_histogram() -> None:
+    feature = GreyHistogram()(torch.full((1, 3, 8, 8), 0.3)).pooled
+    assert torch.isfinite(feature).all()
+
+
+@pytest.mark.parametrize("network", [RawPixels(8), GreyHistogram(5)], ids=["pixels", "histogram"])
+def test_keeps_the_contract_of_a_backbone(network) -> None:
+    x = torch.randn(2, 3, 8, 8)
+    features = network(x)
+    assert features.pooled.shape == (2, network.width)
+    assert features.regions.shape == (2, 1, network.region_width)
+    assert features.grid == (1, 1)
+    assert network.last_blocks(x, 4).shape == (2, network.last_blocks_width(4))
+    assert not list(network.parameters())
+
+
+def test_bad_input() -> None:
+    with pytest.raises(ValueError, match="side of 1 pixel or more, got 0"):
+        RawPixels(0)
+    with pytest.raises(ValueError, match="2 bins or more, got 1"):
+        GreyHistogram(1)

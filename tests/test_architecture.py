@@ -1,0 +1,210 @@
+"""The house keeps its floors: a file imports from its own floor or the floors below, never from above.
+
+Read from the source with ``ast``, so that an import inside a function counts too. A file whose room is not listed
+fails.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+SRC = Path(__file__).parents[1] / "src" / "esvit_pl"
+FLOORS = [
+    # ground: tensors
+    [
+        "distributed",
+        "schedules",
+        "ema",
+        "optim",
+        "heads",
+        "seeding",
+        "backbones",
+        "losses",
+        "augment",
+        "datasets",
+        "metrics",
+    ],
+    # first: parts put together
+    ["network", "objectives", "visualize", "checkpoints"],
+    # second: Lightning
+    ["datamodule", "loggers", "callbacks", "modules"],
+    # roof: Hydra and the command line
+    ["benchmarks", "cli"],
+]
+FLOOR = {room: height for height, rooms in enumerate(FLOORS) for room in rooms}
+GROUND_AND_FIRST = {*FLOORS[0], *FLOORS[1]}
+LIGHTNING = {"lightning", "lightning_fabric", "lightning_utilities", "pytorch_lightning"}
+HYDRA = {"hydra", "omegaconf"}
+# Libraries for one purpose -> the only files that may import them.
+ONLY_IN = {
+    "matplotlib": {"visualize/figures.py"},
+    "wandb": {"loggers.py"},
+    "tensorboard": {"loggers.py"},
+    "skimage": {"datasets/photographs.py"},
+    "sklearn": {"datasets/photographs.py"},
+}
+NO_FIRST_LINE = {"utils", "util", "helpers", "helper", "common", "misc", "tools", "shared", "base"}
+
+FILES = sorted(path for path in SRC.rglob("*.py") if path != SRC / "__init__.py")
+
+
+def name_of(path: Path) -> str:
+    return path.relative_to(SRC).as_posix()
+
+
+def room_of(path: Path) -> str:
+    return path.relative_to(SRC).parts[0].removesuffix(".py")
+
+
+@cache
+def tree_of(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
+
+
+def imports(tree: ast.AST) -> Iterator[str]:
+    """Dotted names of all imports; ``from esvit_pl import x`` counts as ``esvit_pl.x``."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            if node.module == "esvit_pl":
+                yield from (f"esvit_pl.{alias.name}" for alias in node.names)
+            else:
+                yield str(node.module)
+
+
+def libraries(tree: ast.AST) -> set[str]:
+    return {name.partition(".")[0] for name in imports(tree)}
+
+
+def rooms(tree: ast.AST) -> set[str]:
+    return {name.split(".")[1] for name in imports(tree) if name.startswith("esvit_pl.")}
+
+
+def full_imports(tree: ast.AST) -> Iterator[str]:
+    """The imported things themselves: ``import a.b`` gives ``a.b``, ``from a.b import c`` gives ``a.b.c``."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def calls(tree: ast.AST) -> Iterator[tuple[str, ast.Call]]:
+    """(last part of the called name, call)."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call):
+            if isinstance(node.func, ast.Attribute):
+                yield node.func.attr, node
+            elif isinstance(node.func, ast.Name):
+                yield node.func.id, node
+
+
+def users_of(function: str) -> set[str]:
+    return {name_of(path) for path in FILES if function in {called for called, _ in calls(tree_of(path))}}
+
+
+def test_every_file_has_a_room_and_imports_from_its_floor_or_below():
+    homeless = [name_of(path) for path in FILES if room_of(path) not in FLOOR]
+    assert not homeless, "stand on no floor: give the room one in this test, and a line in the house's map"
+    above = [
+        f"{name_of(path)} imports {other}"
+        for path in FILES
+        for other in rooms(tree_of(path))
+        if FLOOR.get(other, -1) > FLOOR[room_of(path)]
+    ]
+    assert not above
+
+
+def test_the_front_door_is_for_guests():
+    by_the_door = [
+        f"{name_of(path)} imports {name}"
+        for path in FILES
+        for name in imports(tree_of(path))
+        if name.partition(".")[0] == "esvit_pl" and name.split(".")[1:2] != ["__version__"]
+        if name == "esvit_pl" or name.split(".")[1] not in FLOOR
+    ]
+    assert not by_the_door
+
+
+def test_lightning_and_hydra_stay_upstairs():
+    below = [
+        f"{name_of(path)} imports {library}"
+        for path in FILES
+        for library in libraries(tree_of(path))
+        if (library in LIGHTNING and room_of(path) in GROUND_AND_FIRST) or (library in HYDRA and room_of(path) != "cli")
+    ]
+    assert not below
+
+
+def test_libraries_for_one_purpose_are_known_to_one_file():
+    elsewhere = [
+        f"{name_of(path)} imports {library}"
+        for path in FILES
+        for library in libraries(tree_of(path)) & set(ONLY_IN)
+        if name_of(path) not in ONLY_IN[library]
+    ]
+    assert not elsewhere
+
+
+def test_callbacks_do_not_know_the_modules():
+    assert not [name_of(path) for path in FILES if room_of(path) == "callbacks" and "modules" in rooms(tree_of(path))]
+
+
+def test_only_one_file_instantiates_and_only_one_asks_it_to():
+    assert users_of("instantiate") <= {"cli/instantiation.py"}
+    ask = {"esvit_pl.cli.instantiation", "esvit_pl.cli.instantiation.build"}
+    assert {name_of(path) for path in FILES if ask & set(full_imports(tree_of(path)))} <= {"cli/assemble.py"}
+
+
+def test_files_are_named_after_nouns():
+    assert not [name_of(path) for path in FILES if path.stem in NO_FIRST_LINE]
+
+
+def test_loading_never_runs_code():
+    """``torch.load`` and Lightning's own loading say ``weights_only=True``; pickle is not used."""
+    pickles = {"pickle", "dill", "cloudpickle", "joblib"}
+    assert not [name_of(path) for path in FILES if libraries(tree_of(path)) & pickles]
+    careless = [
+        f"{name_of(path)}:{call.lineno}"
+        for path in FILES
+        for called, call in calls(tree_of(path))
+        if ast.unparse(call.func) == "torch.load" or called == "load_from_checkpoint"
+        if "weights_only=True" not in [ast.unparse(keyword) for keyword in call.keywords]
+    ]
+    assert not careless
+
+
+def test_importing_a_file_changes_nothing():
+    """At the top of a file nothing is set up for others: no log handlers, environment variables, seeds or resolvers."""
+    doing = {"basicConfig", "addHandler", "setLevel", "putenv", "register_new_resolver", "register_resolver"}
+    doing |= {"manual_seed", "seed_everything", "simplefilter", "filterwarnings", "set_num_threads"}
+    busy = [
+        f"{name_of(path)}:{node.lineno}"
+        for path in FILES
+        for node in tree_of(path).body
+        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
+        if {called for called, _ in calls(node)} & doing or ast.unparse(node).startswith("os.environ")
+    ]
+    assert not busy
+
+
+def test_every_room_shows_its_public_names():
+    for door in sorted(SRC.glob("*/__init__.py")):
+        if door.parent.name not in ("cli", "benchmarks"):
+            assert "__all__" in door.read_text(encoding="utf-8"), f"{name_of(door)} has no __all__"
+
+
+def test_the_rules_can_fail():
+    """The readers of the source find what they look for, inside functions too."""
+    tree = ast.parse(
+        "def late():\n    from esvit_pl.cli import app\n    import hydra.utils\n    hydra.utils.instantiate(x)\n"
+        "import pytorch_lightning as pl\nfrom esvit_pl import Pretrainer\n"
+    )
+    assert rooms(tree) == {"cli", "Pretrainer"}
+    assert libraries(tree) == {"esvit_pl", "hydra", "pytorch_lightning"}
+    assert "instantiate" in {called for called, _ in calls(tree)}

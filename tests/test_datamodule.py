@@ -1,0 +1,349 @@
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from omegaconf import OmegaConf
+from PIL import Image
+
+from esvit_pl import datasets
+from esvit_pl.augment import PARAMS, Recipe
+from esvit_pl.datamodule import ImageDataModule, say_once
+from esvit_pl.datasets import ArrayDataset, Splits
+
+CONF = Path(__file__).parents[1] / "conf"
+RECIPE = Recipe(global_size=8, num_local=2, local_size=4, eval_resize=8, eval_crop=8, supervised_size=8)
+
+
+def images(n: int, labelled: bool = True) -> ArrayDataset:
+    pixels = torch.randint(0, 256, (n, 3, 12, 10), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    return ArrayDataset(pixels, [f"{i}.png" for i in range(n)], [i % 3 for i in range(n)] if labelled else None)
+
+
+def module(n: int = 22, *, labelled: bool = True, recipe: Recipe = RECIPE, **settings) -> ImageDataModule:
+    settings = {"batch_size": 4, "eval_batch_size": 5, "num_workers": 0, **settings}
+    return ImageDataModule(Splits(images(n, labelled), images(7, labelled)), recipe, **settings)
+
+
+def ranked(rank: int, ranks: int, accumulate: int = 1, processed: int = 0, **settings) -> ImageDataModule:
+    data = module(**settings)
+    progress = SimpleNamespace(batch_progress=SimpleNamespace(total=SimpleNamespace(processed=processed)))
+    data.trainer = SimpleNamespace(
+        world_size=ranks,
+        global_rank=rank,
+        accumulate_grad_batches=accumulate,
+        limit_train_batches=1.0,
+        fit_loop=SimpleNamespace(epoch_loop=progress),
+    )
+    return data
+
+
+def order(data: ImageDataModule) -> list[list[int]]:
+    return [batch["index"].tolist() for batch in data.train_dataloader()]
+
+
+def passes(data: ImageDataModule, number: int) -> list[dict]:
+    """The batches of so many passes over one loader, epochs 0, 1, ..."""
+    loader, batches = data.train_dataloader(), []
+    for epoch in range(number):
+        data.set_epoch(epoch)
+        batches += list(loader)
+    return batches
+
+
+def equal(one: object, other: object) -> bool:
+    if isinstance(one, torch.Tensor):
+        return torch.equal(one, other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(equal(value, other[key]) for key, value in one.items())
+    return len(one) == len(other) and all(equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+def collect() -> tuple[pl.LightningModule, list[dict]]:
+    """A module that trains on nothing and keeps its batches."""
+    seen: list[dict] = []
+
+    class Collect(pl.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.zeros(1))
+
+        def training_step(self, batch, batch_idx):
+            seen.append(batch)
+            return self.weight.sum()
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), 0.1)
+
+    return Collect(), seen
+
+
+def trainer(folder: Path, **settings) -> pl.Trainer:
+    plain = {
+        "accelerator": "cpu",
+        "logger": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "enable_checkpointing": False,
+        "use_distributed_sampler": False,
+        "default_root_dir": folder,
+    }
+    return pl.Trainer(**{**plain, **settings})
+
+
+# ---- views are a function of (seed, epoch, index, view) --------------------------------------------------------------
+
+
+@pytest.mark.parametrize("train", ["multi_crop", "supervised"])
+def test_workers_and_their_persistence_change_no_bit(train):
+    plain = passes(module(train=train), 2)
+    assert len(plain) == 10
+    for persistent in (False, True):
+        assert equal(plain, passes(module(train=train, num_workers=2, persistent_workers=persistent), 2))
+    assert not equal(plain[:5], plain[5:])
+
+
+def test_threads_change_no_bit_at_full_size():
+    pixels = torch.randint(0, 256, (4, 3, 300, 400), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    data = Splits(ArrayDataset(pixels, list("abcd")))
+    recipe = Recipe(num_local=1)
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        here = ImageDataModule(data, recipe, batch_size=4, num_workers=0).train_dataloader()
+        there = ImageDataModule(data, recipe, batch_size=4, num_workers=1).train_dataloader()
+        assert equal(list(here), list(there))
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_an_image_has_the_same_views_in_whatever_batch_it_comes():
+    def by_index(data):
+        batches = passes(data, 1)
+        return {int(i): [v[row] for v in batch["views"]] for batch in batches for row, i in enumerate(batch["index"])}
+
+    few, many = by_index(module(24, batch_size=2)), by_index(module(24, batch_size=8))
+    assert few.keys() == many.keys() == set(range(24))
+    assert all(equal(few[index], many[index]) for index in few)
+
+
+def test_another_seed_is_another_order_and_other_views():
+    first, other = passes(module(), 1), passes(module(seed=1), 1)
+    assert [batch["index"].tolist() for batch in first] != [batch["index"].tolist() for batch in other]
+
+
+def test_no_global_random_state_is_used():
+    state = torch.get_rng_state()
+    passes(module(num_workers=1), 1)
+    list(module().bank_dataloader())
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+# ---- the order of an epoch -------------------------------------------------------------------------------------------
+
+
+def test_an_epoch_is_a_permutation_cut_to_whole_windows():
+    data = module(22)
+    data.set_epoch(3)
+    first = order(data)
+    assert len(data.train_dataloader()) == 5
+    assert len({index for batch in first for index in batch}) == 20
+    assert first == order(data)
+    data.set_epoch(4)
+    assert order(data) != first
+
+
+def test_two_ranks_and_two_accumulated_batches_see_the_images_of_one_large_batch():
+    large = order(module(35, batch_size=16))
+    ranks = [order(ranked(rank, 2, n=35, batch_size=8)) for rank in range(2)]
+    assert [one + two for one, two in zip(*ranks, strict=True)] == large
+    accumulated = order(ranked(0, 1, accumulate=2, n=35, batch_size=8))
+    assert [one + two for one, two in zip(accumulated[::2], accumulated[1::2], strict=True)] == large
+
+
+def test_what_is_left_out_is_said_once_and_by_rank_0(capsys):
+    data = ranked(0, 2, accumulate=2, n=35)
+    say_once.cache_clear()
+    assert len(data.train_dataloader()) == len(data.train_dataloader()) == 4
+    ranked(1, 2, accumulate=2, n=35).train_dataloader()
+    assert capsys.readouterr().out == (
+        "each epoch leaves out 3 of 35 images, others every time: the rest is no whole step of 16 "
+        "(batch_size 4 x 2 ranks x 2 accumulated batches)\n"
+    )
+
+
+def test_fewer_images_than_one_step_is_an_error():
+    message = (
+        r"one step needs 64 images \(batch_size 16 x 2 ranks x 2 accumulated batches\), and there are 22: "
+        r"lower batch_size to 5 or less"
+    )
+    with pytest.raises(ValueError, match=message):
+        ranked(0, 2, accumulate=2, batch_size=16).train_dataloader()
+
+
+def test_a_pass_starts_where_the_trainer_counts():
+    whole = order(ranked(0, 1))
+    assert order(ranked(0, 1, processed=3)) == whole[3:]
+    assert order(ranked(0, 1, processed=5 + 1)) == order(ranked(0, 1, processed=5))[1:]
+    limited = ranked(0, 1, processed=4)
+    limited.trainer.limit_train_batches = 2  # two epochs of two batches are over: this is the third
+    fresh = module()
+    fresh.set_epoch(2)
+    assert order(limited) == order(fresh)
+
+
+# ---- under a Lightning Trainer ---------------------------------------------------------------------------------------
+
+
+QUIET = "ignore:.*(no `validation_step`|does not have many workers|treespec, LeafSpec|train dataloader shuffling)"
+
+
+@pytest.mark.filterwarnings(QUIET)
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_trainer_sees_epoch_after_epoch_also_when_it_resumes(tmp_path, workers):
+    expected = passes(module(), 3)
+    network, seen = collect()
+    trainer(tmp_path, max_epochs=3).fit(network, datamodule=module(num_workers=workers))
+    assert equal(seen, expected)
+
+    class SaveAt(pl.Callback):
+        def on_train_batch_end(self, trainer, *_):
+            if trainer.global_step in (5, 7):  # the border of an epoch, the middle of one
+                trainer.save_checkpoint(tmp_path / f"{trainer.global_step}.ckpt")
+
+    network, _ = collect()
+    trainer(tmp_path, max_epochs=2, callbacks=SaveAt()).fit(network, datamodule=module())
+    for step in (5, 7):
+        network, seen = collect()
+        trainer(tmp_path, max_epochs=3).fit(
+            network, datamodule=module(num_workers=workers), ckpt_path=tmp_path / f"{step}.ckpt", weights_only=True
+        )
+        assert equal(seen, expected[step:])
+    with pytest.raises(ValueError, match="cannot resume at the same place in the data: batch_size was 4 and is 2"):
+        trainer(tmp_path, max_epochs=3).fit(
+            collect()[0], datamodule=module(batch_size=2), ckpt_path=tmp_path / "7.ckpt", weights_only=True
+        )
+
+
+@pytest.mark.filterwarnings(QUIET)
+def test_limited_and_overfitted_epochs(tmp_path):
+    network, seen = collect()
+    trainer(tmp_path, max_epochs=3, limit_train_batches=2).fit(network, datamodule=module())
+    expected = passes(module(), 3)
+    assert equal(seen, expected[0:2] + expected[5:7] + expected[10:12])
+    network, seen = collect()
+    trainer(tmp_path, max_epochs=2, overfit_batches=1).fit(network, datamodule=module())
+    assert [batch["index"].tolist() for batch in seen] == [[0, 1, 2, 3]] * 2
+
+
+# ---- batches ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_training_batch():
+    batch = passes(module(), 1)[0]
+    assert {key: (value.dtype, tuple(value.shape)) for key, value in batch.items() if key != "views"} == {
+        "label": (torch.int64, (4,)),
+        "index": (torch.int64, (4,)),
+        "boxes": (torch.float32, (4, 4, 4)),
+        "flipped": (torch.bool, (4, 4)),
+        "params": (torch.float32, (4, 4, len(PARAMS))),
+    }
+    assert [tuple(view.shape) for view in batch["views"]] == [(4, 3, 8, 8)] * 2 + [(4, 3, 4, 4)] * 2
+    assert batch["label"].tolist() == [index % 3 for index in batch["index"].tolist()]
+    x, y, w, h = batch["boxes"].unbind(-1)
+    assert (x >= 0).all()
+    assert (y >= 0).all()
+    assert (x + w <= 1 + 1e-6).all()
+    assert (y + h <= 1 + 1e-6).all()
+
+
+def test_evaluation_batches_hold_every_image_once_in_order():
+    data = module()
+    bank, query = list(data.bank_dataloader()), list(data.query_dataloader())
+    assert torch.cat([batch["index"] for batch in bank]).tolist() == list(range(22))
+    assert [len(batch["index"]) for batch in query] == [5, 2]
+    assert query[1].keys() == {"image", "index", "label"}
+    assert query[1]["image"].shape == (2, 3, 8, 8)
+    assert equal(query, list(data.val_dataloader()))
+
+
+def test_ranks_share_the_evaluation_images_without_repeats():
+    loaders = [ranked(rank, 3).query_dataloader() for rank in range(3)]
+    indices = [torch.cat([batch["index"] for batch in loader]).tolist() for loader in loaders]
+    assert indices == [[0, 3, 6], [1, 4], [2, 5]]
+    assert [len(loader.dataset) for loader in loaders] == [3, 2, 2]
+
+
+def test_supervised_training_keeps_to_the_bank():
+    parted = Splits(images(40), val_fraction=0.3)
+    settings = {"batch_size": 1, "num_workers": 0}
+    data = ImageDataModule(parted, RECIPE, train="supervised", **settings)
+    batch = next(iter(data.train_dataloader()))
+    assert batch.keys() == {"image", "index", "label"}
+    assert batch["image"].shape == (1, 3, 8, 8)
+    assert data.train_images is parted.bank
+    assert len(ImageDataModule(parted, RECIPE, **settings).train_images) == 40
+    assert ImageDataModule(parted, RECIPE, train_subset="bank", **settings).train_images is parted.bank
+
+
+def test_data_without_labels_have_no_label_in_any_batch():
+    data = module(labelled=False)
+    assert not data.has_labels
+    assert data.num_classes is None
+    for loader in (data.train_dataloader(), data.bank_dataloader(), data.query_dataloader()):
+        assert "label" not in next(iter(loader))
+    with pytest.raises(ValueError, match="train='supervised' needs labels"):
+        module(labelled=False, train="supervised")
+
+
+def test_classes():
+    assert module().num_classes == 3
+    assert ImageDataModule(Splits(images(4), None, ["a", "b", "c", "d"]), RECIPE).num_classes == 4
+
+
+def test_no_local_crops():
+    batch = passes(module(recipe=Recipe(global_size=8, num_local=0)), 1)[0]
+    assert len(batch["views"]) == batch["boxes"].shape[1] == 2
+
+
+def test_a_broken_file_stops_the_loader_and_is_named(tmp_path):
+    for number in range(4):
+        Image.new("RGB", (9, 9)).save(tmp_path / f"{number}.png")
+    (tmp_path / "2.png").write_bytes(b"")
+    data = ImageDataModule(datasets.folder(tmp_path), RECIPE, batch_size=4, num_workers=0)
+    with pytest.raises(ValueError, match=r"cannot read the image file '.*2\.png'"):
+        next(iter(data.train_dataloader()))
+
+
+@pytest.mark.parametrize(("wrong", "message"), [
+    ({"batch_size": 0}, "batch_size must be 1 or more, got 0"),
+    ({"eval_batch_size": -1}, "eval_batch_size must be 1 or more, got -1"),
+    ({"num_workers": -1}, "num_workers must be 0 or more, or None for the number of CPU cores, got -1"),
+    ({"train": "both"}, "train must be 'multi_crop' or 'supervised', got 'both'"),
+    ({"train_subset": "val"}, "train_subset must be 'all', 'bank' or None, got 'val'"),
+])  # fmt: skip
+def test_bad_settings(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        module(**wrong)
+
+
+# ---- a number has one home -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("file", sorted([*(CONF / "dataset").glob("*.yaml"), *(CONF / "datamodule").glob("*.yaml")]),
+                         ids=lambda file: f"{file.parent.name}/{file.stem}")  # fmt: skip
+def test_configurations_show_the_signatures_defaults(file):
+    shown = OmegaConf.to_container(OmegaConf.load(file))
+    name = shown.pop("_target_").removeprefix("esvit_pl.")
+    target = ImageDataModule if name == "datamodule.ImageDataModule" else getattr(datasets, name.split(".")[1])
+    parameters = inspect.signature(target).parameters
+    given_by_the_command = {"dataset", "recipe", "seed"} if target is ImageDataModule else set()
+    assert shown.keys() == parameters.keys() - given_by_the_command
+    required = {key for key in shown if parameters[key].default is inspect.Parameter.empty}
+    assert {key for key, value in shown.items() if value == "???"} == required
+    assert all(shown[key] == parameters[key].default for key in shown.keys() - required)

@@ -1,0 +1,200 @@
+"""The wheel holds everything: its commands run from any folder, without the checkout."""
+
+from __future__ import annotations
+
+import ast
+import configparser
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SETUP = configparser.ConfigParser()
+SETUP.read(ROOT / "setup.cfg", encoding="utf-8")
+COMMANDS = re.findall(r"^(\S+) =", SETUP["options.entry_points"]["console_scripts"], re.MULTILINE)
+# Distribution -> the name it is imported by, where the two differ.
+IMPORTED_AS = {"hydra-core": "hydra", "pillow": "PIL", "scikit-image": "skimage", "scikit-learn": "sklearn"}
+HEAVY = {"torch", "torchvision", "timm", "pytorch_lightning", "numpy", "PIL", "matplotlib"}
+
+
+def distributions(lines: str) -> set[str]:
+    names = (re.split(r"[<>=!\[ ;]", line.strip())[0] for line in lines.strip().splitlines())
+    return {name for name in names if name and not name.startswith("#")}
+
+
+def import_names(lines: str) -> set[str]:
+    return {IMPORTED_AS.get(name, name.replace("-", "_")) for name in distributions(lines)}
+
+
+CORE = import_names(SETUP["options"]["install_requires"])
+EXTRAS = set().union(*(import_names(lines) for name, lines in SETUP["options.extras_require"].items() if name != "dev"))
+
+
+# -- what setup.cfg says
+
+
+def test_the_list_of_packages_is_complete():
+    rooms = {path.parent for path in (ROOT / "src" / "esvit_pl").rglob("*.py")}
+    there = {path.relative_to(ROOT / "src").as_posix().replace("/", ".") for path in rooms} | {"esvit_pl.conf"}
+    assert set(SETUP["options"]["packages"].split()) == there
+    assert not [str(path) for path in rooms if not (path / "__init__.py").is_file()]
+
+
+def test_ten_direct_dependencies_at_most():
+    assert len(CORE) <= 10
+
+
+def test_what_is_imported_is_declared():
+    """At the top of a file only the core; inside a function an extra too (the function says which one it wants)."""
+    undeclared = []
+    for path in (ROOT / "src").rglob("*.py"):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Import):
+                names = {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                names = {str(node.module).partition(".")[0]}
+            else:
+                continue
+            known = CORE | {"esvit_pl"} | (EXTRAS if node not in tree.body else set())
+            undeclared += [f"{path.name}: {name}" for name in names - known - sys.stdlib_module_names]
+    assert not undeclared
+
+
+def test_nothing_is_declared_for_nothing():
+    sources = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "src").rglob("*.py"))
+    unused = {name for name in CORE if not re.search(rf"^\s*(import|from) {name}\b", sources, re.MULTILINE)}
+    assert not unused
+
+
+def test_one_version_everywhere():
+    version = re.search(r'^__version__ = "(.+)"', (ROOT / "src/esvit_pl/__init__.py").read_text(), re.MULTILINE)
+    citation = re.search(r"^version: (.+)$", (ROOT / "CITATION.cff").read_text(), re.MULTILINE)
+    assert version is not None
+    assert citation is not None
+    assert version[1] == citation[1]
+
+
+# -- the wheel
+
+
+@pytest.fixture(scope="session")
+def wheel(tmp_path_factory):
+    """The wheel built from the sdist built from a copy of the checkout: no build/ is left there, and none is used."""
+    source, dist = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("dist")
+    for name in ("setup.cfg", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    no_caches = shutil.ignore_patterns("__pycache__", "*.egg-info")
+    for name in ("src", "conf"):
+        shutil.copytree(ROOT / name, source / name, ignore=no_caches)
+    subprocess.run(
+        [sys.executable, "-m", "build", "--no-isolation", "--outdir", dist, source],
+        check=True,
+        capture_output=True,
+        timeout=300,
+    )
+    (path,) = dist.glob("*.whl")
+    return path
+
+
+@pytest.fixture(scope="session")
+def installed(wheel, tmp_path_factory):
+    """Folder with the wheel's content; on PYTHONPATH it stands before the editable install."""
+    target = tmp_path_factory.mktemp("installed")
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--target", target, wheel]
+    subprocess.run(pip, check=True, capture_output=True, timeout=300)
+    return target
+
+
+@pytest.fixture
+def shell(installed, tmp_path):
+    """Run a bash line in an empty folder with the installed wheel's commands on PATH."""
+
+    def run(line: str) -> subprocess.CompletedProcess[str]:
+        path = f"{installed / 'bin'}{os.pathsep}{os.environ['PATH']}"
+        environment = {**os.environ, "PATH": path, "PYTHONPATH": str(installed)}
+        environment.pop("HYDRA_FULL_ERROR", None)
+        return subprocess.run(
+            ["bash", "-c", line], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300
+        )
+
+    return run
+
+
+def test_the_wheel_holds_every_config_and_the_type_marker(wheel):
+    held = set(zipfile.ZipFile(wheel).namelist())
+    configs = {
+        f"esvit_pl/conf/{path.relative_to(ROOT / 'conf').as_posix()}" for path in (ROOT / "conf").rglob("*.yaml")
+    }
+    modules = {path.relative_to(ROOT / "src").as_posix() for path in (ROOT / "src" / "esvit_pl").rglob("*.py")}
+    assert configs
+    assert configs | modules | {"esvit_pl/py.typed", "esvit_pl/conf/__init__.py"} <= held
+    assert [name for name in held if name.endswith("licenses/LICENSE")]
+
+
+def test_the_commands_are_those_of_the_wheel(installed, shell):
+    where = shell(f"{sys.executable} -c 'import esvit_pl.conf; print(esvit_pl.conf.__file__)'")
+    assert Path(where.stdout.strip()).is_relative_to(installed)
+    assert COMMANDS
+    assert sorted(path.name for path in (installed / "bin").iterdir()) == sorted(COMMANDS)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_is_quick_loads_nothing_heavy_and_shows_examples(shell, command):
+    code = (
+        "import atexit, runpy, shutil, sys\n"
+        "atexit.register(lambda: print('LOADED', *sys.modules))\n"
+        f"sys.argv = [shutil.which('{command}'), '--help']\n"
+        "runpy.run_path(sys.argv[0], run_name='__main__')"
+    )
+    start = time.perf_counter()
+    done = shell(f'{sys.executable} -c "{code}"')
+    seconds = time.perf_counter() - start
+    words, _, loaded = done.stdout.partition("LOADED ")
+    assert done.returncode == 0, done.stderr
+    assert words.startswith(f"{command}: ")
+    assert f"For example:\n  {command} " in words
+    assert "trainer: cpu, ddp" in words
+    assert HEAVY & set(loaded.split()) == set()
+    assert seconds < 4  # about a second on an idle machine, seven if torch and Lightning were loaded
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_composes_its_config_from_any_folder(shell, command):
+    done = shell(f"{command} --cfg job")
+    assert done.returncode == 0, done.stderr
+    assert "log_dir: ${oc.env:ESVIT_LOG_DIR,logs}" in done.stdout
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_says_what_it_needs(shell, tmp_path, command):
+    done = shell(command)
+    assert done.returncode == 1
+    assert "For example:" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_names_the_near_match(shell, command):
+    option, flag = shell(f"{command} trainer=gpuu"), shell(f"{command} --multirunn")
+    assert (option.returncode, flag.returncode) == (1, 2)
+    assert "did you mean trainer=gpu?" in option.stderr
+    assert "did you mean --multirun?" in flag.stderr
+
+
+def test_tab_completes_in_bash(shell):
+    done = shell(
+        'eval "$(esvit-pretrain -sc install=bash)"\n'
+        'COMP_LINE="esvit-pretrain backbone=swin_t" COMP_POINT=30 COMP_CWORD=1\n'
+        "hydra_bash_completion\n"
+        'printf "%s\\n" "${COMPREPLY[@]}"'
+    )
+    assert "backbone=swin_tiny_w7" in done.stdout.split(), done.stderr
