@@ -41,7 +41,7 @@ format: $(VENV)/.installed-dev  ## let ruff put things right
 docs: $(VENV)/.installed-dev  ## pages of the programming interface, in docs/api
 	$(BIN)/pdoc --output-directory docs/api esvit_pl $(MODULES)
 
-bench: $(VENV)/.installed-dev  ## time the parts that cost most
+bench: $(VENV)/.installed  ## time the parts that cost most
 	$(BIN)/python -m esvit_pl.benchmarks $(ARGS)
 
 # A stamp says that the installation is as setup.cfg asks; a change there makes it again.

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import inspect
+import pickle
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,6 +17,9 @@ from esvit_pl.datamodule import ImageDataModule, say_once
 from esvit_pl.datasets import ArrayDataset, Splits
 
 CONF = Path(__file__).parents[1] / "conf"
+# Newer Pythons warn of every fork in a process with threads; loading workers are such forks.
+pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork")
+
 RECIPE = Recipe(global_size=8, num_local=2, local_size=4, eval_resize=8, eval_crop=8, supervised_size=8)
 
 
@@ -98,13 +102,20 @@ def trainer(folder: Path, **settings) -> pl.Trainer:
 # ---- views are a function of (seed, epoch, index, view) --------------------------------------------------------------
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create 4 worker processes")
 @pytest.mark.parametrize("train", ["multi_crop", "supervised"])
 def test_workers_and_their_persistence_change_no_bit(train):
     plain = passes(module(train=train), 2)
     assert len(plain) == 10
     for persistent in (False, True):
-        assert equal(plain, passes(module(train=train, num_workers=2, persistent_workers=persistent), 2))
+        assert equal(plain, passes(module(train=train, num_workers=4, persistent_workers=persistent), 2))
     assert not equal(plain[:5], plain[5:])
+
+
+def test_the_data_travel_to_workers_that_are_not_forked():
+    loader = module().train_dataloader()
+    there = pickle.loads(pickle.dumps(loader.dataset))
+    assert equal(loader.collate_fn([there[3, 7]])["views"], loader.collate_fn([loader.dataset[3, 7]])["views"])
 
 
 def test_threads_change_no_bit_at_full_size():

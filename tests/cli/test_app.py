@@ -71,6 +71,8 @@ def toy(tmp_path, monkeypatch, capsys):
             raise ValueError("from another library")
         if cfg.fault == "signal":
             sys.exit(143)
+        if cfg.fault == "ctrl-c":
+            raise KeyboardInterrupt
 
     def run(*words: str) -> Outcome:
         monkeypatch.setattr(sys, "argv", ["esvit-toy", *words])
@@ -191,6 +193,11 @@ def test_everything_is_shown_on_request(toy, monkeypatch):
 
 def test_the_task_may_choose_its_exit_code(toy):
     assert toy("experiment=embedded", "fault=signal").code == 143
+
+
+def test_ctrl_c_is_no_traceback(toy):
+    outcome = toy("experiment=embedded", "fault=ctrl-c")
+    assert (outcome.code, outcome.err) == (130, "\ninterrupted\n")
 
 
 def test_help_shows_examples_and_choices(toy):

@@ -65,6 +65,8 @@ def test_bad_input():
         Splits(images(2), val_fraction=1)
     with pytest.raises(ValueError, match="the train split holds no image"):
         Splits(images(0))
+    with pytest.raises(ValueError, match="train and val must both have labels, or neither"):
+        Splits(images(2, [0, 1]), images(2))
     with pytest.raises(ValueError, match=r"must be uint8 \(n 3 h w\), got torch.float32 \(1, 3, 2, 2\)"):
         ArrayDataset(torch.zeros(1, 3, 2, 2), ["a"])
     with pytest.raises(ValueError, match="same length, got 1 images, 2 names, no labels"):

@@ -126,7 +126,7 @@ class Recipe:
             raise ValueError(f"num_local, local_size and local_scale need lists of equal length, got: {got}")
         kinds = next(iter(lengths.values()), 1)
         columns = [[value] * kinds if single[name] else value for name, value in local.items()]
-        return list(zip(*columns, strict=True))  # type: ignore[call-overload]
+        return list(zip(*columns, strict=True))
 
     @property
     def views(self) -> tuple[ViewRecipe, ...]:

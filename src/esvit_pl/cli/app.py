@@ -5,14 +5,15 @@
         from esvit_pl.cli import assemble  # torch, Lightning and timm are imported from here on
         ...
 
-Exit codes: 0; 1 for a wrong setting, a wrong input or a failed job; 2 for a flag that does not exist.
+Exit codes: 0; 1 for a wrong setting, a wrong input or a failed job; 2 for a flag that does not exist; 130
+for Ctrl-C.
 """
 
 from __future__ import annotations
 
 import functools
-import inspect
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -25,7 +26,7 @@ from hydra.errors import CompactHydraException
 from omegaconf import DictConfig, OmegaConf
 
 from esvit_pl.cli import near_match
-from esvit_pl.cli.instantiation import trusted_patterns
+from esvit_pl.cli.instantiation import hydra_has_whitelist, trusted_patterns
 
 Task = Callable[[DictConfig], Any]
 
@@ -78,6 +79,9 @@ def command(
             _refuse_dashed_settings(sys.argv[1:])
             try:
                 _hydra_main(config_package, config_name)(job)()
+            except KeyboardInterrupt:
+                print("\ninterrupted", file=sys.stderr)
+                sys.exit(128 + signal.SIGINT)
             except SystemExit as stop:
                 if stop.code in (1, 2) and not started:
                     for line in _hints(sys.argv[1:], config_package, config_name):
@@ -122,19 +126,14 @@ def _wants_everything() -> bool:
 
 def _hydra_main(config_package: str, config_name: str) -> Callable[[Task], Callable[[], None]]:
     options: dict[str, Any] = {"config_path": f"pkg://{config_package}", "config_name": config_name, **_version_base()}
-    if _has_whitelist():
+    if hydra_has_whitelist():
         options["execution_whitelist"] = trusted_patterns()
     return hydra.main(**options)
 
 
-def _has_whitelist() -> bool:
-    """Hydra 1.4 asks for the targets that a config may name; 1.3 does not know the argument."""
-    return "execution_whitelist" in inspect.signature(hydra.main).parameters
-
-
 def _version_base() -> dict[str, str]:
     """1.3 asks for ``version_base``; 1.4 warns about it."""
-    return {} if _has_whitelist() else {"version_base": "1.3"}
+    return {} if hydra_has_whitelist() else {"version_base": "1.3"}
 
 
 # -- before the task
@@ -188,7 +187,8 @@ def _register_help(config_name: str, summary: str, examples: Sequence[str]) -> N
     """Give conf/hydra/default.yaml this command's words. ``$`` is doubled, since Hydra fills in a string.Template."""
     program = f"esvit-{config_name}"
     words = {"program": program, "help": "\n".join([f"{program}: {summary}", *_example_lines(examples)])}
-    register = OmegaConf.register_resolver if _has_whitelist() else OmegaConf.register_new_resolver  # 1.4 renames it
+    # Hydra 1.4 comes with an omegaconf that has renamed it.
+    register: Any = OmegaConf.register_resolver if hydra_has_whitelist() else OmegaConf.register_new_resolver
     register("esvit_command", lambda key: words[key].replace("$", "$$"), replace=True)
 
 

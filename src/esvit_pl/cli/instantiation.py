@@ -7,6 +7,7 @@ anything is built: its name must stand under a trusted prefix, and what the name
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import import_module
@@ -71,6 +72,13 @@ def trusted_patterns() -> list[str]:
     return [f"{prefix}*" if prefix.endswith(".") else prefix for prefix in (*trusted(), "logging.")]
 
 
+def hydra_has_whitelist() -> bool:
+    """Hydra 1.4 wants to be told the targets that a config may name, too; 1.3 knows nothing of it."""
+    import hydra
+
+    return "execution_whitelist" in inspect.signature(hydra.main).parameters
+
+
 def check(tree: Any, key: str = "") -> None:
     """Raise ValueError for the first ``_target_`` in ``tree`` that is not trusted, naming its key and the target.
 
@@ -105,6 +113,8 @@ def build(node: Any, *args: Any, key: str = "", **kwargs: Any) -> Any:
     for name, value in kwargs.items():
         if OmegaConf.is_config(value) or isinstance(value, dict | list):
             check(value, f"{key}.{name}" if key else name)
+    if hydra_has_whitelist():
+        kwargs["_execution_whitelist_"] = trusted_patterns()
     try:
         return instantiate(node, *args, **kwargs)
     except InstantiationException as error:

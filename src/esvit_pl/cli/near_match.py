@@ -32,7 +32,9 @@ def near(word: str, options: Iterable[str]) -> list[str]:
 def near_keys(key: str, space: ConfigSpace) -> list[str]:
     """What is near ``key``; a right name at a wrong place counts: ``max_epochs`` is ``trainer.max_epochs``."""
     last = key.rpartition(".")[2]
-    moved = [known for known in space.keys if known.rpartition(".")[2] == last]
+    moved = sorted(
+        (known for known in space.keys if known.rpartition(".")[2] == last), key=lambda known: known.count(".")
+    )
     return moved[:3] or near(key, dict.fromkeys([*space.groups, *space.keys]))
 
 

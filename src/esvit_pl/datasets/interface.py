@@ -111,6 +111,8 @@ class Splits:
             raise ValueError(f"val_fraction must lie between 0 and 1, got {self.val_fraction}")
         if len(self.train) == 0 or (self.val is not None and len(self.val) == 0):
             raise ValueError(f"the {'val' if len(self.train) else 'train'} split holds no image")
+        if self.val is not None and (self.train.labels is None) != (self.val.labels is None):
+            raise ValueError("train and val must both have labels, or neither: only one of them has")
 
     @property
     def bank(self) -> ImageDataset:

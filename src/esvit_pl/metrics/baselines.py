@@ -56,24 +56,30 @@ class RawPixels(_Baseline):
 
 
 class GreyHistogram(_Baseline):
-    """Grey levels of the standardised image in `bins` equal bins over -3 to 3 standard deviations, the ends open.
+    """How often each grey level occurs: how far the distribution of grey alone goes, without any form.
 
-    Entries are scaled so that their mean is 1. Says how far the distribution of grey alone goes, without any form.
+    Square roots of the frequencies, so that a cosine compares two distributions (Bhattacharyya's coefficient), scaled
+    to a mean square of 1.
 
     Args:
-        bins: how many.
+        bins: equal ones.
+        span: lowest and highest level, for images that are not normalised; what lies outside counts in the end bins.
+            By default each image's own darkest and brightest pixel, which makes the histogram blind to brightness and
+            contrast, as a network is that sees standardised images.
     """
 
-    def __init__(self, bins: int = 16) -> None:
+    def __init__(self, bins: int = 16, span: tuple[float, float] | None = None) -> None:
         if bins < 2:
             raise ValueError(f"GreyHistogram needs 2 bins or more, got {bins}")
-        super().__init__(bins, name="grey_histogram", bins=bins)
-        self.bins = bins
+        if span is not None and not span[0] < span[1]:
+            raise ValueError(f"GreyHistogram needs a span (low, high) with low < high, got {tuple(span)}")
+        super().__init__(bins, name="grey_histogram", bins=bins, span=None if span is None else list(span))
+        self.bins, self.span = bins, span
 
     def describe(self, x: Tensor) -> Tensor:
         grey = x.float().mean(1).flatten(1)  # (b pixels)
-        std, mean = torch.std_mean(grey, dim=1, keepdim=True, correction=0)
-        level = (grey - mean) / std.clamp_min(1e-6)
-        bin_ = ((level + 3) / 6 * self.bins).floor().clamp(0, self.bins - 1).long()
-        counts = grey.new_zeros(len(x), self.bins).scatter_add_(1, bin_, torch.ones_like(grey))
-        return counts * (self.bins / grey.shape[1])
+        low, high = torch.aminmax(grey, dim=1, keepdim=True) if self.span is None else self.span
+        level = (grey - low) / (high - low + 1e-12) * self.bins
+        counts = grey.new_zeros(len(x), self.bins)
+        counts.scatter_add_(1, level.floor().clamp(0, self.bins - 1).long(), torch.ones_like(grey))
+        return (counts * (self.bins / grey.shape[1])).sqrt()

@@ -27,18 +27,13 @@ ROWS = {
 """Rows of results.json in the order in which they are shown, and what they are called."""
 
 
-def learning_curve(
-    rows: Sequence[Mapping[str, float]],
-    baselines: Mapping[str, float] | None = None,
-    steps_per_epoch: int | None = None,
-) -> Figure:
+def learning_curve(rows: Sequence[Mapping[str, float]], baselines: Mapping[str, float] | None = None) -> Figure:
     """Losses above, k-NN accuracy below, against epochs (or steps, if the rows hold no epoch).
 
     Args:
-        rows: one dict a step with "step" and any of train/view_loss, train/region_loss, knn/top1, as `read_metrics`
-            of esvit_pl.loggers gives them.
+        rows: one dict a step with "step", "epoch" and any of train/view_loss, train/region_loss, knn/top1, as
+            `read_metrics` of esvit_pl.loggers gives them.
         baselines: {name: k-NN accuracy in 0-1}, dashed lines in the lower picture; names as in results.json or free.
-        steps_per_epoch: to place steps between epochs; without it the axis counts steps.
 
     Raises:
         ValueError: no row holds any of these metrics.
@@ -48,22 +43,22 @@ def learning_curve(
         raise ValueError(f"learning_curve needs rows with one of {', '.join(curves)}; found none in {len(rows)} rows")
     figure = _figure(6.4, 6.0)
     above, below = figure.subplots(2, 1, sharex=True)
-    scale = steps_per_epoch or 1
+    per_epoch = _steps_per_epoch(rows)
     for name, (label, colour) in LOSSES.items():
         steps, values = curves[name]
         if len(steps):
-            _line(above, steps / scale, values, colour, label)
+            _line(above, steps / per_epoch, values, colour, label)
     _finish(above, "loss")
     if above.lines:
         above.legend(frameon=False)
     steps, values = curves["knn/top1"]
     if len(steps):
         mark = "o" if len(steps) <= 30 else None
-        below.plot(steps / scale, 100 * values, color=GREEN, marker=mark, markersize=4, label="pretraining")
+        below.plot(steps / per_epoch, 100 * values, color=GREEN, marker=mark, markersize=4, label="pretraining")
     _baselines(below, {ROWS.get(name, name): 100 * value for name, value in (baselines or {}).items()})
     _finish(below, "k-NN top-1 accuracy (%)")
     below.set_ylim(bottom=0)
-    below.set_xlabel("epoch" if steps_per_epoch else "step")
+    below.set_xlabel("epoch" if any("epoch" in row for row in rows) else "step")
     return figure
 
 
@@ -166,9 +161,14 @@ def _figure(width: float, height: float) -> Figure:
 
 
 def _curve(rows: Sequence[Mapping[str, float]], name: str) -> tuple[np.ndarray, np.ndarray]:
-    points = [(row["step"], row[name]) for row in rows if name in row]
+    points = [(row["step"] + 1, row[name]) for row in rows if name in row]  # step 0 is over when its loss is known
     steps, values = np.array(points, dtype=float).reshape(-1, 2).T
     return steps, values
+
+
+def _steps_per_epoch(rows: Sequence[Mapping[str, float]]) -> float:
+    """Steps that are done over epochs that are begun: exact in the last row of an epoch, smaller everywhere else."""
+    return max((float(row["step"] + 1) / (row["epoch"] + 1) for row in rows if "epoch" in row), default=1.0)
 
 
 def _line(axes: Axes, x: np.ndarray, y: np.ndarray, colour: str, label: str) -> None:

@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+from contextlib import nullcontext
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, TensorDataset
+
+from esvit_pl.callbacks import parts
+from esvit_pl.callbacks.parts import features_on_trainer, find_loader, find_part
+
+
+class Precision:
+    def forward_context(self) -> Any:
+        return nullcontext()
+
+    def convert_input(self, x: Any) -> Any:
+        return x
+
+
+class Strategy:
+    root_device = torch.device("cpu")
+
+
+class Trainer:
+    """What `features_on_trainer` needs of one."""
+
+    precision_plugin, strategy = Precision(), Strategy()
+
+
+class Strided(Dataset):
+    """Every n-th image, as the evaluation data of ImageDataModule."""
+
+    def __init__(self, rank: int, ranks: int) -> None:
+        self.indices = range(rank, 11, ranks)
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, place: int) -> tuple:
+        return torch.tensor([float(self.indices[place])]), self.indices[place]
+
+
+EVERYTHING = TensorDataset(torch.arange(11.0)[:, None], torch.arange(11))
+
+
+@pytest.mark.parametrize(
+    ("loader", "twice"),
+    [
+        (lambda rank: DataLoader(EVERYTHING, batch_size=4), []),
+        (lambda rank: DataLoader(EVERYTHING, batch_size=40), []),  # one batch: the second rank has none
+        (lambda rank: DataLoader(Strided(rank, 2), batch_size=4), []),
+        (lambda rank: DataLoader(EVERYTHING, sampler=DistributedSampler(EVERYTHING, 2, rank, shuffle=False)), [0]),
+    ],
+    ids=["plain", "one_batch", "strided", "distributed_sampler_pads"],
+)
+def test_two_ranks_see_every_image_once_whoever_deals_them(monkeypatch, loader, twice) -> None:
+    seen: list[int] = []
+    for rank in (0, 1):
+        monkeypatch.setattr(parts, "num_ranks", lambda: 2)
+        monkeypatch.setattr(parts, "rank", lambda rank=rank: rank)
+        features, labels = features_on_trainer(Trainer(), lambda x: x, loader(rank))
+        assert features.flatten().tolist() == labels.tolist()
+        seen += labels.tolist()
+    assert sorted(seen) == sorted([*range(11), *twice])
+
+
+def test_find_part() -> None:
+    module = nn.ModuleDict({"a": nn.ModuleDict({"b": nn.Linear(2, 2)})})
+    assert find_part("X", module, "a.b") is module["a"]["b"]
+    assert find_part("X", module, len) is len
+    with pytest.raises(ValueError, match="X looks for features='a.c', and ModuleDict.a has no attribute 'c'; it has b"):
+        find_part("X", module, "a.c")
+
+
+def test_find_loader_looks_in_the_data_module_first() -> None:
+    class Owner:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def bank_dataloader(self) -> list[str]:
+            return [self.name]
+
+    class WithData:
+        datamodule = Owner("data module")
+
+    class Without:
+        datamodule = None
+
+    assert find_loader("X", WithData(), Owner("module"), "bank")() == ["data module"]
+    assert find_loader("X", Without(), Owner("module"), "bank")() == ["module"]
+    assert find_loader("X", Without(), None, [1, 2])() == [1, 2]
+    with pytest.raises(ValueError, match=r"looks for val_dataloader\(\) in Owner, and found bank_dataloader; name one"):
+        find_loader("X", Without(), Owner("module"), "val")

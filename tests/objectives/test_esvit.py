@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from esvit_pl.objectives import EsViTObjective, Progress, Views
+
+SMALL = {"num_prototypes": 9, "out_dim": 4, "hidden_dim": 8}
+
+
+def views(count: int, dtype: torch.dtype = torch.float32) -> Views:
+    seen = Views(pooled=[torch.randn(2, 5) for _ in range(count)], regions=[], grids=[])
+    for v in range(count):
+        n = 4 if v < 2 else 1
+        seen.regions.append(torch.randn(2, n, 5, dtype=dtype))
+        seen.z.setdefault("view", []).append(torch.randn(2, 4, dtype=dtype))
+        seen.z.setdefault("region", []).append(torch.randn(2, n, 4, dtype=dtype))
+    seen.prototypes = {name: torch.randn(9, 4, dtype=dtype) for name in ("view", "region")}
+    return seen
+
+
+def test_terms_are_reported_apart_and_weighted_in_the_total():
+    losses = EsViTObjective(**SMALL, view_weight=0.25, region_weight=2.0)(views(3), views(2), Progress(0, 0, 1))
+    assert set(losses.terms) == {"view", "region"}
+    assert losses.total.item() == pytest.approx(0.25 * losses.terms["view"].item() + 2 * losses.terms["region"].item())
+
+
+def test_dino_is_the_objective_without_regions():
+    objective = EsViTObjective(**SMALL, view_weight=1, region_weight=0)
+    assert list(objective.heads(5, 5)) == ["view"]
+    assert list(objective.centers) == ["view"]
+    losses = objective(views(3), views(2), Progress(0, 0, 1))
+    assert losses.total.item() == pytest.approx(losses.terms["view"].item())
+
+
+def test_a_region_loss_alone():
+    losses = EsViTObjective(**SMALL, view_weight=0, region_weight=1)(views(3), views(2), Progress(0, 0, 1))
+    assert list(losses.terms) == ["region"]
+
+
+def test_before_it_joins_the_region_head_is_not_active_and_the_view_loss_has_weight_one():
+    objective = EsViTObjective(**SMALL, region_start_epoch=2)
+    assert objective.active(Progress(1, 0, 1)) == {"view"}
+    assert objective.active(Progress(2, 0, 1)) == {"view", "region"}
+    before = objective(views(3), views(2), Progress(1, 0, 1))
+    assert before.total.item() == pytest.approx(before.terms["view"].item())
+    objective.commit(objective.window())
+    assert objective.centers["region"].value.eq(0).all()
+    assert objective.centers["view"].value.ne(0).all()
+
+
+def test_losses_are_taken_in_float32_under_autocast_and_in_float64_where_it_is():
+    torch.manual_seed(0)
+    student, teacher = views(3), views(2)
+    objective = EsViTObjective(**SMALL)
+    plain = objective(student, teacher, Progress(0, 0, 1)).total
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(objective(student, teacher, Progress(0, 0, 1)).total, plain)
+    halves = [views(3, torch.bfloat16), views(2, torch.bfloat16)]
+    assert objective(*halves, Progress(0, 0, 1)).total.dtype == torch.float32
+    doubles = [views(3, torch.float64), views(2, torch.float64)]
+    assert EsViTObjective(**SMALL).double()(*doubles, Progress(0, 0, 1)).total.dtype == torch.float64
+
+
+def test_in_eval_mode_the_centers_do_not_watch():
+    objective = EsViTObjective(**SMALL).eval()
+    objective(views(3), views(2), Progress(0, 0, 1))
+    assert objective.window().eq(0).all()
+
+
+def test_diagnostics_tell_entropy_and_divergence_apart():
+    losses = EsViTObjective(**SMALL)(views(3), views(2), Progress(0, 0, 1))
+    entropy, kl = losses.diagnostics["view_teacher_entropy"], losses.diagnostics["view_kl"]
+    assert (entropy + kl).item() == pytest.approx(losses.terms["view"].item(), rel=1e-5)
+    assert 0 < losses.diagnostics["matched_share"] <= 1
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"view_weight": 0.0, "region_weight": 0.0}, "one of them positive, got view_weight=0.0, region_weight=0.0"),
+        ({"region_weight": -1.0}, "weights of 0 or more"),
+        ({"region_start_epoch": 3, "region_weight": 0.0}, "region_start_epoch=3 needs a view loss to begin with"),
+        ({"student_temp": 0.0}, "positive student_temp, got 0.0"),
+        ({"center_momentum": 2.0}, "center_momentum between 0 and 1, got 2.0"),
+    ],
+)
+def test_impossible_settings_are_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        EsViTObjective(**{**SMALL, **change})

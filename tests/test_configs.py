@@ -1,0 +1,105 @@
+"""conf/ and the signatures say the same; every option composes and builds."""
+
+from __future__ import annotations
+
+import inspect
+from importlib import import_module
+from pathlib import Path
+
+import hydra
+import pytest
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import OmegaConf
+
+from esvit_pl.backbones import Swin, build
+
+CONF = Path(__file__).parents[1] / "conf"
+# What a file of a group says instead of the signature's value, because that is what the file is for.
+CHOICES = {
+    "backbone": {*inspect.signature(Swin).parameters},
+    "loss/view": {"view_weight", "region_weight"},
+    "optimizer": {"name"},
+    "augment/global_only": {"num_local", "global_scale"},
+    "augment/cifar": None,
+    "augment/embedded": None,
+}
+
+
+def compose(name: str, *overrides: str):
+    GlobalHydra.instance().clear()
+    with hydra.initialize_config_module("esvit_pl.conf", version_base="1.3"):
+        return hydra.compose(name, list(overrides))
+
+
+def options(group: str) -> list[str]:
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+
+
+def nodes() -> list[tuple[str, str]]:
+    groups = ("backbone", "loss", "optimizer", "augment", "dataset", "datamodule", "module")
+    return [(group, option) for group in groups for option in options(group)]
+
+
+def target_of(node):
+    module, _, name = node["_target_"].rpartition(".")
+    return getattr(import_module(module), name)
+
+
+@pytest.mark.parametrize(("group", "option"), nodes(), ids=lambda value: value)
+def test_a_number_has_one_home(group, option):
+    primary = {"module/knn": "knn", "module/linear": "linear"}.get(f"{group}/{option}", "pretrain")
+    node = OmegaConf.to_container(compose(primary, f"{group}={option}")[group], resolve=False)
+    allowed = CHOICES.get(f"{group}/{option}", CHOICES.get(group, set()))
+    target = Swin if group == "backbone" else target_of(node)
+    defaults = {
+        name: parameter.default
+        for name, parameter in inspect.signature(target).parameters.items()
+        if parameter.default is not inspect.Parameter.empty
+    }
+    for name, value in node.items():
+        if name in ("_target_", "name") and group == "backbone" or name == "_target_":
+            continue
+        assert name in inspect.signature(target).parameters, f"{group}/{option}: {name} is no argument of {target}"
+        if value == "???" or allowed is None or name in allowed or name == "train":
+            continue
+        default = defaults[name]
+        default = list(default) if isinstance(default, tuple) else default
+        assert value == default, f"{group}/{option}: {name} is {value} here and {default} in the signature"
+
+
+@pytest.mark.parametrize("name", options("backbone"))
+def test_every_backbone_config_builds_at_full_size(name):
+    import torch
+
+    node = OmegaConf.to_container(compose("pretrain", f"backbone={name}").backbone)
+    node.pop("_target_")
+    with torch.device("meta"):
+        backbone = build(**node)
+    millions = sum(p.numel() for p in backbone.parameters()) / 1e6
+    published = {"tiny": 28, "small": 49, "base": 87, "large": 195}
+    size = name.split("_")[1]
+    if size in published:
+        assert millions == pytest.approx(published[size], abs=1.0)
+    assert backbone.spec["window"] == (int(name.split("_w")[1]) if "_w" in name else 8)
+
+
+def test_the_default_is_the_published_swin_t_recipe():
+    cfg = compose("pretrain", "dataset=imagenet", "dataset.root=/data")
+    assert (cfg.backbone.embed_dim, list(cfg.backbone.depths), cfg.backbone.window) == (96, [2, 2, 6, 2], 7)
+    assert cfg.backbone.drop_path_rate == 0.1
+    assert (cfg.augment.num_local, cfg.augment.global_size, cfg.augment.local_size) == (8, 224, 96)
+    assert (cfg.loss.num_prototypes, cfg.loss.view_weight, cfg.loss.region_weight) == (65536, 0.5, 0.5)
+    assert (cfg.optimizer.lr, cfg.trainer.max_epochs, cfg.module.momentum) == (0.0005, 300, 0.996)
+
+
+@pytest.mark.parametrize("name", ["pretrain", "linear", "knn"])
+def test_no_dataset_is_chosen_for_anybody(name):
+    assert "dataset" not in compose(name)
+
+
+@pytest.mark.parametrize("name", options("experiment"))
+def test_experiments_compose_and_open_with_their_command(name):
+    text = (CONF / "experiment" / f"{name}.yaml").read_text()
+    assert text.startswith("# @package _global_\n")
+    assert f"esvit-pretrain experiment={name}" in text.splitlines()[1]
+    assert compose("pretrain", f"experiment={name}").trainer.max_epochs > 0

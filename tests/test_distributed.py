@@ -1,0 +1,40 @@
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from esvit_pl.distributed import gather_over_ranks, mean_over_ranks, num_ranks, rank, sum_over_ranks
+
+
+def test_on_one_process_each_is_the_identity():
+    x = torch.randn(3, 2)
+    assert sum_over_ranks(x) is x
+    assert gather_over_ranks(x) is x
+    assert torch.equal(mean_over_ranks(x), x)
+    assert (num_ranks(), rank()) == (1, 0)
+
+
+def work(r: int, port: int) -> None:
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    dist.init_process_group("gloo", rank=r, world_size=2)
+    x = torch.tensor([[1.0, 2.0]]) * (r + 1)
+    assert sum_over_ranks(x).tolist() == [[3.0, 6.0]]
+    assert mean_over_ranks(x).tolist() == [[1.5, 3.0]]
+    assert gather_over_ranks(x).tolist() == [[1.0, 2.0], [2.0, 4.0]]
+    assert x.tolist() == [[1.0 * (r + 1), 2.0 * (r + 1)]]  # the argument stays as it is
+    assert (num_ranks(), rank()) == (2, r)
+    dist.destroy_process_group()
+
+
+@pytest.mark.skipif(not dist.is_gloo_available(), reason="gloo is not built in")
+def test_on_two_processes():
+    import socket
+
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    mp.spawn(work, (port,), nprocs=2)

@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+import sys
+
+import matplotlib
+import numpy as np
+import pytest
+import torch
+
+from esvit_pl.visualize import comparison, crops, learning_curve, save
+
+TABLE = {"chance": 0.05, "untrained": 0.36, "pretrained": 0.63, "raw_pixels": 0.28, "histogram": None}
+
+
+def drawn(figure, path) -> tuple[int, int]:
+    """Width and height of the picture written."""
+    from PIL import Image
+
+    with Image.open(save(figure, path)) as image:
+        assert len(np.unique(np.asarray(image))) > 10
+        return image.size
+
+
+def test_learning_curve_shows_every_value_and_each_baseline(tmp_path) -> None:
+    rows = [{"step": s, "epoch": s // 2, "train/view_loss": 5.0 - s, "train/region_loss": 4.0} for s in range(4)]
+    rows += [{"step": 3, "epoch": 1, "knn/top1": 0.5}]
+    figure = learning_curve(rows, {"raw_pixels": 0.28, "untrained": 0.29})
+    above, below = figure.axes
+    assert [line.get_label() for line in above.lines] == ["view loss", "region loss"]
+    assert above.lines[0].get_xdata().tolist() == [0.5, 1, 1.5, 2]
+    assert above.lines[0].get_ydata().tolist() == [5, 4, 3, 2]
+    assert (below.lines[0].get_xdata().tolist(), below.lines[0].get_ydata().tolist()) == ([2.0], [50.0])
+    assert [line.get_ydata()[0] for line in below.lines[1:]] == pytest.approx([28, 29])
+    names = below.texts
+    assert [text.get_text() for text in names] == ["raw pixels 28", "untrained 29"]
+    assert names[1].xy[1] - names[0].xy[1] > 1.5  # the names of near lines do not overlap
+    assert below.get_xlabel() == "epoch"
+    width, height = drawn(figure, tmp_path / "new" / "curve.png")
+    assert width > 900
+    assert height > 800
+
+
+def test_learning_curve_of_one_loss_counts_steps(tmp_path) -> None:
+    figure = learning_curve([{"step": s, "train/view_loss": float(s % 7)} for s in range(200)])
+    noise, mean = figure.axes[0].lines
+    assert len(noise.get_xdata()) == 200
+    assert mean.get_ydata().std() < noise.get_ydata().std() / 2
+    assert figure.axes[1].get_xlabel() == "step"
+    drawn(figure, tmp_path / "curve.png")
+
+
+def test_crops_draws_each_box_where_it_is(tmp_path) -> None:
+    image = torch.zeros(3, 20, 40, dtype=torch.uint8)
+    boxes = torch.tensor([[0.0, 0.0, 1.0, 1.0], [0.5, 0.25, 0.25, 0.5], [0.1, 0.1, 0.2, 0.2]])
+    views = [torch.randn(3, 8, 8), torch.rand(3, 8, 8), torch.randn(3, 4, 4)]
+    figure = crops(image, boxes, views, flipped=[False, True, False])
+    whole = figure.subfigs[0].axes[0]
+    corners = [(*patch.get_xy(), patch.get_width(), patch.get_height()) for patch in whole.patches]
+    np.testing.assert_allclose(corners, [[-0.5, -0.5, 40, 20], [19.5, 4.5, 10, 10], [3.5, 1.5, 8, 4]], atol=1e-5)
+    assert [cell.get_title() for cell in figure.subfigs[1].axes] == ["global 1", "global 2, mirrored", "local 1"]
+    shown = figure.subfigs[1].axes[0].images[0].get_array()
+    assert (shown.min(), shown.max()) == (0, 1)
+    drawn(figure, tmp_path / "crops.png")
+
+
+def test_comparison_keeps_the_order_and_leaves_out_what_is_missing(tmp_path) -> None:
+    figure = comparison({"knn": TABLE, "linear": None, "status": "finished"})
+    (axes,) = figure.axes
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["chance", "raw pixels", "untrained", "pretrained"]
+    assert [bar.get_width() for bar in axes.patches] == pytest.approx([5, 28, 36, 63])
+    drawn(figure, tmp_path / "comparison.png")
+    assert len(comparison({"knn": TABLE, "linear": TABLE}).axes) == 2
+
+
+def test_no_window_and_no_global_state() -> None:
+    backend = matplotlib.rcParams["backend"]
+    comparison({"knn": TABLE})
+    assert "matplotlib.pyplot" not in sys.modules or not matplotlib.pyplot.get_fignums()
+    assert matplotlib.rcParams["backend"] == backend
+
+
+def test_bad_input() -> None:
+    with pytest.raises(ValueError, match="found none in 1 rows"):
+        learning_curve([{"step": 1, "other": 2.0}])
+    with pytest.raises(ValueError, match=r"boxes of shape \(2, 4\), one for each view, got \(1, 4\)"):
+        crops(torch.zeros(3, 4, 4), torch.zeros(1, 4), [torch.zeros(3, 2, 2)] * 2)
+    with pytest.raises(ValueError, match="results of knn or linear, got status"):
+        comparison({"status": "finished"})
