@@ -1,7 +1,7 @@
 """Reading the golden files: reference values of the released implementation.
 
-Every setting comes from a file's keys, shapes and metadata, so that files of other sizes, windows, depths and optimizers
-are tested as soon as they lie in the folder.
+Every setting comes from a file's keys, shapes and metadata, so that files of other sizes, windows, depths and
+optimizers are tested as soon as they lie in the folder.
 """
 
 from __future__ import annotations

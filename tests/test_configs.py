@@ -57,7 +57,7 @@ def test_a_number_has_one_home(group, option):
         if parameter.default is not inspect.Parameter.empty
     }
     for name, value in node.items():
-        if name in ("_target_", "name") and group == "backbone" or name == "_target_":
+        if (name in ("_target_", "name") and group == "backbone") or name == "_target_":
             continue
         assert name in inspect.signature(target).parameters, f"{group}/{option}: {name} is no argument of {target}"
         if value == "???" or allowed is None or name in allowed or name == "train":

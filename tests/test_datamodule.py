@@ -287,7 +287,7 @@ def test_ranks_share_the_evaluation_images_without_repeats():
     loaders = [ranked(rank, 3).query_dataloader() for rank in range(3)]
     indices = [torch.cat([batch["index"] for batch in loader]).tolist() for loader in loaders]
     assert indices == [[0, 3, 6], [1, 4], [2, 5]]
-    assert [len(loader.dataset) for loader in loaders] == [3, 2, 2]
+    assert [len(loader.sampler) for loader in loaders] == [3, 2, 2]
 
 
 def test_supervised_training_keeps_to_the_bank():

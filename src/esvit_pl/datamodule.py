@@ -35,7 +35,7 @@ class ImageDataModule(LightningDataModule):
     `val_dataloader()` is `query_dataloader()`; it and `bank_dataloader()` give image (b 3 h w), index, and label if
     there are any; every image once, in order, the last batch as short as it is. With several ranks rank r gets the
     images r, r + world, r + 2 world, ...; so ranks differ by at most one image, nothing is padded, and
-    `len(loader.dataset)` is this rank's number (`index` says which image a row is). `index` counts within the loader's
+    `len(loader.sampler)` is this rank's number (`index` says which image a row is). `index` counts within the loader's
     own split.
 
     An epoch of training is cut to a multiple of batch_size x ranks x accumulated batches; batch i of rank r is slice
@@ -182,9 +182,10 @@ class ImageDataModule(LightningDataModule):
         return digest.hexdigest()
 
     def _evaluation_loader(self, images: ImageDataset) -> DataLoader:
-        return self._loader(EvaluationImages(images, self.recipe, self._rank, self._ranks), self.eval_batch_size, None)
+        share = RankShare(len(images), rank=self._rank, ranks=self._ranks)
+        return self._loader(EvaluationImages(images, self.recipe), self.eval_batch_size, share)
 
-    def _loader(self, data: Dataset, batch_size: int, sampler: EpochSampler | None) -> DataLoader:
+    def _loader(self, data: Dataset, batch_size: int, sampler: Sampler) -> DataLoader:
         # Its own generator: a DataLoader without one draws from the global state, which training must not depend on.
         generator = torch.Generator().manual_seed(self.seed)
         return ResumableLoader(
@@ -304,17 +305,29 @@ class TrainingViews(Dataset[dict[str, Any]]):
         )
 
 
-class EvaluationImages(Dataset[dict[str, Any]]):
-    """The images rank, rank + ranks, rank + 2 ranks, ... resized, cut from the centre and normalised."""
+class RankShare(Sampler[int]):
+    """Every image once over all ranks, in order, nothing padded: rank, rank + ranks, rank + 2 ranks, ..."""
 
-    def __init__(self, images: ImageDataset, recipe: Recipe, rank: int, ranks: int) -> None:
-        self.images, self.recipe, self.indices = images, recipe, range(rank, len(images), ranks)
+    def __init__(self, size: int, *, rank: int, ranks: int) -> None:
+        self.indices, self.ranks = range(rank, size, ranks), ranks
 
     def __len__(self) -> int:
         return len(self.indices)
 
-    def __getitem__(self, place: int) -> dict[str, Any]:
-        index = self.indices[place]
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.indices)
+
+
+class EvaluationImages(Dataset[dict[str, Any]]):
+    """The images resized, cut from the centre and normalised."""
+
+    def __init__(self, images: ImageDataset, recipe: Recipe) -> None:
+        self.images, self.recipe = images, recipe
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
         with _as_in_a_worker():
             image, label = self.images[index]
             view = evaluation_view(self.recipe, image)

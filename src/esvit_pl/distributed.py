@@ -30,7 +30,7 @@ def mean_over_ranks(x: Tensor) -> Tensor:
 
 
 def gather_over_ranks(x: Tensor) -> Tensor:
-    """(n ...) on each rank, n equal everywhere -> (ranks * n ...), in the order of ranks. No gradient flows through it."""
+    """(n ...) on each rank, n equal everywhere -> (ranks * n ...), in the order of ranks. No gradient flows."""
     if num_ranks() == 1:
         return x
     parts = [torch.empty_like(x) for _ in range(num_ranks())]

@@ -45,7 +45,8 @@ def check_apart(teacher: nn.Module, student: nn.Module) -> None:
     for name, tensor in _tensors(teacher):
         if tensor.numel() and tensor.device.type != "meta" and _address(tensor) in theirs:
             raise ValueError(
-                f"the teacher shares storage with the student: teacher {name!r} is student {theirs[_address(tensor)]!r}; "
+                f"the teacher shares storage with the student: teacher {name!r} is student "
+                f"{theirs[_address(tensor)]!r}; "
                 "make it with esvit_pl.ema.make_teacher(student)"
             )
 

@@ -25,7 +25,7 @@ class Prototypes(nn.Module):
         nn.init.kaiming_uniform_(self.direction, a=5**0.5)  # torch's default for a Linear, as released
 
     def forward(self) -> Tensor:
-        """The prototypes W (k p); logits are ``z @ W.T``, which the losses never materialise for longer than a block."""
+        """The prototypes W (k p); logits are ``z @ W.T``."""
         return self.gain * F.normalize(self.direction, dim=-1)
 
 

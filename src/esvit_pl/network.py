@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from esvit_pl.backbones.interface import Backbone, Features
+from esvit_pl.heads import ProjectionHead
 from esvit_pl.objectives.interface import Views
 
 
@@ -43,6 +44,7 @@ class MultiCropNetwork(nn.Module):
         for name, head in self.heads.items():
             if heads is not None and name not in heads:
                 continue
+            assert isinstance(head, ProjectionHead)
             inputs = {"pooled": seen.pooled, "regions": seen.regions, **seen.z}[head.reads]
             z = head(torch.cat([rows.flatten(0, -2) for rows in inputs]))
             counts = [rows.shape[:-1].numel() for rows in inputs]
@@ -60,7 +62,5 @@ class MultiCropNetwork(nn.Module):
             same_size = list(run)
             pooled, regions, grid = self.backbone(torch.cat(same_size))
             count = len(same_size)
-            features += [
-                Features(p, r, grid) for p, r in zip(pooled.chunk(count), regions.chunk(count), strict=True)
-            ]
+            features += [Features(p, r, grid) for p, r in zip(pooled.chunk(count), regions.chunk(count), strict=True)]
         return features

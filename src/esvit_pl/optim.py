@@ -1,4 +1,4 @@
-"""Optimizers: parameter groups by name, per-parameter clipping, the learning-rate rule, LARS, and one recipe for all."""
+"""Optimizers: parameter groups by name, clipping of each parameter, the learning-rate rule, LARS, and the recipe."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def parameter_groups(module: nn.Module) -> list[dict[str, Any]]:
 
 @torch.no_grad()
 def clip_each_(parameters: Iterable[nn.Parameter], max_norm: float) -> None:
-    """Scale every parameter's gradient to at most `max_norm`, by its own norm, in place (as released; not the global norm).
+    """Scale every gradient to at most `max_norm`, by its own norm, not the global one, in place (as released).
 
     Args:
         parameters: those without a gradient are passed over.
@@ -48,7 +48,7 @@ def scaled_lr(lr: float, global_batch: int) -> float:
 
 
 class LARS(Optimizer):
-    """Layer-wise adaptive rate scaling with momentum (You et al., arXiv 1708.03888), as the release has it (recipes.md).
+    """Layer-wise adaptive rate scaling with momentum (You et al., arXiv 1708.03888), as released.
 
     Parameters of two and more dimensions: ``g += weight_decay * p``, then ``g *= trust * |p| / |g|`` (1 where a norm is
     0). One-dimensional ones: neither. Then ``buffer = momentum * buffer + g`` and ``p -= lr * buffer``.

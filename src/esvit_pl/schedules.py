@@ -1,4 +1,4 @@
-"""Pure functions of the step: everything that moves during training is a closed form, so nothing need be saved of it."""
+"""Pure functions of the step: what moves during training is a closed form, so nothing of it need be saved."""
 
 from __future__ import annotations
 

@@ -66,7 +66,9 @@ def test_at_the_nominal_size_timm_and_the_release_agree():
     assert relative_error(backbone(x[..., :20, :20]).pooled, model(x[..., :20, :20])) > 1e-3
 
 
-@pytest.mark.parametrize(("height", "width", "grid"), [(32, 32, (4, 4)), (20, 36, (3, 5)), (17, 31, (3, 4)), (4, 4, (1, 1))])
+@pytest.mark.parametrize(
+    ("height", "width", "grid"), [(32, 32, (4, 4)), (20, 36, (3, 5)), (17, 31, (3, 4)), (4, 4, (1, 1))]
+)
 def test_any_input_gives_its_regions(height, width, grid):
     features = build("swin", **TINY)(torch.randn(2, 3, height, width))
     assert features.grid == grid

@@ -6,10 +6,11 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, Dataset, DistributedSampler, TensorDataset
+from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 from esvit_pl.callbacks import parts
 from esvit_pl.callbacks.parts import features_on_trainer, find_loader, find_part
+from esvit_pl.datamodule import RankShare
 
 
 class Precision:
@@ -30,19 +31,6 @@ class Trainer:
     precision_plugin, strategy = Precision(), Strategy()
 
 
-class Strided(Dataset):
-    """Every n-th image, as the evaluation data of ImageDataModule."""
-
-    def __init__(self, rank: int, ranks: int) -> None:
-        self.indices = range(rank, 11, ranks)
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __getitem__(self, place: int) -> tuple:
-        return torch.tensor([float(self.indices[place])]), self.indices[place]
-
-
 EVERYTHING = TensorDataset(torch.arange(11.0)[:, None], torch.arange(11))
 
 
@@ -51,10 +39,10 @@ EVERYTHING = TensorDataset(torch.arange(11.0)[:, None], torch.arange(11))
     [
         (lambda rank: DataLoader(EVERYTHING, batch_size=4), []),
         (lambda rank: DataLoader(EVERYTHING, batch_size=40), []),  # one batch: the second rank has none
-        (lambda rank: DataLoader(Strided(rank, 2), batch_size=4), []),
+        (lambda rank: DataLoader(EVERYTHING, batch_size=4, sampler=RankShare(11, rank=rank, ranks=2)), []),
         (lambda rank: DataLoader(EVERYTHING, sampler=DistributedSampler(EVERYTHING, 2, rank, shuffle=False)), [0]),
     ],
-    ids=["plain", "one_batch", "strided", "distributed_sampler_pads"],
+    ids=["plain", "one_batch", "rank_share", "distributed_sampler_pads"],
 )
 def test_two_ranks_see_every_image_once_whoever_deals_them(monkeypatch, loader, twice) -> None:
     seen: list[int] = []

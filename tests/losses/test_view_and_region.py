@@ -15,9 +15,9 @@ def test_view_loss_is_the_loop_of_its_docstring():
     z = [torch.randn(3, 4) for _ in range(5)]
     partitions, target = [torch.randn(3) for _ in z], [torch.randn(3, 4) for _ in range(2)]
     pairs = [(t, s) for t, s in product(range(2), range(5)) if t != s]
-    wanted = sum(
-        (partitions[s][b] - z[s][b] @ target[t][b] / TEMP) / 3 for t, s in pairs for b in range(3)
-    ) / len(pairs)
+    wanted = sum((partitions[s][b] - z[s][b] @ target[t][b] / TEMP) / 3 for t, s in pairs for b in range(3)) / len(
+        pairs
+    )
     assert ViewLoss(TEMP)(z, partitions, target).item() == pytest.approx(wanted.item(), rel=1e-5)
 
 
@@ -42,4 +42,9 @@ def test_region_loss_is_the_loop_of_its_docstring():
 def test_one_view_is_refused(loss):
     last = [torch.zeros(1, 4)] if isinstance(loss, ViewLoss) else {}
     with pytest.raises(ValueError, match=r"needs two views or more, got 1 teacher and 1 student views; raise augment"):
-        loss([torch.zeros(1, 4)], [torch.zeros(1)], [torch.zeros(1, 4)], *([last] if isinstance(loss, RegionLoss) else []))
+        loss(
+            [torch.zeros(1, 4)],
+            [torch.zeros(1)],
+            [torch.zeros(1, 4)],
+            *([last] if isinstance(loss, RegionLoss) else []),
+        )

@@ -7,7 +7,6 @@ from typing import Any
 import golden_files
 import pytest
 import pytorch_lightning as pl
-import torch
 from golden_files import image
 from torch.utils.data import DataLoader, Dataset
 

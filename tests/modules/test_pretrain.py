@@ -66,7 +66,9 @@ def test_teacher_and_centers_move_once_per_optimizer_step(tmp_path):
     seen: list[tuple[int, torch.Tensor, torch.Tensor]] = []
 
     def look(step, module):
-        seen.append((step, module.teacher.heads["view"].mlp[0].weight.clone(), module.objective.centers["view"].value.clone()))
+        seen.append(
+            (step, module.teacher.heads["view"].mlp[0].weight.clone(), module.objective.centers["view"].value.clone())
+        )
 
     module = toys.pretrainer(optimizer={"warmup_epochs": 0})
     fit(module, tmp_path, batch_size=4, accumulate_grad_batches=2, max_epochs=1, callbacks=[AtStep(look)])
@@ -126,7 +128,9 @@ def test_prototypes_stand_still_in_the_first_epoch(tmp_path):
 
 
 def region_weights(module):
-    return {name: value for name, value in toys.state(module).items() if "heads.region" in name or "centers.region" in name}
+    return {
+        name: value for name, value in toys.state(module).items() if "heads.region" in name or "centers.region" in name
+    }
 
 
 def test_before_the_region_loss_joins_its_head_stands_still(tmp_path):

@@ -22,7 +22,9 @@ def build(name: str, **kwargs: Any) -> Backbone:
     if name not in FAMILIES:
         near = get_close_matches(name, FAMILIES, n=3, cutoff=0.4) or list(FAMILIES)
         raise ValueError(f"unknown backbone family {name!r}; did you mean {' or '.join(near)}?")
-    return FAMILIES[name](**{key: list(value) if isinstance(value, (tuple, list)) else value for key, value in kwargs.items()})
+    return FAMILIES[name](
+        **{key: list(value) if isinstance(value, (tuple, list)) else value for key, value in kwargs.items()}
+    )
 
 
 __all__ = ["FAMILIES", "Attention", "Backbone", "Features", "Swin", "build"]

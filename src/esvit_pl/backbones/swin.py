@@ -12,11 +12,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from functools import lru_cache, partial
 from itertools import product
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
-from timm.models.swin_transformer import SwinTransformer, SwinTransformerBlock
+from timm.models.swin_transformer import SwinTransformer, SwinTransformerBlock, SwinTransformerStage
 from torch import Tensor, nn
 
 from esvit_pl.backbones.interface import Attention, Backbone, Features, check_block_count
@@ -81,13 +81,11 @@ class Swin(Backbone):
             strict_img_size=False,
             mlp_ratio=mlp_ratio,
             drop_path_rate=drop_path_rate,
-            norm_layer=partial(nn.LayerNorm, eps=1e-6),
+            norm_layer=cast(type[nn.Module], partial(nn.LayerNorm, eps=1e-6)),
         )
         self.patch_embed = model.patch_embed
-        self.layers = model.layers
+        self.layers = nn.ModuleList(SwinStage(cast(SwinTransformerStage, stage)) for stage in model.layers)
         self.norm = model.norm
-        for stage in self.layers:
-            stage.blocks = nn.Sequential(*(SwinBlock(block) for block in stage.blocks))
         if init == "fan_in":
             self.apply(_fan_in)
         self.patch_size = patch_size
@@ -95,13 +93,9 @@ class Swin(Backbone):
         self.width = self.region_width = self.stage_widths[-1]
 
     def forward(self, x: Tensor) -> Features:
-        x = self.embed(x)
+        x = self.embed(x)  # (b h w c)
         for stage in self.layers:
             x = stage(x)
-        return self.features(x)
-
-    def features(self, x: Tensor) -> Features:
-        """(b h w c) map of the last stage -> features."""
         regions = self.norm(x).flatten(1, 2)  # (b n c)
         return Features(regions.mean(1), regions, (x.shape[1], x.shape[2]))
 
@@ -116,23 +110,25 @@ class Swin(Backbone):
 
     def last_blocks_width(self, n: int) -> int:
         check_block_count(n, sum(self.spec["depths"]))
-        widths = [width for width, depth in zip(self.stage_widths, self.spec["depths"], strict=True) for _ in range(depth)]
+        widths = [
+            width for width, depth in zip(self.stage_widths, self.spec["depths"], strict=True) for _ in range(depth)
+        ]
         return sum(widths[-n:])
 
     def attention(self, x: Tensor, block: int = -1) -> Attention:
         depth = sum(self.spec["depths"])
         if not -depth <= block < depth:
             raise ValueError(f"attention needs a block between {-depth} and {depth - 1}, got {block}")
-        remaining = block % depth
+        stage, inside = [(stage, j) for stage in self.stages for j in range(len(stage.blocks))][block]
         x = self.embed(x)
-        for stage in self.layers:
-            x = stage.downsample(x)
-            for module in stage.blocks:
-                if remaining == 0:
-                    return module.attention(x)
-                x = module(x)
-                remaining -= 1
-        raise AssertionError("the block lies within the depth")
+        for earlier in self.stages[: self.stages.index(stage)]:
+            x = earlier(x)
+        x = stage.blocks[:inside](stage.downsample(x))
+        return cast(SwinBlock, stage.blocks[inside]).attention(x)
+
+    @property
+    def stages(self) -> list[SwinStage]:
+        return [cast(SwinStage, stage) for stage in self.layers]
 
     def embed(self, x: Tensor) -> Tensor:
         """(b c h w) images -> (b h w c) patches."""
@@ -142,11 +138,24 @@ class Swin(Backbone):
     def walk(self, x: Tensor) -> Iterator[tuple[int, Tensor]]:
         """(stage, (b h w c) map) after every block."""
         x = self.embed(x)
-        for index, stage in enumerate(self.layers):
+        for index, stage in enumerate(self.stages):
             x = stage.downsample(x)
             for block in stage.blocks:
                 x = block(x)
                 yield index, x
+
+
+class SwinStage(nn.Module):
+    """Patch merging (none in the first stage), then blocks; made of a timm stage."""
+
+    def __init__(self, stage: SwinTransformerStage) -> None:
+        super().__init__()
+        self.downsample = stage.downsample
+        self.blocks = nn.Sequential(*(SwinBlock(cast(SwinTransformerBlock, block)) for block in stage.blocks))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(b h w c) -> (b h/2 w/2 2c)"""
+        return self.blocks(self.downsample(x))
 
 
 class SwinBlock(nn.Module):
@@ -210,7 +219,7 @@ class SwinBlock(nn.Module):
 
     def bias(self, padded: tuple[int, int], like: Tensor) -> Tensor:
         """Relative position bias, and the mask where windows are shifted: (windows*heads w2 w2)."""
-        table = self.attn.relative_position_bias_table[self.attn.relative_position_index]  # (w2 w2 heads)
+        table = self.attn.relative_position_bias_table[cast(Tensor, self.attn.relative_position_index)]  # (w2 w2 heads)
         bias = table.permute(2, 0, 1)
         num_windows = (padded[0] // self.window) * (padded[1] // self.window)
         if not self.shift:
@@ -246,16 +255,20 @@ def _check(**spec: object) -> None:
     depths, heads = spec["depths"], spec["num_heads"]
     assert isinstance(depths, list) and isinstance(heads, list)
     if len(depths) != len(heads) or not depths:
-        raise ValueError(f"Swin needs as many num_heads as depths, one per stage; got depths={depths}, num_heads={heads}")
+        raise ValueError(
+            f"Swin needs as many num_heads as depths, one per stage; got depths={depths}, num_heads={heads}"
+        )
     for name in ("embed_dim", "window", "img_size", "patch_size", "in_chans"):
         value = spec[name]
         assert isinstance(value, int)
         if value < 1:
             raise ValueError(f"Swin needs a positive {name}, got {value}")
     for stage, count in enumerate(heads):
-        width = spec["embed_dim"] * 2**stage  # type: ignore[operator]
+        width = spec["embed_dim"] * 2**stage
         if count < 1 or width % count:
-            raise ValueError(f"Swin's stage {stage} is {width} wide, which {count} heads do not divide; change num_heads")
+            raise ValueError(
+                f"Swin's stage {stage} is {width} wide, which {count} heads do not divide; change num_heads"
+            )
     rate = spec["drop_path_rate"]
     assert isinstance(rate, (int, float))
     if not 0 <= rate < 1:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from statistics import median
 from time import perf_counter
+from typing import Any
 
 import torch
 
@@ -16,7 +18,11 @@ from esvit_pl.optim import OptimizerRecipe, clip_each_, parameter_groups
 
 
 def step_seconds(
-    *, batch_size: int = 8, num_prototypes: int = 4096, repeats: int = 3, sides: tuple[int, ...] = (224,) * 2 + (96,) * 8
+    *,
+    batch_size: int = 8,
+    num_prototypes: int = 4096,
+    repeats: int = 3,
+    sides: tuple[int, ...] = (224,) * 2 + (96,) * 8,
 ) -> dict[str, float]:
     """Median seconds of each part of one step of a micro Swin (windows of 7), and of the whole.
 
@@ -35,7 +41,7 @@ def step_seconds(
     views = [torch.randn(batch_size, 3, side, side) for side in sides]
     seconds: dict[str, list[float]] = {}
 
-    def timed(part: str, function: Callable[[], object]) -> object:
+    def timed(part: str, function: Callable[[], Any]) -> Any:
         start = perf_counter()
         result = function()
         seconds.setdefault(part, []).append(perf_counter() - start)
@@ -45,14 +51,16 @@ def step_seconds(
         with torch.no_grad():
             target = timed("teacher forward", lambda: teacher(views[:2]))
         seen = timed("student forward", lambda: student(views))
-        losses = timed("objective", lambda seen=seen, target=target: objective(seen, target, Progress(0, 0, 1)))
-        timed("backward", lambda losses=losses: losses.total.backward())
+        losses = timed("objective", partial(objective, seen, target, Progress(0, 0, 1)))
+        timed("backward", losses.total.backward)
         timed("clip, optimizer, centres, teacher", lambda: _finish(student, teacher, objective, optimizer))
     parts = {part: median(values[1:]) for part, values in seconds.items()}
     return parts | {"whole step": sum(parts.values())}
 
 
-def _finish(student: MultiCropNetwork, teacher: MultiCropNetwork, objective: EsViTObjective, optimizer: torch.optim.Optimizer) -> None:
+def _finish(
+    student: MultiCropNetwork, teacher: MultiCropNetwork, objective: EsViTObjective, optimizer: torch.optim.Optimizer
+) -> None:
     clip_each_(student.parameters(), 3.0)
     optimizer.step()
     optimizer.zero_grad()

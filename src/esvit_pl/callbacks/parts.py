@@ -94,13 +94,10 @@ def features_on_trainer(
 
 
 def gives_each_rank_its_part(loader: Any) -> bool:
-    """Whether a loader knows the ranks: its sampler does (as torch's DistributedSampler), or its data set holds only
-    every n-th image (as the evaluation loaders of ImageDataModule)."""
+    """Whether a loader's sampler knows the ranks, as torch's DistributedSampler and those of ImageDataModule do."""
     samplers = [getattr(loader, "sampler", None), getattr(loader, "batch_sampler", None)]
     samplers.append(getattr(samplers[1], "sampler", None))
-    indices = getattr(getattr(loader, "dataset", None), "indices", None)
-    strided = isinstance(indices, range) and indices.step > 1
-    return strided or any(hasattr(sampler, name) for sampler in samplers for name in ("num_replicas", "ranks"))
+    return any(hasattr(sampler, name) for sampler in samplers for name in ("num_replicas", "ranks"))
 
 
 def _parts_of(found: Any) -> list[str]:

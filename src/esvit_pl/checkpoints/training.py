@@ -27,7 +27,9 @@ def load_training_checkpoint(path: str | Path) -> dict[str, Any]:
     """
     path = Path(path)
     if not path.is_file():
-        raise ValueError(f"ckpt_path={path} is no file; give the path of a checkpoint, such as RUN/checkpoints/last.ckpt")
+        raise ValueError(
+            f"ckpt_path={path} is no file; give the path of a checkpoint, such as RUN/checkpoints/last.ckpt"
+        )
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises OSError, EOFError, KeyError or UnpicklingError, by the damage
@@ -47,7 +49,9 @@ def load_backbone(path: str | Path, *, network: Literal["teacher", "student"] = 
     checkpoint = load_training_checkpoint(path)
     backbone = build(**checkpoint["esvit_pl"]["backbone"])
     prefix = f"{network}.backbone."
-    state = {key.removeprefix(prefix): value for key, value in checkpoint["state_dict"].items() if key.startswith(prefix)}
+    state = {
+        key.removeprefix(prefix): value for key, value in checkpoint["state_dict"].items() if key.startswith(prefix)
+    }
     if not state:
         raise ValueError(f"{path} holds no {network} backbone; its networks are {_networks(checkpoint)}")
     backbone.load_state_dict(state)

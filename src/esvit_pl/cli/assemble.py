@@ -92,7 +92,8 @@ def frozen_backbone(cfg: DictConfig) -> Backbone:
         ]
         if differences:
             raise ValueError(
-                f"the checkpoint {cfg.ckpt_path} holds another backbone than backbone= asks for; {'; '.join(differences)}. "
+                f"the checkpoint {cfg.ckpt_path} is of another backbone than backbone= asks for; "
+                f"{'; '.join(differences)}. "
                 "Leave backbone= out: the checkpoint knows its own"
             )
     return backbone
@@ -106,6 +107,7 @@ def probe(cfg: DictConfig, key: str, backbone: Backbone, **parts: Any) -> Lightn
 def trainer(cfg: DictConfig, has_labels: bool = True) -> Trainer:
     """The Trainer with its loggers and callbacks, writing into the run folder."""
     quieten()
+    check_accelerator(cfg)
     return construct(
         cfg,
         "trainer",
@@ -116,13 +118,30 @@ def trainer(cfg: DictConfig, has_labels: bool = True) -> Trainer:
     )
 
 
-def quiet_trainer(cfg: DictConfig, max_epochs: int | None = None) -> Trainer:
+def quiet_trainer(cfg: DictConfig, max_epochs: int | None = None, **parts: Any) -> Trainer:
     """A Trainer of the same kind for a measurement on the side: no bar, no log, no checkpoint."""
-    overrides = {"enable_progress_bar": False, "fast_dev_run": False, "limit_train_batches": None, "overfit_batches": 0.0}
+    overrides = {
+        "enable_progress_bar": False,
+        "fast_dev_run": False,
+        "limit_train_batches": None,
+        "overfit_batches": 0.0,
+    }
     if max_epochs is not None:
         overrides |= {"max_epochs": max_epochs, "max_steps": -1, "max_time": None}
     side = OmegaConf.merge(cfg, {"trainer": overrides})
-    return construct(cast(DictConfig, side), "trainer", logger=False, callbacks=[], enable_checkpointing=False)
+    return construct(cast(DictConfig, side), "trainer", logger=False, callbacks=[], enable_checkpointing=False, **parts)
+
+
+def check_accelerator(cfg: DictConfig) -> None:
+    """Refuse a GPU that is not there, with the remedy that Lightning's own message lacks."""
+    import torch
+
+    wanted = cfg.trainer.accelerator
+    if wanted in ("gpu", "cuda") and not torch.cuda.is_available() and not torch.backends.mps.is_available():
+        raise ValueError(
+            f"trainer.accelerator={wanted}, and torch {torch.__version__} finds no GPU on this machine; "
+            "choose trainer=cpu, or trainer=default for whatever there is"
+        )
 
 
 def quieten() -> None:
@@ -132,6 +151,7 @@ def quieten() -> None:
         ".*isinstance.treespec, LeafSpec.*",  # Lightning 2.6 on torch 2.9 and newer
         ".*no `validation_step`.*",  # k-NN is a callback: pretraining has no validation loop
         ".*does not have many workers.*",
+        ".*dirpath has changed.*",  # a resumed run writes into a folder of its own
         ".*Checkpoint directory .* exists and is not empty.*",  # two checkpoint callbacks share it
     ):
         warnings.filterwarnings("ignore", message=message)
@@ -164,5 +184,7 @@ def plain(cfg: DictConfig) -> dict[str, Any]:
 
 
 def _checkpointing(cfg: DictConfig) -> dict[str, bool]:
-    saves = any("ModelCheckpoint" in str(node.get("_target_")) for node in (cfg.get("callbacks") or {}).values() if node)
+    saves = any(
+        "ModelCheckpoint" in str(node.get("_target_")) for node in (cfg.get("callbacks") or {}).values() if node
+    )
     return {"enable_checkpointing": saves}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
@@ -22,27 +23,38 @@ Table = dict[str, dict[str, float]]
 def measure(cfg: DictConfig, splits: Splits, recipe: Recipe, pretrained: Backbone, untrained: Backbone | None) -> Table:
     """Run ``evaluation.probes`` on the pretrained backbone and, with ``evaluation.baselines``, on everything beside it.
 
+    The histogram is taken of the grey levels as they are in the image, also where the networks see standardised images:
+    the stronger of the two, and so the fairer.
+
     Args:
-        untrained: the same backbone with its initial weights; needed for the baselines.
+        untrained: the same backbone with its initial weights; None leaves the baselines out.
     """
-    rows: dict[str, Backbone] = {}
+    unknown = [name for name in cfg.evaluation.probes if name not in PROBES]
+    if unknown:
+        raise ValueError(f"evaluation.probes holds {', '.join(unknown)}; there are {' and '.join(PROBES)}")
+    as_they_are = replace(recipe, normalize="dataset", mean=(0.0,) * 3, std=(1.0,) * 3)
+    rows: dict[str, tuple[Backbone, Recipe]] = {}
     if untrained is not None:
-        rows |= {"raw_pixels": RawPixels(min(recipe.eval_crop, 32)), "histogram": GreyHistogram(), "untrained": untrained}
-    rows["pretrained"] = pretrained
+        rows["raw_pixels"] = (RawPixels(min(recipe.eval_crop, 32)), recipe)
+        rows["histogram"] = (GreyHistogram(span=(0.0, 1.0)), as_they_are)
+        rows["untrained"] = (untrained, recipe)
+    rows["pretrained"] = (pretrained, recipe)
     table: Table = {}
-    for name in cfg.evaluation.probes:
-        if name not in PROBES:
-            raise ValueError(f"evaluation.probes holds {name!r}; there are {' and '.join(PROBES)}")
-        chance = {} if untrained is None else {"chance": 1 / _num_classes(splits)}
-        table[name] = chance | {row: PROBES[name](cfg, splits, recipe, backbone) for row, backbone in rows.items()}
+    for probe in cfg.evaluation.probes:
+        accuracy = PROBES[probe]
+        table[probe] = (
+            {} if untrained is None else {"chance": 1 / (assemble.datamodule(cfg, splits, recipe).num_classes or 1)}
+        )
+        for row, (backbone, its_recipe) in rows.items():
+            table[probe][row] = accuracy(cfg, splits, its_recipe, backbone)
     return table
 
 
 def knn_accuracy(cfg: DictConfig, splits: Splits, recipe: Recipe, backbone: Backbone) -> float:
     """Top-1 of the weighted k-NN on a frozen backbone."""
+    data = assemble.datamodule(cfg, splits, recipe)
     module = assemble.probe(cfg, "evaluation.knn", backbone)
-    metrics = assemble.quiet_trainer(cfg).validate(module, assemble.datamodule(cfg, splits, recipe), verbose=False)
-    return float(metrics[0]["knn/top1"])
+    return float(assemble.quiet_trainer(cfg).validate(module, data, verbose=False)[0]["knn/top1"])
 
 
 def linear_accuracy(cfg: DictConfig, splits: Splits, recipe: Recipe, backbone: Backbone) -> float:
@@ -52,11 +64,9 @@ def linear_accuracy(cfg: DictConfig, splits: Splits, recipe: Recipe, backbone: B
     data = assemble.datamodule(cfg, splits, recipe, train="supervised")
     seed_everything(cfg.seed, verbose=False)  # every row's heads start alike
     module = assemble.probe(cfg, "evaluation.linear", backbone, num_classes=data.num_classes)
-    trainer = assemble.quiet_trainer(cfg, max_epochs=cfg.evaluation.linear_epochs)
-    trainer.limit_val_batches = 0  # measured once, at the end
-    trainer.fit(module, datamodule=data)
-    trainer = assemble.quiet_trainer(cfg, max_epochs=cfg.evaluation.linear_epochs)
-    return float(trainer.validate(module, datamodule=data, verbose=False)[0]["linear/top1"])
+    epochs = cfg.evaluation.linear_epochs
+    assemble.quiet_trainer(cfg, max_epochs=epochs, limit_val_batches=0).fit(module, datamodule=data)
+    return float(assemble.quiet_trainer(cfg).validate(module, datamodule=data, verbose=False)[0]["linear/top1"])
 
 
 PROBES = {"knn": knn_accuracy, "linear": linear_accuracy}
@@ -79,9 +89,3 @@ def as_text(table: Mapping[str, Mapping[str, float]]) -> str:
         cells = (f"{100 * column[row]:9.1f}%" if row in column else " " * 10 for column in table.values())
         lines.append(f"{NAMES[row]:<{width}}" + "".join(cells))
     return "\n".join(lines)
-
-
-def _num_classes(splits: Splits) -> int:
-    labels = splits.train.labels
-    assert labels is not None
-    return len(splits.classes) if splits.classes else max(labels) + 1

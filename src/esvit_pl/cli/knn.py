@@ -20,8 +20,6 @@ def needs(cfg: DictConfig) -> str | None:
 
 @command("knn", summary="weighted k-NN accuracy of a checkpoint's backbone.", examples=EXAMPLES, needs=needs)
 def main(cfg: DictConfig) -> float:
-    from pytorch_lightning.utilities import rank_zero_only
-
     from esvit_pl.cli import assemble
     from esvit_pl.cli.run_folder import RunFolder
 
@@ -29,7 +27,7 @@ def main(cfg: DictConfig) -> float:
     data = assemble.datamodule(cfg, *assemble.images(cfg))
     module = assemble.probe(cfg, "module", backbone)
     trainer = assemble.trainer(cfg)
-    run = RunFolder(cfg.paths.output_dir, writes=rank_zero_only.rank == 0)
+    run = RunFolder(cfg.paths.output_dir, writes=trainer.is_global_zero)
     run.describe(cfg)
     with run.status():
         metrics = {name: float(value) for name, value in trainer.validate(module, data, verbose=False)[0].items()}
@@ -42,7 +40,9 @@ def main(cfg: DictConfig) -> float:
 def report(metrics: dict[str, float], folder: object) -> str:
     """The metrics in %, one a line, and where they are kept."""
     width = max(map(len, metrics))
-    return "\n".join(["", *(f"{name:<{width}}  {100 * value:5.1f}%" for name, value in metrics.items()), "", f"{folder}/"])
+    return "\n".join(
+        ["", *(f"{name:<{width}}  {100 * value:5.1f}%" for name, value in metrics.items()), "", f"{folder}/"]
+    )
 
 
 if __name__ == "__main__":

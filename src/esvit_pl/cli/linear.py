@@ -22,7 +22,6 @@ def needs(cfg: DictConfig) -> str | None:
 @command("linear", summary="train a linear probe on a checkpoint's frozen backbone.", examples=EXAMPLES, needs=needs)
 def main(cfg: DictConfig) -> float:
     from pytorch_lightning import seed_everything
-    from pytorch_lightning.utilities import rank_zero_only
 
     from esvit_pl.cli import assemble
     from esvit_pl.cli.knn import report
@@ -33,7 +32,7 @@ def main(cfg: DictConfig) -> float:
     seed_everything(cfg.seed, verbose=False)  # the heads' initial weights
     module = assemble.probe(cfg, "module", backbone, num_classes=data.num_classes)
     trainer = assemble.trainer(cfg)
-    run = RunFolder(cfg.paths.output_dir, writes=rank_zero_only.rank == 0)
+    run = RunFolder(cfg.paths.output_dir, writes=trainer.is_global_zero)
     run.describe(cfg)
     with run.status():
         trainer.fit(module, datamodule=data, ckpt_path=cfg.resume_from, weights_only=True)

@@ -21,14 +21,14 @@ def draw_crops(folder: Path, images: ImageDataset, recipe: Recipe, *, seed: int,
     return save(figure, folder / "crops.png")
 
 
-def draw_results(folder: Path, metrics: Path, table: Mapping[str, Mapping[str, float]], steps_per_epoch: int) -> list[Path]:
-    """``learning_curve.png`` from a `MetricsCSV` file, if there is one, and ``comparison.png`` where rows are compared."""
+def draw_results(folder: Path, metrics: Path, table: Mapping[str, Mapping[str, float]]) -> list[Path]:
+    """``learning_curve.png`` from a `MetricsCSV` file, if there is one, and ``comparison.png`` of a table with baselines."""
     drawn: list[Path] = []
     knn: Mapping[str, Any] = table.get("knn", {})
     baselines = {row: value for row, value in knn.items() if row != "pretrained"}
     rows = read_metrics(metrics) if metrics.is_file() else []
     if any("train/view_loss" in row or "train/region_loss" in row for row in rows):
-        drawn.append(save(learning_curve(rows, baselines, steps_per_epoch), folder / "learning_curve.png"))
+        drawn.append(save(learning_curve(rows, baselines), folder / "learning_curve.png"))
     if baselines:
         drawn.append(save(comparison(table), folder / "comparison.png"))
     return drawn

@@ -30,17 +30,15 @@ def needs(cfg: DictConfig) -> str | None:
 
 @command("pretrain", summary="pretrain a backbone without labels, then measure it.", examples=EXAMPLES, needs=needs)
 def main(cfg: DictConfig) -> float | None:
-    from pytorch_lightning.utilities import rank_zero_only
-
     from esvit_pl.cli import assemble, evaluation, pictures
     from esvit_pl.cli.run_folder import RunFolder
     from esvit_pl.ema import make_teacher
 
-    run = RunFolder(cfg.paths.output_dir, writes=rank_zero_only.rank == 0)
     splits, recipe = assemble.images(cfg)
     data = assemble.datamodule(cfg, splits, recipe)
     module = assemble.pretrainer(cfg, recipe)
     trainer = assemble.trainer(cfg, data.has_labels)
+    run = RunFolder(cfg.paths.output_dir, writes=trainer.is_global_zero)
     run.describe(cfg)
     probes = bool(cfg.evaluation.probes) and data.has_labels
     untrained = make_teacher(module.student.backbone) if probes and cfg.evaluation.baselines else None
@@ -57,7 +55,7 @@ def main(cfg: DictConfig) -> float | None:
         table = evaluation.measure(cfg, splits, recipe, module.teacher.backbone, untrained) if probes else {}
         run.update(**table)
         if run.writes:
-            pictures.draw_results(run.path / "figures", run.path / "metrics.csv", table, module.steps_per_epoch)
+            pictures.draw_results(run.path / "figures", run.path / "metrics.csv", table)
     if run.writes:
         print(summary(trainer, metrics, table, run.path), flush=True)
     return optimized(cfg, metrics, table)
@@ -68,7 +66,9 @@ def summary(trainer: Trainer, metrics: dict[str, float], table: dict[str, dict[s
     from esvit_pl.cli.evaluation import as_text
 
     losses = ", ".join(
-        f"{name.removeprefix('train/').replace('_', ' ')} {value:.3f}" for name, value in metrics.items() if name.endswith("_loss")
+        f"{name.removeprefix('train/').replace('_', ' ')} {value:.3f}"
+        for name, value in metrics.items()
+        if name.endswith("_loss")
     )
     lines = ["", f"after {trainer.current_epoch} epochs, {trainer.global_step} steps: {losses}"]
     if table:

@@ -15,7 +15,17 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-PACKAGES = ("esvit_pl", "torch", "torchvision", "pytorch-lightning", "torchmetrics", "timm", "hydra-core", "numpy", "pillow")
+PACKAGES = (
+    "esvit_pl",
+    "torch",
+    "torchvision",
+    "pytorch-lightning",
+    "torchmetrics",
+    "timm",
+    "hydra-core",
+    "numpy",
+    "pillow",
+)
 
 
 class RunFolder:
@@ -103,7 +113,9 @@ def _processor() -> str:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         return platform.processor()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+    return next(
+        (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor()
+    )
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

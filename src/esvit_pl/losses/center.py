@@ -16,6 +16,9 @@ class Center(nn.Module):
     """
 
     value: Tensor
+    # Plain attributes, empty between optimizer steps: no checkpoint needs them.
+    _window: Tensor | None
+    _prototypes: Tensor | None
 
     def __init__(self, num_prototypes: int, dim: int, *, momentum: float = 0.9) -> None:
         super().__init__()
@@ -37,7 +40,7 @@ class Center(nn.Module):
 
     @torch.no_grad()
     def commit(self, window: Tensor) -> None:
-        """Move the centre by a window's (sum, number), usually that of `window` summed over ranks, and start a new one."""
+        """Move the centre by a window's (sum, number), that of `window` summed over ranks, and start a new one."""
         if self._prototypes is not None:
             mean = window[:-1] / window[-1]
             logits = self._prototypes.to(mean.dtype) @ mean
@@ -46,6 +49,4 @@ class Center(nn.Module):
 
     def reset(self) -> None:
         """Forget the projections since the last `commit`."""
-        # Plain attributes: empty between optimizer steps, so no checkpoint needs them.
-        self._window: Tensor | None = None
-        self._prototypes: Tensor | None = None
+        self._window = self._prototypes = None

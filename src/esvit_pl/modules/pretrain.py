@@ -15,6 +15,7 @@ from esvit_pl.backbones.interface import Backbone
 from esvit_pl.checkpoints.training import check_same_architecture, describe
 from esvit_pl.distributed import sum_over_ranks
 from esvit_pl.ema import check_apart, ema_update_, make_teacher
+from esvit_pl.heads import Prototypes
 from esvit_pl.network import MultiCropNetwork
 from esvit_pl.objectives.interface import Losses, Objective, Progress, Views
 from esvit_pl.optim import OptimizerRecipe, clip_each_, parameter_groups, scaled_lr
@@ -71,7 +72,7 @@ class Pretrainer(LightningModule):
                 raise ValueError(f"Pretrainer needs {name} of 0 or more, got {value}")
         heads = objective.heads(backbone.width, backbone.region_width)
         self.teacher = MultiCropNetwork(make_teacher(backbone), make_teacher(heads)) if objective.uses_teacher else None
-        heads.update(objective.student_only_heads())
+        heads.update(dict(objective.student_only_heads().items()))
         self.student = MultiCropNetwork(backbone, heads)
         self.objective = objective
         self.optimizer = optimizer
@@ -109,7 +110,7 @@ class Pretrainer(LightningModule):
         return None if self.teacher is None else self.teacher(views, heads)
 
     def idle(self, heads: set[str]) -> Tensor | float:
-        """Zero times the parameters of the heads that take no part yet, so that distributed training finds them used."""
+        """Zero times the parameters of the heads that take no part yet, so that DDP finds them used."""
         return sum((0.0 * p.sum() for p in self._idle_parameters(heads)), 0.0)
 
     def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
@@ -154,7 +155,8 @@ class Pretrainer(LightningModule):
         if total[-1] > 0:
             self.objective.reset()
             raise NonFiniteLoss(
-                f"the loss is not finite at optimizer step {self.trainer.global_step} (epoch {self.trainer.current_epoch}); "
+                f"the loss is not finite at optimizer step {self.trainer.global_step} "
+                f"(epoch {self.trainer.current_epoch}); "
                 "weights, centres and teacher are as before that step. Resume from the last checkpoint (ckpt_path=...) "
                 "with a lower optimizer.lr or a smaller module.clip_grad, or with trainer.precision=32"
             )
@@ -168,7 +170,8 @@ class Pretrainer(LightningModule):
         lost = [name for name, p in self.student.named_parameters() if p.requires_grad and p.grad is None]
         if lost:
             raise ValueError(
-                f"{len(lost)} trainable parameters of the student got no gradient in the first step: {', '.join(lost)}; "
+                f"{len(lost)} trainable parameters of the student got no gradient in the first step: "
+                f"{', '.join(lost)}; "
                 "set requires_grad=False on what is not meant to learn, or let the loss use it"
             )
         self._gradients_checked = True
@@ -199,7 +202,7 @@ class Pretrainer(LightningModule):
             "teacher_momentum": self.momentum_at(progress),
             **self.objective.schedules(progress),
         }
-        rest = {**losses.diagnostics, **schedules}
+        rest: dict[str, Any] = {**losses.diagnostics, **schedules}
         self.log_dict({f"train/{name}": value for name, value in rest.items()}, batch_size=batch_size)
 
     # Around the fit
@@ -210,8 +213,8 @@ class Pretrainer(LightningModule):
     def on_fit_start(self) -> None:
         if self.trainer.gradient_clip_val:
             raise ValueError(
-                f"trainer.gradient_clip_val={self.trainer.gradient_clip_val} beside the pretrainer's own clipping of each "
-                "parameter; leave it null and set module.clip_grad"
+                f"trainer.gradient_clip_val={self.trainer.gradient_clip_val} beside the pretrainer's own clipping of "
+                "each parameter; leave it null and set module.clip_grad"
             )
         if self.optimizer.fused and self.trainer.precision == "16-mixed":
             raise ValueError(
@@ -225,7 +228,9 @@ class Pretrainer(LightningModule):
         trainer = self.trainer
         batches, accumulate = trainer.num_training_batches, trainer.accumulate_grad_batches
         if batches == float("inf"):
-            raise ValueError("Pretrainer needs a training loader of known length, got one without; set limit_train_batches")
+            raise ValueError(
+                "Pretrainer needs a training loader of known length, got one without; set limit_train_batches"
+            )
         if batches % accumulate:
             raise ValueError(
                 f"{batches} batches an epoch are no multiple of trainer.accumulate_grad_batches={accumulate}: the last "
@@ -238,7 +243,7 @@ class Pretrainer(LightningModule):
             raise ValueError("training without an end has no schedules; set trainer.max_epochs or trainer.max_steps")
         self.global_batch = _batch_size(trainer.train_dataloader) * trainer.world_size * accumulate
         epochs = self.total_steps / self.steps_per_epoch
-        if not trainer.fast_dev_run:
+        if not getattr(trainer, "fast_dev_run", False):
             self.check_durations(epochs)
         self.print(
             f"global batch {self.global_batch} images ({self.global_batch // trainer.world_size // accumulate} x "
@@ -275,8 +280,8 @@ class Pretrainer(LightningModule):
         """Parameters that this step must not move: waiting heads, and the prototypes at the beginning."""
         still = self._idle_parameters(self.objective.active(progress))
         if progress.step < in_steps(self.freeze_prototypes_epochs, self.steps_per_epoch):
-            heads = self.student.heads.values()
-            still += [p for head in heads if head.prototypes is not None for p in head.prototypes.parameters()]
+            prototypes = [module for module in self.student.heads.modules() if isinstance(module, Prototypes)]
+            still += [p for module in prototypes for p in module.parameters()]
         return still
 
 

@@ -137,16 +137,20 @@ class EsViTObjective(Objective):
         losses.diagnostics[f"{name}_kl"] = loss.detach() - entropy.mean()
         losses.diagnostics[f"{name}_center_norm"] = center.value.norm()
 
+    @property
+    def _centers(self) -> list[Center]:
+        return [center for center in self.centers.values() if isinstance(center, Center)]
+
     def window(self) -> Tensor:
-        return torch.cat([center.window() for center in self.centers.values()])
+        return torch.cat([center.window() for center in self._centers])
 
     def commit(self, window: Tensor | None) -> None:
         assert window is not None
-        for center, part in zip(self.centers.values(), window.chunk(len(self.centers)), strict=True):
+        for center, part in zip(self._centers, window.chunk(len(self.centers)), strict=True):
             center.commit(part)
 
     def reset(self) -> None:
-        for center in self.centers.values():
+        for center in self._centers:
             center.reset()
 
     def schedules(self, progress: Progress) -> dict[str, float]:
@@ -162,8 +166,9 @@ class EsViTObjective(Objective):
         start = self.spec["region_start_epoch"]
         if "region" in self.weights and start >= epochs:
             raise ValueError(
-                f"loss.region_start_epoch={start} lies at or after the end of training (trainer.max_epochs={epochs:g}): "
-                "the region loss would never join; start earlier, train longer, or choose loss=view"
+                f"loss.region_start_epoch={start} lies at or after the end of training "
+                f"(trainer.max_epochs={epochs:g}): the region loss would never join; start earlier, train longer, "
+                "or choose loss=view"
             )
 
 
@@ -193,10 +198,18 @@ def _check(spec: dict) -> None:
         raise ValueError(f"EsViTObjective needs region_start_epoch of 0 or later, got {spec['region_start_epoch']}")
     if spec["region_start_epoch"] and not (spec["view_weight"] and spec["region_weight"]):
         raise ValueError(
-            f"region_start_epoch={spec['region_start_epoch']} needs a view loss to begin with and a region loss to join, "
-            f"got view_weight={spec['view_weight']}, region_weight={spec['region_weight']}"
+            f"region_start_epoch={spec['region_start_epoch']} needs a view loss to begin with and a region loss "
+            f"to join, got view_weight={spec['view_weight']}, region_weight={spec['region_weight']}"
         )
-    for name in ("num_prototypes", "hidden_dim", "out_dim", "num_layers", "student_temp", "teacher_temp", "teacher_temp_start"):
+    for name in (
+        "num_prototypes",
+        "hidden_dim",
+        "out_dim",
+        "num_layers",
+        "student_temp",
+        "teacher_temp",
+        "teacher_temp_start",
+    ):
         if spec[name] <= 0:
             raise ValueError(f"EsViTObjective needs a positive {name}, got {spec[name]}")
     if not 0 <= spec["center_momentum"] <= 1:
