@@ -39,14 +39,12 @@ def measure(cfg: DictConfig, splits: Splits, recipe: Recipe, pretrained: Backbon
         rows["histogram"] = (GreyHistogram(span=(0.0, 1.0)), as_they_are)
         rows["untrained"] = (untrained, recipe)
     rows["pretrained"] = (pretrained, recipe)
+    num_classes = assemble.datamodule(cfg, splits, recipe).num_classes or 1
     table: Table = {}
     for probe in cfg.evaluation.probes:
-        accuracy = PROBES[probe]
-        table[probe] = (
-            {} if untrained is None else {"chance": 1 / (assemble.datamodule(cfg, splits, recipe).num_classes or 1)}
-        )
+        table[probe] = {} if untrained is None else {"chance": 1 / num_classes}
         for row, (backbone, its_recipe) in rows.items():
-            table[probe][row] = accuracy(cfg, splits, its_recipe, backbone)
+            table[probe][row] = PROBES[probe](cfg, splits, its_recipe, backbone)
     return table
 
 

@@ -22,7 +22,7 @@ def draw_crops(folder: Path, images: ImageDataset, recipe: Recipe, *, seed: int,
 
 
 def draw_results(folder: Path, metrics: Path, table: Mapping[str, Mapping[str, float]]) -> list[Path]:
-    """``learning_curve.png`` from a `MetricsCSV` file, if there is one, and ``comparison.png`` of a table with baselines."""
+    """``learning_curve.png`` of a `MetricsCSV` file, if there is one, ``comparison.png`` of a table with baselines."""
     drawn: list[Path] = []
     knn: Mapping[str, Any] = table.get("knn", {})
     baselines = {row: value for row, value in knn.items() if row != "pretrained"}
