@@ -17,7 +17,7 @@ def parameter_groups(module: nn.Module) -> list[dict[str, Any]]:
     """Two groups named 'decay' and 'no_decay'; parameters without gradient are left out.
 
     Biases and one-dimensional parameters do not decay; relative position tables and the prototypes' gains do, as
-    released (recipes.md). An empty group is left out.
+    released (docs/recipes.md). An empty group is left out.
     """
     groups: dict[str, list[nn.Parameter]] = {"decay": [], "no_decay": []}
     for name, parameter in module.named_parameters():
@@ -86,7 +86,7 @@ class LARS(Optimizer):
 
 @dataclass(frozen=True)
 class OptimizerRecipe:
-    """Which optimizer, and how its learning rate and weight decay move (recipes.md, "optimizer").
+    """Which optimizer, and how its learning rate and weight decay move (docs/recipes.md, "Optimizer").
 
     Args:
         name: "adamw", "sgd" or "lars".

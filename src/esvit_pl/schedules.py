@@ -17,7 +17,7 @@ def warmup_cosine(
 ) -> float:
     """`warmup` steps linearly from `warmup_start` up to `start` (reached by the last of them), then `cosine` to `end`.
 
-    The learning rate of DINO and EsViT (recipes.md, "optimizer"); with ``warmup=0`` their weight decay and momentum.
+    The learning rate of DINO and EsViT (docs/recipes.md, "Optimizer"); with ``warmup=0`` their weight decay and momentum.
     """
     if not 0 <= warmup <= total:
         raise ValueError(f"warm-up takes {warmup} of {total} steps; it must be within training: shorten warmup_epochs")
@@ -29,7 +29,7 @@ def warmup_cosine(
 def teacher_temperature(epoch: int, *, start: float = 0.04, end: float = 0.07, warmup_epochs: int = 30) -> float:
     """Linear from `start` to `end` over `warmup_epochs` epochs (reached by the last of them), then `end`.
 
-    By whole epochs, as released (recipes.md, "temperatures").
+    By whole epochs, as released (docs/recipes.md, "Temperatures").
     """
     if epoch >= warmup_epochs:
         return end

@@ -35,7 +35,7 @@ class Swin(Backbone):
         patch_size: side of a patch in pixels. Inputs that are no multiple of it are zero-padded right and bottom.
         in_chans: channels of the images.
         mlp_ratio: width of the MLP's hidden layer over the block's.
-        drop_path_rate: stochastic depth of the last block; it grows linearly from 0 at the first (recipes.md).
+        drop_path_rate: stochastic depth of the last block; it grows linearly from 0 at the first (docs/recipes.md).
         init: "trunc_normal" (0.02, as released) or "fan_in": Linear weights from N(0, 1 / inputs), which learns faster
             in networks of a few narrow blocks, where 0.02 leaves the residual branches almost silent.
     """

@@ -104,18 +104,29 @@ def probe(cfg: DictConfig, key: str, backbone: Backbone, **parts: Any) -> Lightn
     return construct(cfg, key, backbone=backbone, **parts)
 
 
-def trainer(cfg: DictConfig, has_labels: bool = True) -> Trainer:
-    """The Trainer with its loggers and callbacks, writing into the run folder."""
+def trainer(cfg: DictConfig, data: ImageDataModule) -> Trainer:
+    """The Trainer with its loggers and callbacks, writing into the run folder; every epoch is logged, however short."""
     quieten()
     check_accelerator(cfg)
-    return construct(
+    made: Trainer = construct(
         cfg,
         "trainer",
         logger=bag(cfg, "logger"),
-        callbacks=callbacks(cfg, has_labels),
+        callbacks=callbacks(cfg, data.has_labels),
         default_root_dir=cfg.paths.output_dir,
         **_checkpointing(cfg),
     )
+    made.log_every_n_steps = min(made.log_every_n_steps, steps_an_epoch(made, data))
+    return made
+
+
+def steps_an_epoch(trainer: Trainer, data: ImageDataModule) -> int:
+    """Optimizer steps in an epoch of training, 1 at least."""
+    batches = len(data.train_images) // (data.batch_size * trainer.world_size)
+    limit = trainer.limit_train_batches
+    if limit is not None:
+        batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+    return max(batches // trainer.accumulate_grad_batches, 1)
 
 
 def quiet_trainer(cfg: DictConfig, max_epochs: int | None = None, **parts: Any) -> Trainer:

@@ -26,7 +26,7 @@ def main(cfg: DictConfig) -> float:
     backbone = assemble.frozen_backbone(cfg)
     data = assemble.datamodule(cfg, *assemble.images(cfg))
     module = assemble.probe(cfg, "module", backbone)
-    trainer = assemble.trainer(cfg)
+    trainer = assemble.trainer(cfg, data)
     run = RunFolder(cfg.paths.output_dir, writes=trainer.is_global_zero)
     run.describe(cfg)
     with run.status():

@@ -31,7 +31,7 @@ def main(cfg: DictConfig) -> float:
     data = assemble.datamodule(cfg, *assemble.images(cfg))
     seed_everything(cfg.seed, verbose=False)  # the heads' initial weights
     module = assemble.probe(cfg, "module", backbone, num_classes=data.num_classes)
-    trainer = assemble.trainer(cfg)
+    trainer = assemble.trainer(cfg, data)
     run = RunFolder(cfg.paths.output_dir, writes=trainer.is_global_zero)
     run.describe(cfg)
     with run.status():

@@ -37,7 +37,7 @@ def main(cfg: DictConfig) -> float | None:
     splits, recipe = assemble.images(cfg)
     data = assemble.datamodule(cfg, splits, recipe)
     module = assemble.pretrainer(cfg, recipe)
-    trainer = assemble.trainer(cfg, data.has_labels)
+    trainer = assemble.trainer(cfg, data)
     run = RunFolder(cfg.paths.output_dir, writes=trainer.is_global_zero)
     run.describe(cfg)
     probes = bool(cfg.evaluation.probes) and data.has_labels

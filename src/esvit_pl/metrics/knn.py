@@ -1,4 +1,4 @@
-"""Weighted k-nearest-neighbour classification of frozen features (Wu et al., arXiv 1805.01978; recipes.md).
+"""Weighted k-nearest-neighbour classification of frozen features (Wu et al., arXiv 1805.01978; docs/recipes.md).
 
 Features are scaled to unit length; the k images of the bank with the largest cosine vote for their class, each with
 weight exp(cosine / temperature).

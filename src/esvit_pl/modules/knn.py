@@ -17,7 +17,7 @@ from esvit_pl.metrics.names import knn_metrics
 
 
 class KNNEvaluator(LightningModule):
-    """Weighted k-NN accuracy of a frozen backbone (`metrics.knn`; recipes.md, "Evaluation").
+    """Weighted k-NN accuracy of a frozen backbone (`metrics.knn`; docs/recipes.md, "Evaluation").
 
     ``trainer.validate(KNNEvaluator(backbone), datamodule)``: the images of ``datamodule.bank_dataloader()`` vote on
     those of the validation loader (`trainer.test`: of the test loader). Logs ``knn/top1`` and ``knn/top5`` as

@@ -25,7 +25,7 @@ from esvit_pl.schedules import cosine
 
 
 class LinearProbe(LightningModule):
-    """A linear classifier on the pooled features of the last blocks (recipes.md, "Evaluation"; paper, section 4.1).
+    """A linear classifier on the pooled features of the last blocks (docs/recipes.md, "Evaluation"; paper, section 4.1).
 
     SGD without weight decay, learning rate by the linear scaling rule, a cosine to 0 by epoch. ``trainer.max_epochs``
     is its length (100 in the paper). Several learning rates train as many heads side by side, from equal initial
