@@ -229,6 +229,21 @@ class ImageDataModule(LightningDataModule):
             say_once(line)
 
 
+def batch_size_of(loader: Any) -> int:
+    """Images in a micro-batch of one process, of any loader; the learning rate scales with it.
+
+    Raises:
+        ValueError: the loader does not tell.
+    """
+    size = getattr(loader, "batch_size", None) or getattr(getattr(loader, "batch_sampler", None), "batch_size", None)
+    if size is None:
+        raise ValueError(
+            f"the learning rate needs the batch size, and {type(loader).__name__} does not tell it; "
+            "give the training loader or its batch_sampler an attribute batch_size"
+        )
+    return int(size)
+
+
 class EpochSampler(Sampler[tuple[int, int]]):
     """`(epoch, index)` pairs of one rank, in batches of `batch_size` one after the other.
 

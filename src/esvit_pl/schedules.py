@@ -17,7 +17,7 @@ def warmup_cosine(
 ) -> float:
     """`warmup` steps linearly from `warmup_start` up to `start` (reached by the last of them), then `cosine` to `end`.
 
-    The learning rate of DINO and EsViT (docs/recipes.md, "Optimizer"); with ``warmup=0`` their weight decay and momentum.
+    The learning rate of DINO and EsViT (docs/recipes.md, "Optimizer"); with ``warmup=0`` weight decay and momentum.
     """
     if not 0 <= warmup <= total:
         raise ValueError(f"warm-up takes {warmup} of {total} steps; it must be within training: shorten warmup_epochs")

@@ -93,6 +93,16 @@ def command(
     return decorate
 
 
+def requires(program: str, *keys: str) -> Callable[[DictConfig], str | None]:
+    """A ``needs`` for `command`: names those of the keys that the config leaves out or null."""
+
+    def needs(cfg: DictConfig) -> str | None:
+        missing = [key for key in keys if OmegaConf.select(cfg, key) is None]
+        return f"{program} needs {' and '.join(f'{key}=' for key in missing)}" if missing else None
+
+    return needs
+
+
 def is_for_people(error: BaseException) -> bool:
     """Whether ``error`` speaks to whoever typed the command: one of this package's own, or a file that cannot be read.
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import signal
+import sys
 import warnings
 from typing import TYPE_CHECKING, Any, cast
 
@@ -108,7 +110,7 @@ def trainer(cfg: DictConfig, data: ImageDataModule) -> Trainer:
     """The Trainer with its loggers and callbacks, writing into the run folder; every epoch is logged, however short."""
     quieten()
     check_accelerator(cfg)
-    made: Trainer = construct(
+    made = construct(
         cfg,
         "trainer",
         logger=bag(cfg, "logger"),
@@ -127,6 +129,23 @@ def steps_an_epoch(trainer: Trainer, data: ImageDataModule) -> int:
     if limit is not None:
         batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
     return max(batches // trainer.accumulate_grad_batches, 1)
+
+
+def fit(trainer: Trainer, module: LightningModule, data: ImageDataModule, ckpt_path: str | None) -> None:
+    """Train, from a checkpoint if there is one; a signal ends the process as it does elsewhere.
+
+    Left alone, Lightning ends it with 1 at Ctrl-C, like a failure, and with 0 at SIGTERM, like a success.
+    """
+    from pytorch_lightning.utilities.exceptions import SIGTERMException
+
+    try:
+        trainer.fit(module, datamodule=data, ckpt_path=ckpt_path, weights_only=True)
+    except SIGTERMException:
+        sys.exit(128 + signal.SIGTERM)
+    except SystemExit as stop:
+        if isinstance(stop.__context__, KeyboardInterrupt):
+            raise KeyboardInterrupt from stop
+        raise
 
 
 def quiet_trainer(cfg: DictConfig, max_epochs: int | None = None, **parts: Any) -> Trainer:

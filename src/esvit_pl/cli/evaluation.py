@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 from esvit_pl.backbones import Backbone
 from esvit_pl.cli import assemble
 from esvit_pl.metrics import GreyHistogram, RawPixels
+from esvit_pl.metrics.isolation import undisturbed
 
 if TYPE_CHECKING:
     from esvit_pl.augment import Recipe
@@ -18,6 +19,23 @@ if TYPE_CHECKING:
 
 Table = dict[str, dict[str, float]]
 """{"knn": {"chance": ..., "pretrained": ...}, "linear": {...}}, top-1 accuracies in 0-1."""
+
+
+def check(cfg: DictConfig, backbone: Backbone, num_classes: int | None) -> None:
+    """Refuse wrong settings of the probes before the training that they would throw away.
+
+    Args:
+        backbone: any of the kind that will be measured; it is left as it is.
+    """
+    unknown = [name for name in cfg.evaluation.probes if name not in PROBES]
+    if unknown:
+        raise ValueError(f"evaluation.probes holds {', '.join(unknown)}; there are {' and '.join(PROBES)}")
+    if cfg.evaluation.linear_epochs < 1:
+        raise ValueError(f"evaluation.linear_epochs must be 1 or more, got {cfg.evaluation.linear_epochs}")
+    parts = {"linear": {"num_classes": num_classes}}
+    with undisturbed(backbone):
+        for name in cfg.evaluation.probes:
+            assemble.probe(cfg, f"evaluation.{name}", backbone, **parts.get(name, {}))
 
 
 def measure(cfg: DictConfig, splits: Splits, recipe: Recipe, pretrained: Backbone, untrained: Backbone | None) -> Table:
@@ -29,9 +47,6 @@ def measure(cfg: DictConfig, splits: Splits, recipe: Recipe, pretrained: Backbon
     Args:
         untrained: the same backbone with its initial weights; None leaves the baselines out.
     """
-    unknown = [name for name in cfg.evaluation.probes if name not in PROBES]
-    if unknown:
-        raise ValueError(f"evaluation.probes holds {', '.join(unknown)}; there are {' and '.join(PROBES)}")
     as_they_are = replace(recipe, normalize="dataset", mean=(0.0,) * 3, std=(1.0,) * 3)
     rows: dict[str, tuple[Backbone, Recipe]] = {}
     if untrained is not None:
@@ -65,6 +80,14 @@ def linear_accuracy(cfg: DictConfig, splits: Splits, recipe: Recipe, backbone: B
     epochs = cfg.evaluation.linear_epochs
     assemble.quiet_trainer(cfg, max_epochs=epochs, limit_val_batches=0).fit(module, datamodule=data)
     return float(assemble.quiet_trainer(cfg).validate(module, datamodule=data, verbose=False)[0]["linear/top1"])
+
+
+def optimized(cfg: DictConfig, values: Mapping[str, float]) -> float | None:
+    """The metric that a sweeper is to improve, ``optimized_metric``; None if none is named."""
+    name = cfg.optimized_metric
+    if name is not None and name not in values:
+        raise ValueError(f"optimized_metric={name} was not measured; there are {', '.join(sorted(values))}")
+    return None if name is None else values[name]
 
 
 PROBES = {"knn": knn_accuracy, "linear": linear_accuracy}

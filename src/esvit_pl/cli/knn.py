@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from omegaconf import DictConfig
 
-from esvit_pl.cli.app import command
+from esvit_pl.cli.app import command, requires
 
 EXAMPLES = [
     "esvit-knn ckpt_path=RUN/checkpoints/last.ckpt dataset=imagenet dataset.root=/data/imagenet",
@@ -13,14 +13,12 @@ EXAMPLES = [
 ]
 
 
-def needs(cfg: DictConfig) -> str | None:
-    missing = [name for name in ("ckpt_path", "dataset") if cfg.get(name) is None]
-    return f"esvit-knn needs {' and '.join(f'{name}=' for name in missing)}" if missing else None
+needs = requires("esvit-knn", "ckpt_path", "dataset")
 
 
 @command("knn", summary="weighted k-NN accuracy of a checkpoint's backbone.", examples=EXAMPLES, needs=needs)
-def main(cfg: DictConfig) -> float:
-    from esvit_pl.cli import assemble
+def main(cfg: DictConfig) -> float | None:
+    from esvit_pl.cli import assemble, evaluation
     from esvit_pl.cli.run_folder import RunFolder
 
     backbone = assemble.frozen_backbone(cfg)
@@ -34,7 +32,7 @@ def main(cfg: DictConfig) -> float:
         run.update(knn={"pretrained": metrics["knn/top1"]}, metrics=metrics)
     if run.writes:
         print(report(metrics, run.path), flush=True)
-    return metrics[cfg.optimized_metric]
+    return evaluation.optimized(cfg, metrics)
 
 
 def report(metrics: dict[str, float], folder: object) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from omegaconf import DictConfig
 
-from esvit_pl.cli.app import command
+from esvit_pl.cli.app import command, requires
 
 EXAMPLES = [
     "esvit-linear ckpt_path=RUN/checkpoints/last.ckpt dataset=imagenet dataset.root=/data/imagenet trainer=ddp",
@@ -14,16 +14,14 @@ EXAMPLES = [
 ]
 
 
-def needs(cfg: DictConfig) -> str | None:
-    missing = [name for name in ("ckpt_path", "dataset") if cfg.get(name) is None]
-    return f"esvit-linear needs {' and '.join(f'{name}=' for name in missing)}" if missing else None
+needs = requires("esvit-linear", "ckpt_path", "dataset")
 
 
 @command("linear", summary="train a linear probe on a checkpoint's frozen backbone.", examples=EXAMPLES, needs=needs)
-def main(cfg: DictConfig) -> float:
+def main(cfg: DictConfig) -> float | None:
     from pytorch_lightning import seed_everything
 
-    from esvit_pl.cli import assemble
+    from esvit_pl.cli import assemble, evaluation
     from esvit_pl.cli.knn import report
     from esvit_pl.cli.run_folder import RunFolder
 
@@ -35,14 +33,12 @@ def main(cfg: DictConfig) -> float:
     run = RunFolder(cfg.paths.output_dir, writes=trainer.is_global_zero)
     run.describe(cfg)
     with run.status():
-        trainer.fit(module, datamodule=data, ckpt_path=cfg.resume_from, weights_only=True)
-        if trainer.interrupted:
-            raise KeyboardInterrupt
+        assemble.fit(trainer, module, data, cfg.resume_from)
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
         run.update(linear={"pretrained": metrics["linear/top1"]}, metrics=metrics)
     if run.writes:
         print(report({name: value for name, value in metrics.items() if "top" in name}, run.path), flush=True)
-    return metrics[cfg.optimized_metric]
+    return evaluation.optimized(cfg, metrics)
 
 
 if __name__ == "__main__":

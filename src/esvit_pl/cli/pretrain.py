@@ -38,27 +38,28 @@ def main(cfg: DictConfig) -> float | None:
     data = assemble.datamodule(cfg, splits, recipe)
     module = assemble.pretrainer(cfg, recipe)
     trainer = assemble.trainer(cfg, data)
+    assert module.teacher is not None
+    probes = bool(cfg.evaluation.probes) and data.has_labels
+    if probes:
+        evaluation.check(cfg, module.teacher.backbone, data.num_classes)
     run = RunFolder(cfg.paths.output_dir, writes=trainer.is_global_zero)
     run.describe(cfg)
-    probes = bool(cfg.evaluation.probes) and data.has_labels
     untrained = make_teacher(module.student.backbone) if probes and cfg.evaluation.baselines else None
 
     with run.status():
         if run.writes:
             pictures.draw_crops(run.path / "figures", splits.train, recipe, seed=cfg.seed)
-        trainer.fit(module, datamodule=data, ckpt_path=cfg.ckpt_path, weights_only=True)
-        if trainer.interrupted:
-            raise KeyboardInterrupt
+        assemble.fit(trainer, module, data, cfg.ckpt_path)
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
         run.update(metrics=metrics)
-        assert module.teacher is not None
         table = evaluation.measure(cfg, splits, recipe, module.teacher.backbone, untrained) if probes else {}
         run.update(**table)
         if run.writes:
             pictures.draw_results(run.path / "figures", run.path / "metrics.csv", table)
     if run.writes:
         print(summary(trainer, metrics, table, run.path), flush=True)
-    return optimized(cfg, metrics, table)
+    final = {f"{probe}/top1": rows["pretrained"] for probe, rows in table.items()}  # counts before the last epoch's
+    return evaluation.optimized(cfg, metrics | final)
 
 
 def summary(trainer: Trainer, metrics: dict[str, float], table: dict[str, dict[str, float]], folder: Path) -> str:
@@ -76,17 +77,6 @@ def summary(trainer: Trainer, metrics: dict[str, float], table: dict[str, dict[s
     files = sorted(path for path in folder.rglob("*") if path.suffix in (".ckpt", ".csv", ".json", ".png", ".yaml"))
     shown = [str(path.relative_to(folder)) for path in files if ".hydra" not in path.parts]
     return "\n".join([*lines, "", f"{folder}/", *(f"  {name}" for name in shown)])
-
-
-def optimized(cfg: DictConfig, metrics: dict[str, float], table: dict[str, dict[str, float]]) -> float | None:
-    """The metric that a sweeper is to improve; of the probes, the final one counts."""
-    name = cfg.optimized_metric
-    if name is None:
-        return None
-    values = metrics | {f"{probe}/top1": rows["pretrained"] for probe, rows in table.items()}
-    if name not in values:
-        raise ValueError(f"optimized_metric={name} was not measured; there are {', '.join(sorted(values))}")
-    return values[name]
 
 
 if __name__ == "__main__":

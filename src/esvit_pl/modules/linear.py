@@ -18,6 +18,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from esvit_pl.backbones.interface import Backbone
 from esvit_pl.callbacks.parts import need_labels
+from esvit_pl.datamodule import batch_size_of
 from esvit_pl.metrics.features import Unpack, unpack_batch
 from esvit_pl.metrics.isolation import untracked
 from esvit_pl.optim import scaled_lr
@@ -25,7 +26,7 @@ from esvit_pl.schedules import cosine
 
 
 class LinearProbe(LightningModule):
-    """A linear classifier on the pooled features of the last blocks (docs/recipes.md, "Evaluation"; paper, section 4.1).
+    """A linear classifier on the pooled features of the last blocks (docs/recipes.md, "Evaluation").
 
     SGD without weight decay, learning rate by the linear scaling rule, a cosine to 0 by epoch. ``trainer.max_epochs``
     is its length (100 in the paper). Several learning rates train as many heads side by side, from equal initial
@@ -146,7 +147,9 @@ class LinearProbe(LightningModule):
 
     def on_train_start(self) -> None:
         trainer = self.trainer
-        self.global_batch = _batch_size(trainer.train_dataloader) * trainer.world_size * trainer.accumulate_grad_batches
+        self.global_batch = (
+            batch_size_of(trainer.train_dataloader) * trainer.world_size * trainer.accumulate_grad_batches
+        )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["linear_probe"] = self._identity()
@@ -197,13 +200,3 @@ def fingerprint(module: nn.Module) -> str:
         digest.update(name.encode())
         digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
-
-
-def _batch_size(loader: Any) -> int:
-    size = getattr(loader, "batch_size", None) or getattr(getattr(loader, "batch_sampler", None), "batch_size", None)
-    if size is None:
-        raise ValueError(
-            f"LinearProbe needs the batch size for its learning rate, and {type(loader).__name__} does not tell it; "
-            "give the training loader or its batch_sampler an attribute batch_size"
-        )
-    return int(size)

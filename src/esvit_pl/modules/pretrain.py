@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 
 from esvit_pl.backbones.interface import Backbone
 from esvit_pl.checkpoints.training import check_same_architecture, describe
+from esvit_pl.datamodule import batch_size_of
 from esvit_pl.distributed import sum_over_ranks
 from esvit_pl.ema import check_apart, ema_update_, make_teacher
 from esvit_pl.heads import Prototypes
@@ -241,7 +242,7 @@ class Pretrainer(LightningModule):
         self.total_steps = trainer.max_steps if endless else self.steps_per_epoch * int(trainer.max_epochs or 0)
         if self.total_steps <= 0:
             raise ValueError("training without an end has no schedules; set trainer.max_epochs or trainer.max_steps")
-        self.global_batch = _batch_size(trainer.train_dataloader) * trainer.world_size * accumulate
+        self.global_batch = batch_size_of(trainer.train_dataloader) * trainer.world_size * accumulate
         epochs = self.total_steps / self.steps_per_epoch
         if not getattr(trainer, "fast_dev_run", False):
             self.check_durations(epochs)
@@ -283,14 +284,3 @@ class Pretrainer(LightningModule):
             prototypes = [module for module in self.student.heads.modules() if isinstance(module, Prototypes)]
             still += [p for module in prototypes for p in module.parameters()]
         return still
-
-
-def _batch_size(loader: Any) -> int:
-    """Images in a micro-batch of one process."""
-    size = getattr(loader, "batch_size", None) or getattr(getattr(loader, "batch_sampler", None), "batch_size", None)
-    if size is None:
-        raise ValueError(
-            f"Pretrainer needs the batch size for the learning rate, and {type(loader).__name__} does not tell it; "
-            "give the training loader or its batch_sampler an attribute batch_size"
-        )
-    return int(size)
