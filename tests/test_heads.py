@@ -23,7 +23,7 @@ def test_head_is_the_released_one(path):
         prototypes=Prototypes(settings["bottleneck_dim"], settings["out_dim"]),
     )
     head.load_state_dict({golden_files.to_head(key): value for key, value in golden.part("w").items()})
-    head.train(settings.get("mode") == "train")
+    head.train(settings.get("training", settings.get("mode") == "train"))
     logits = head(golden.tensors["x"]) @ head.prototypes().mT
     assert golden_files.relative_error(logits, golden.tensors["y"]) < 1e-5
 

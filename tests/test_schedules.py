@@ -7,11 +7,12 @@ import pytest
 
 from esvit_pl.schedules import cosine, in_steps, teacher_temperature, warmup_cosine
 
-SCHEDULES = json.loads((golden_files.FOLDER / "schedules.json").read_text())
+SCHEDULES = [json.loads(path.read_text()) for path in sorted(golden_files.FOLDER.glob("schedules*.json"))]
+COSINES = [case for file in SCHEDULES for case in file["cosine"]]
 
 
 @pytest.mark.golden
-@pytest.mark.parametrize("case", SCHEDULES["cosine"], ids=lambda case: f"{case['base']}-{case['final']}")
+@pytest.mark.parametrize("case", COSINES, ids=lambda case: f"{case['base']}-{case['final']}")
 def test_warmup_cosine_is_the_released_one(case):
     steps = case["steps_per_epoch"]
     values = [
@@ -29,8 +30,10 @@ def test_warmup_cosine_is_the_released_one(case):
 
 
 @pytest.mark.golden
-def test_teacher_temperature_is_the_released_one():
-    case = SCHEDULES["teacher_temp"]
+@pytest.mark.parametrize(
+    "case", [file["teacher_temp"] for file in SCHEDULES], ids=lambda case: str(case["warmup_epochs"])
+)
+def test_teacher_temperature_is_the_released_one(case):
     values = [
         teacher_temperature(epoch, start=case["warmup_start"], end=case["final"], warmup_epochs=case["warmup_epochs"])
         for epoch in range(case["epochs"])

@@ -11,15 +11,18 @@ import io
 import json
 import logging
 import os
+import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest.mock import patch
 
 import numpy as np
 import pytest
+from hydra._internal.hydra import Hydra
 from PIL import Image
 
 BACKBONE = [
@@ -83,24 +86,28 @@ class Commands:
         self.root, self.count = root, 0
 
     def run(self, name: str, *words: str, folder: Path | None = None) -> Outcome:
-        """``esvit-<name> words``; an error that is not for people is raised, as Hydra does where it shows everything."""
+        """``esvit-<name> words``."""
         self.count += 1
         folder = folder or self.root / f"{name}_{self.count}"
         out, err = io.StringIO(), io.StringIO()
         code: object = 0
-        with as_in_a_new_process(f"esvit-{name}", [*words, f"hydra.run.dir={folder}"]):
-            with redirect_stdout(out), redirect_stderr(err):
-                try:
-                    import_module(f"esvit_pl.cli.{name}").main()
-                except SystemExit as stop:
-                    code = stop.code
+        words = (*words, f"hydra.run.dir={folder}", f"hydra.sweep.dir={folder}")
+        with as_in_a_new_process(f"esvit-{name}", words), redirect_stdout(out), redirect_stderr(err):
+            try:
+                import_module(f"esvit_pl.cli.{name}").main()
+            except SystemExit as stop:
+                code = stop.code
         return Outcome(code, out.getvalue(), err.getvalue(), folder)
 
     def pretrain(self, root: Path | str, *words: str, folder: Path | None = None) -> Outcome:
-        """A tiny pretraining on the folder `root`, without probes at the end where `words` ask for none."""
+        """A tiny pretraining on the folder `root`; no probe at the end unless `words` ask for one."""
+        return self.run("pretrain", *self.tiny_pretraining(root, *words), folder=folder)
+
+    @staticmethod
+    def tiny_pretraining(root: Path | str, *words: str) -> list[str]:
+        """The words of such a command line."""
         data = ["dataset=folder", f"dataset.root={root}", "dataset.val_fraction=0.34"]
-        given = [*data, *BACKBONE, *VIEWS, *MACHINE, *TRAINING, "evaluation.probes=[]"]
-        return self.run("pretrain", *_last_of_each([*given, *words]), folder=folder)
+        return _last_of_each([*data, *BACKBONE, *VIEWS, *MACHINE, *TRAINING, "evaluation.probes=[]", *words])
 
     def evaluate(self, name: str, checkpoint: Path, root: Path | str, *words: str) -> Outcome:
         """``esvit-<name>`` of a checkpoint of such a pretraining."""
@@ -109,23 +116,27 @@ class Commands:
 
 
 def _last_of_each(words: list[str]) -> list[str]:
-    """Hydra refuses a key that is given twice; here a test's own words win."""
-    return list({word.partition("=")[0]: word for word in words}.values())
+    """Flags first; Hydra refuses a key that is given twice, so a test's own words win."""
+    return sorted({word.partition("=")[0]: word for word in words}.values(), key=lambda word: not word.startswith("-"))
 
 
 @contextmanager
-def as_in_a_new_process(program: str, words: list[str]) -> Iterator[None]:
+def as_in_a_new_process(program: str, words: Sequence[str]) -> Iterator[None]:
     """`sys.argv`, and afterwards the process's state as it was: environment, log handlers, lines already said."""
     from esvit_pl import datamodule
 
+    interrupt = signal.getsignal(signal.SIGINT)
     argv, environment = sys.argv, dict(os.environ)
     root, lightning = logging.getLogger(), logging.getLogger("pytorch_lightning")
     handlers, levels = list(root.handlers), (root.level, lightning.level)
     sys.argv = [program, *words]
     datamodule.say_once.cache_clear()
     try:
-        yield
+        # Hydra composes a config twice, the first time for hydra.mode alone: a quarter of these tests' time.
+        with patch.object(Hydra, "get_mode", return_value=None):
+            yield
     finally:
+        signal.signal(signal.SIGINT, interrupt)  # Lightning ignores it after Ctrl-C
         sys.argv = argv
         os.environ.clear()
         os.environ.update(environment)

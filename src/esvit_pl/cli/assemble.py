@@ -48,9 +48,8 @@ def datamodule(cfg: DictConfig, splits: Splits, recipe: Recipe, **overrides: Any
 
 def pretrainer(cfg: DictConfig, recipe: Recipe) -> Pretrainer:
     """The module with all its parts, checked against the crops and the length of the training."""
-    from pytorch_lightning import seed_everything
-
-    seed_everything(cfg.seed, verbose=False)  # the initial weights
+    epochs = check_epochs(cfg)
+    seed_weights(cfg)
     backbone = construct(cfg, "backbone")
     check_crops(recipe, backbone)
     module: Pretrainer = construct(
@@ -63,10 +62,28 @@ def pretrainer(cfg: DictConfig, recipe: Recipe) -> Pretrainer:
         seed=cfg.seed,
         config=plain(cfg),
     )
-    epochs = cfg.trainer.max_epochs
-    if epochs and epochs > 0 and not cfg.trainer.fast_dev_run:
+    if epochs is not None and not cfg.trainer.fast_dev_run:
         module.check_durations(epochs)
     return module
+
+
+def seed_weights(cfg: DictConfig) -> None:
+    """Seed what initial weights are drawn from; everything later has seeds of its own."""
+    from pytorch_lightning import seed_everything
+
+    if not isinstance(cfg.seed, int) or not 0 <= cfg.seed < 2**32:
+        raise ValueError(f"seed must be a whole number from 0 to {2**32 - 1}, got {cfg.seed}")
+    seed_everything(cfg.seed, verbose=False)
+
+
+def check_epochs(cfg: DictConfig) -> int | None:
+    """How many epochs there will be; None for a training that ``trainer.max_steps`` or ``max_time`` ends."""
+    epochs = cfg.trainer.max_epochs
+    if epochs is None or epochs == -1:
+        return None
+    if not isinstance(epochs, int) or epochs < 1:
+        raise ValueError(f"trainer.max_epochs must be a whole number, 1 or more, got {epochs}")
+    return epochs
 
 
 def check_crops(recipe: Recipe, backbone: Backbone) -> None:
@@ -110,6 +127,7 @@ def trainer(cfg: DictConfig, data: ImageDataModule) -> Trainer:
     """The Trainer with its loggers and callbacks, writing into the run folder; every epoch is logged, however short."""
     quieten()
     check_accelerator(cfg)
+    check_epochs(cfg)
     made = construct(
         cfg,
         "trainer",
@@ -176,12 +194,15 @@ def check_accelerator(cfg: DictConfig) -> None:
 
 def quieten() -> None:
     """Keep what Lightning says of itself out of a command's output. An application may; the library never does."""
-    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+    for name in ("pytorch_lightning", "lightning_fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     for message in (
         ".*isinstance.treespec, LeafSpec.*",  # Lightning 2.6 on torch 2.9 and newer
         ".*no `validation_step`.*",  # k-NN is a callback: pretraining has no validation loop
         ".*does not have many workers.*",
         ".*dirpath has changed.*",  # a resumed run writes into a folder of its own
+        ".*sync_dist=True.*",  # accuracies are equal on all ranks; rates and losses are the first one's
+        ".*`broadcast_buffers` is deprecated.*",  # its successor does not exist in torch 2.10
         ".*Checkpoint directory .* exists and is not empty.*",  # two checkpoint callbacks share it
     ):
         warnings.filterwarnings("ignore", message=message)

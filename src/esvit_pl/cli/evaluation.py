@@ -27,6 +27,8 @@ def check(cfg: DictConfig, backbone: Backbone, num_classes: int | None) -> None:
     Args:
         backbone: any of the kind that will be measured; it is left as it is.
     """
+    if isinstance(cfg.evaluation.probes, str):
+        raise ValueError(f"evaluation.probes must be a list, such as [knn,linear], got {cfg.evaluation.probes}")
     unknown = [name for name in cfg.evaluation.probes if name not in PROBES]
     if unknown:
         raise ValueError(f"evaluation.probes holds {', '.join(unknown)}; there are {' and '.join(PROBES)}")
@@ -41,8 +43,8 @@ def check(cfg: DictConfig, backbone: Backbone, num_classes: int | None) -> None:
 def measure(cfg: DictConfig, splits: Splits, recipe: Recipe, pretrained: Backbone, untrained: Backbone | None) -> Table:
     """Run ``evaluation.probes`` on the pretrained backbone and, with ``evaluation.baselines``, on everything beside it.
 
-    The histogram is taken of the grey levels as they are in the image, also where the networks see standardised images:
-    the stronger of the two, and so the fairer.
+    There are two histograms: one that is blind to brightness and contrast, as a network is that sees standardised
+    images, and one of the grey levels as they are in the image.
 
     Args:
         untrained: the same backbone with its initial weights; None leaves the baselines out.
@@ -51,7 +53,8 @@ def measure(cfg: DictConfig, splits: Splits, recipe: Recipe, pretrained: Backbon
     rows: dict[str, tuple[Backbone, Recipe]] = {}
     if untrained is not None:
         rows["raw_pixels"] = (RawPixels(min(recipe.eval_crop, 32)), recipe)
-        rows["histogram"] = (GreyHistogram(span=(0.0, 1.0)), as_they_are)
+        rows["histogram"] = (GreyHistogram(), recipe)
+        rows["histogram_raw"] = (GreyHistogram(span=(0.0, 1.0)), as_they_are)
         rows["untrained"] = (untrained, recipe)
     rows["pretrained"] = (pretrained, recipe)
     num_classes = assemble.datamodule(cfg, splits, recipe).num_classes or 1
@@ -72,10 +75,8 @@ def knn_accuracy(cfg: DictConfig, splits: Splits, recipe: Recipe, backbone: Back
 
 def linear_accuracy(cfg: DictConfig, splits: Splits, recipe: Recipe, backbone: Backbone) -> float:
     """Top-1 of a linear probe trained on a frozen backbone: the best head's after the last epoch."""
-    from pytorch_lightning import seed_everything
-
     data = assemble.datamodule(cfg, splits, recipe, train="supervised")
-    seed_everything(cfg.seed, verbose=False)  # every row's heads start alike
+    assemble.seed_weights(cfg)  # every row's heads start alike
     module = assemble.probe(cfg, "evaluation.linear", backbone, num_classes=data.num_classes)
     epochs = cfg.evaluation.linear_epochs
     assemble.quiet_trainer(cfg, max_epochs=epochs, limit_val_batches=0).fit(module, datamodule=data)
@@ -95,6 +96,7 @@ NAMES = {
     "chance": "chance",
     "raw_pixels": "raw pixels",
     "histogram": "grey-level histogram",
+    "histogram_raw": "the same, of raw levels",
     "untrained": "untrained backbone",
     "pretrained": "pretrained backbone",
 }

@@ -19,15 +19,13 @@ needs = requires("esvit-linear", "ckpt_path", "dataset")
 
 @command("linear", summary="train a linear probe on a checkpoint's frozen backbone.", examples=EXAMPLES, needs=needs)
 def main(cfg: DictConfig) -> float | None:
-    from pytorch_lightning import seed_everything
-
     from esvit_pl.cli import assemble, evaluation
     from esvit_pl.cli.knn import report
     from esvit_pl.cli.run_folder import RunFolder
 
     backbone = assemble.frozen_backbone(cfg)
     data = assemble.datamodule(cfg, *assemble.images(cfg))
-    seed_everything(cfg.seed, verbose=False)  # the heads' initial weights
+    assemble.seed_weights(cfg)
     module = assemble.probe(cfg, "module", backbone, num_classes=data.num_classes)
     trainer = assemble.trainer(cfg, data)
     run = RunFolder(cfg.paths.output_dir, writes=trainer.is_global_zero)

@@ -71,7 +71,8 @@ def summary(trainer: Trainer, metrics: dict[str, float], table: dict[str, dict[s
         for name, value in metrics.items()
         if name.endswith("_loss")
     )
-    lines = ["", f"after {trainer.current_epoch} epochs, {trainer.global_step} steps: {losses}"]
+    done = f"after {trainer.current_epoch} epochs, {trainer.global_step} steps"
+    lines = ["", f"{done}: {losses or 'there was nothing left to train'}"]
     if table:
         lines += ["", as_text(table)]
     files = sorted(path for path in folder.rglob("*") if path.suffix in (".ckpt", ".csv", ".json", ".png", ".yaml"))

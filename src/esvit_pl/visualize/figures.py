@@ -21,6 +21,7 @@ ROWS = {
     "chance": "chance",
     "raw_pixels": "raw pixels",
     "histogram": "grey histogram",
+    "histogram_raw": "raw grey histogram",
     "untrained": "untrained",
     "pretrained": "pretrained",
 }
