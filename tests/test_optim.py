@@ -67,7 +67,11 @@ def test_recipe_builds_its_optimizer(name, kind):
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [({"name": "adam"}, "'adamw', 'sgd' or 'lars', got 'adam'"), ({"lr": -1.0}, "lr of 0 or more, got -1.0")],
+    [
+        ({"betas": (0.9, 1.0)}, r"two betas of 0 or more and below 1, got \[0.9, 1.0\]"),
+        ({"name": "adam"}, "'adamw', 'sgd' or 'lars', got 'adam'"),
+        ({"lr": -1.0}, "lr of 0 or more, got -1.0"),
+    ],
 )
 def test_impossible_recipes_are_refused(change, message):
     with pytest.raises(ValueError, match=message):

@@ -114,6 +114,8 @@ class OptimizerRecipe:
         object.__setattr__(self, "betas", tuple(self.betas))
         if self.name not in ("adamw", "sgd", "lars"):
             raise ValueError(f"optimizer needs name 'adamw', 'sgd' or 'lars', got {self.name!r}")
+        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"optimizer needs two betas of 0 or more and below 1, got {list(self.betas)}")
         for key, value in asdict(self).items():
             if key != "betas" and key != "name" and value < 0:
                 raise ValueError(f"optimizer needs {key} of 0 or more, got {value}")

@@ -138,6 +138,8 @@ def test_fan_in_initialisation_has_unit_gain():
     [
         ({"num_heads": [1]}, r"as many num_heads as depths.*depths=\[2, 2\], num_heads=\[1\]"),
         ({"num_heads": [3, 2]}, "stage 0 is 8 wide, which 3 heads do not divide"),
+        ({"depths": [2, -1]}, r"depths of 1 or more.*got depths=\[2, -1\]"),
+        ({"mlp_ratio": -1.0}, "positive mlp_ratio, got -1.0"),
         ({"window": 0}, "positive window, got 0"),
         ({"drop_path_rate": 1.0}, r"drop_path_rate in \[0, 1\), got 1.0"),
         ({"init": "xavier"}, "'fan_in', got 'xavier'"),

@@ -81,6 +81,7 @@ def test_diagnostics_tell_entropy_and_divergence_apart():
         ({"view_weight": 0.0, "region_weight": 0.0}, "one of them positive, got view_weight=0.0, region_weight=0.0"),
         ({"region_weight": -1.0}, "weights of 0 or more"),
         ({"region_start_epoch": 3, "region_weight": 0.0}, "region_start_epoch=3 needs a view loss to begin with"),
+        ({"teacher_temp_warmup_epochs": -1}, "teacher_temp_warmup_epochs of 0 or more, got -1"),
         ({"student_temp": 0.0}, "positive student_temp, got 0.0"),
         ({"center_momentum": 2.0}, "center_momentum between 0 and 1, got 2.0"),
     ],

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from functools import lru_cache, partial
 from itertools import product
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -68,7 +68,7 @@ class Swin(Backbone):
             "drop_path_rate": drop_path_rate,
             "init": init,
         }
-        _check(**self.spec)
+        _check(self.spec)
         model = SwinTransformer(
             img_size=img_size,
             patch_size=patch_size,
@@ -251,27 +251,23 @@ def _fan_in(module: nn.Module) -> None:
         nn.init.normal_(module.weight, std=module.in_features**-0.5)
 
 
-def _check(**spec: object) -> None:
+def _check(spec: dict[str, Any]) -> None:
     depths, heads = spec["depths"], spec["num_heads"]
-    assert isinstance(depths, list) and isinstance(heads, list)
-    if len(depths) != len(heads) or not depths:
+    if len(depths) != len(heads) or not depths or min(depths) < 1:
         raise ValueError(
-            f"Swin needs as many num_heads as depths, one per stage; got depths={depths}, num_heads={heads}"
+            "Swin needs depths of 1 or more and as many num_heads as depths, one per stage; "
+            f"got depths={depths}, num_heads={heads}"
         )
-    for name in ("embed_dim", "window", "img_size", "patch_size", "in_chans"):
-        value = spec[name]
-        assert isinstance(value, int)
-        if value < 1:
-            raise ValueError(f"Swin needs a positive {name}, got {value}")
+    for name in ("embed_dim", "window", "img_size", "patch_size", "in_chans", "mlp_ratio"):
+        if spec[name] <= 0:
+            raise ValueError(f"Swin needs a positive {name}, got {spec[name]}")
     for stage, count in enumerate(heads):
         width = spec["embed_dim"] * 2**stage
         if count < 1 or width % count:
             raise ValueError(
                 f"Swin's stage {stage} is {width} wide, which {count} heads do not divide; change num_heads"
             )
-    rate = spec["drop_path_rate"]
-    assert isinstance(rate, (int, float))
-    if not 0 <= rate < 1:
-        raise ValueError(f"Swin needs drop_path_rate in [0, 1), got {rate}")
+    if not 0 <= spec["drop_path_rate"] < 1:
+        raise ValueError(f"Swin needs drop_path_rate in [0, 1), got {spec['drop_path_rate']}")
     if spec["init"] not in ("trunc_normal", "fan_in"):
         raise ValueError(f"Swin needs init 'trunc_normal' or 'fan_in', got {spec['init']!r}")

@@ -17,6 +17,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,7 @@ def command(
             nonlocal started
             started = False
             _register_help(config_name, summary, examples)
+            sys.argv[1:] = _null_means_none(sys.argv[1:], config_package)
             _refuse_dashed_settings(sys.argv[1:])
             try:
                 _hydra_main(config_package, config_name)(job)()
@@ -113,7 +115,15 @@ def is_for_people(error: BaseException) -> bool:
         return True
     if isinstance(error, FileNotFoundError | PermissionError):
         return True
-    return isinstance(error, ValueError | NotImplementedError) and _raised_by_us(error)
+    told = isinstance(error, ValueError | NotImplementedError)
+    return told and (_raised_by_us(error) or _in_worker(error) is not None)
+
+
+def _in_worker(error: BaseException) -> str | None:
+    """What a ValueError of ours said in a loading process; torch raises it here again, its traceback as the message."""
+    text = str(error)
+    ours = "/esvit_pl/" in text.replace("\\", "/").rpartition("  File ")[2]
+    return text.rpartition("\nValueError: ")[2].strip() if "in DataLoader worker process" in text and ours else None
 
 
 def _raised_by_us(error: BaseException) -> bool:
@@ -127,7 +137,7 @@ def _raised_by_us(error: BaseException) -> bool:
 
 def _paragraph(error: BaseException) -> str:
     name = "" if isinstance(error, ValueError | NotImplementedError) else f"{type(error).__name__}: "
-    return f"\n{name}{error}"
+    return f"\n{name}{_in_worker(error) or error}"
 
 
 def _wants_everything() -> bool:
@@ -207,6 +217,14 @@ def _example_lines(examples: Sequence[str]) -> list[str]:
 
 
 # -- words that are wrong
+
+
+def _null_means_none(argv: Sequence[str], config_package: str) -> list[str]:
+    """``logger=null`` is what templates of Lightning and Hydra have taught; Hydra wants the name of an option."""
+    options = files(config_package)
+    groups = [word.removesuffix("=null") if word.endswith("=null") else "" for word in argv]
+    has_none = [bool(group) and options.joinpath(group, "none.yaml").is_file() for group in groups]
+    return [f"{group}=none" if none else word for word, group, none in zip(argv, groups, has_none, strict=True)]
 
 
 def _refuse_dashed_settings(argv: Sequence[str]) -> None:

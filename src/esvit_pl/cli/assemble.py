@@ -94,6 +94,9 @@ def check_crops(recipe: Recipe, backbone: Backbone) -> None:
             f"augment: a crop of {smallest} px is smaller than a patch of the backbone ({backbone.patch_size} px); "
             "raise augment.local_size or augment.global_size"
         )
+    channels = backbone.spec.get("in_chans", 3)
+    if channels != 3:
+        raise ValueError(f"backbone.in_chans={channels}, and the images of all data sets here have 3 channels")
 
 
 def frozen_backbone(cfg: DictConfig) -> Backbone:

@@ -51,9 +51,9 @@ def explain_setting(setting: str, space: ConfigSpace) -> str | None:
         return _explain_bare_word(key, space)
     if key in space.groups:
         return _explain_option(key, value, space.groups[key])
-    if appended or key in space.keys:
-        return None
     group = key.partition(".")[0]
+    if appended or key in space.keys or group == "hydra":  # Hydra's own settings are not in the tree
+        return None
     if group in space.unchosen:
         return f"{key}: nothing is chosen for {group} yet; add {group}= one of {', '.join(space.groups[group])}"
     return _did_you_mean(key, near_keys(key, space))

@@ -71,6 +71,8 @@ class LinearProbe(LightningModule):
         lrs = [float(lr)] if isinstance(lr, (int, float)) else [float(value) for value in lr]
         if not lrs or min(lrs) <= 0 or len(set(lrs)) < len(lrs):
             raise ValueError(f"LinearProbe needs one lr or several different ones, above 0, got {lr}")
+        if not 0 <= momentum < 1:
+            raise ValueError(f"LinearProbe needs momentum of 0 or more and below 1, got {momentum}")
         self.num_classes = num_classes
         self.last_blocks = last_blocks
         self.lrs = lrs

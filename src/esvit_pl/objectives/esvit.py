@@ -212,5 +212,8 @@ def _check(spec: dict) -> None:
     ):
         if spec[name] <= 0:
             raise ValueError(f"EsViTObjective needs a positive {name}, got {spec[name]}")
+    if spec["teacher_temp_warmup_epochs"] < 0:
+        got = spec["teacher_temp_warmup_epochs"]
+        raise ValueError(f"EsViTObjective needs teacher_temp_warmup_epochs of 0 or more, got {got}")
     if not 0 <= spec["center_momentum"] <= 1:
         raise ValueError(f"EsViTObjective needs center_momentum between 0 and 1, got {spec['center_momentum']}")
