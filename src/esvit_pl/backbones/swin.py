@@ -173,7 +173,7 @@ class SwinBlock(nn.Module):
         """(b h w c) -> (b h w c)"""
         windows, padded = self.windows(self.norm1(x))
         query, key, value = self.query_key_value(windows)
-        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=self.bias(padded, x), scale=self.attn.scale)
+        mixed = attend(query, key, value, self.bias(padded, x), self.attn.scale)
         x = x + self.drop_path1(self.unwindow(self.project(mixed, windows), padded, x))
         return x + self.drop_path2(self.mlp(self.norm2(x)))
 
@@ -226,6 +226,16 @@ class SwinBlock(nn.Module):
             return bias.repeat(num_windows, 1, 1)
         mask = shifted_window_mask(*padded, self.window, self.shift, like.device, bias.dtype)
         return (mask[:, None] + bias).flatten(0, 1)
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, scale: float) -> Tensor:
+    """softmax(scale * query key^T + bias) value, for (b heads w2 d) and a bias (heads w2 w2) that learns.
+
+    On a CPU torch's fused kernel takes no such bias, and what it falls back to is slower than the formula.
+    """
+    if query.is_cuda:
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=scale)
+    return (query * scale @ key.mT + bias).softmax(-1) @ value
 
 
 @lru_cache(maxsize=64)
