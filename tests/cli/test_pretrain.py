@@ -58,7 +58,7 @@ def test_the_plan_is_printed_before_the_first_epoch_and_the_table_and_the_files_
 
 def test_results_hold_every_row_of_both_probes(pretrained):
     results = pretrained.results
-    rows = ["chance", "raw_pixels", "histogram", "histogram_raw", "untrained", "pretrained"]
+    rows = ["chance", "raw_pixels", "histogram", "untrained", "pretrained"]
     assert results["status"] == "finished"
     for probe in ("knn", "linear"):
         assert list(results[probe]) == rows

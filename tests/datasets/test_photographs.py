@@ -44,6 +44,9 @@ def test_the_whole_data_set():
     image, label = splits.train[300]
     assert image.shape == (3, 32, 32)
     assert torch.equal(image[0], image[2])
+    patches = torch.stack([splits.train[i][0] for i in range(0, len(splits.train), 7)]).float()
+    assert (patches.mean((1, 2, 3)) - 127.5).abs().max() < 4  # a little off where values were clipped
+    assert (patches.std((1, 2, 3)) - 40).abs().median() < 1
     assert splits.train.name(300).split("/")[:2] == [splits.classes[label], "train"]
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
@@ -43,26 +42,21 @@ def check(cfg: DictConfig, backbone: Backbone, num_classes: int | None) -> None:
 def measure(cfg: DictConfig, splits: Splits, recipe: Recipe, pretrained: Backbone, untrained: Backbone | None) -> Table:
     """Run ``evaluation.probes`` on the pretrained backbone and, with ``evaluation.baselines``, on everything beside it.
 
-    There are two histograms: one that is blind to brightness and contrast, as a network is that sees standardised
-    images, and one of the grey levels as they are in the image.
-
     Args:
         untrained: the same backbone with its initial weights; None leaves the baselines out.
     """
-    as_they_are = replace(recipe, normalize="dataset", mean=(0.0,) * 3, std=(1.0,) * 3)
-    rows: dict[str, tuple[Backbone, Recipe]] = {}
+    rows: dict[str, Backbone] = {}
     if untrained is not None:
-        rows["raw_pixels"] = (RawPixels(min(recipe.eval_crop, 32)), recipe)
-        rows["histogram"] = (GreyHistogram(), recipe)
-        rows["histogram_raw"] = (GreyHistogram(span=(0.0, 1.0)), as_they_are)
-        rows["untrained"] = (untrained, recipe)
-    rows["pretrained"] = (pretrained, recipe)
+        rows["raw_pixels"] = RawPixels(min(recipe.eval_crop, 32))
+        rows["histogram"] = GreyHistogram()
+        rows["untrained"] = untrained
+    rows["pretrained"] = pretrained
     num_classes = assemble.datamodule(cfg, splits, recipe).num_classes or 1
     table: Table = {}
     for probe in cfg.evaluation.probes:
         table[probe] = {} if untrained is None else {"chance": 1 / num_classes}
-        for row, (backbone, its_recipe) in rows.items():
-            table[probe][row] = PROBES[probe](cfg, splits, its_recipe, backbone)
+        for row, backbone in rows.items():
+            table[probe][row] = PROBES[probe](cfg, splits, recipe, backbone)
     return table
 
 
@@ -96,7 +90,6 @@ NAMES = {
     "chance": "chance",
     "raw_pixels": "raw pixels",
     "histogram": "grey-level histogram",
-    "histogram_raw": "the same, of raw levels",
     "untrained": "untrained backbone",
     "pretrained": "pretrained backbone",
 }

@@ -21,7 +21,6 @@ ROWS = {
     "chance": "chance",
     "raw_pixels": "raw pixels",
     "histogram": "grey histogram",
-    "histogram_raw": "raw grey histogram",
     "untrained": "untrained",
     "pretrained": "pretrained",
 }
