@@ -2,8 +2,8 @@
 
 The class of a patch is the photograph it comes from. Photographs are grey, at most 640 pixels long, and cut into tiles
 of 64 pixels; tile (row i, column j) belongs to the test part if (i + 2j) % 4 == 0. Every patch of 48 pixels lies inside
-one tile, so training and test patches share no pixel. It is shrunk to 32 and standardised, since brightness and contrast
-alone would tell many photographs apart. Nearly uniform patches are left out.
+one tile, so training and test patches share no pixel. It is shrunk to 32 pixels and standardised, because brightness
+and contrast alone would tell many photographs apart. Nearly uniform patches are left out.
 
 The task is small and honest, and it is no natural-image benchmark: grey-level statistics alone go far on it.
 """
