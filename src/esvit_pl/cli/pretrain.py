@@ -38,10 +38,10 @@ def main(cfg: DictConfig) -> float | None:
     data = assemble.datamodule(cfg, splits, recipe)
     module = assemble.pretrainer(cfg, recipe)
     trainer = assemble.trainer(cfg, data)
-    assert module.teacher is not None
+    learnt = (module.teacher or module.student).backbone
     probes = bool(cfg.evaluation.probes) and data.has_labels
     if probes:
-        evaluation.check(cfg, module.teacher.backbone, data.num_classes)
+        evaluation.check(cfg, learnt, data.num_classes)
     run = RunFolder(cfg.paths.output_dir, writes=trainer.is_global_zero)
     run.describe(cfg)
     untrained = make_teacher(module.student.backbone) if probes and cfg.evaluation.baselines else None
@@ -52,7 +52,7 @@ def main(cfg: DictConfig) -> float | None:
         assemble.fit(trainer, module, data, cfg.ckpt_path)
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
         run.update(metrics=metrics)
-        table = evaluation.measure(cfg, splits, recipe, module.teacher.backbone, untrained) if probes else {}
+        table = evaluation.measure(cfg, splits, recipe, learnt, untrained) if probes else {}
         run.update(**table)
         if run.writes:
             pictures.draw_results(run.path / "figures", run.path / "metrics.csv", table)
