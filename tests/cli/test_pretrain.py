@@ -18,6 +18,7 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 from PIL import Image
 
+from esvit_pl.cli import evaluation
 from esvit_pl.cli.evaluation import NAMES
 from esvit_pl.cli.pretrain import main
 from esvit_pl.modules import Pretrainer
@@ -342,13 +343,14 @@ def compose(folder: Path, words: list[str]):
         return hydra.compose("pretrain", [*words, f"paths.output_dir={folder}"])
 
 
-def test_the_metric_to_improve_is_returned_and_the_final_probe_counts(commands, pictures, tmp_path):
-    words = ["trainer.max_epochs=1", "optimized_metric=knn/top1", "evaluation.probes=[knn]", "evaluation.knn.k=3"]
+def test_the_metric_to_improve_is_returned_and_the_final_probe_counts(commands, pictures, tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluation, "measure", lambda *parts: {"knn": {"pretrained": 0.123}})
+    words = ["trainer.max_epochs=1", "optimized_metric=knn/top1", "evaluation.probes=[knn]"]
     cfg = compose(tmp_path, commands.tiny_pretraining(pictures, *words))
     value = main.__wrapped__(cfg)  # type: ignore[attr-defined]
     results = json.loads((tmp_path / "results.json").read_text())
-    assert value == results["knn"]["pretrained"]
-    assert value != results["metrics"]["knn/top1"]  # of the callback, with k = 20
+    assert value == results["knn"]["pretrained"] == 0.123
+    assert value != results["metrics"]["knn/top1"]  # of the callback, before the end
 
 
 def test_a_metric_that_was_not_measured_is_named_with_those_that_were(commands, pictures):
