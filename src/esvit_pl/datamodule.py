@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from esvit_pl.augment import Recipe, ViewRecipe, draw, evaluation_view, make_views
 from esvit_pl.datasets import ImageDataset, Splits
+from esvit_pl.seeding import numpy_generator
 
 Place = int | tuple[int, int]  # an index, or (epoch, index)
 
@@ -292,8 +293,7 @@ class EpochSampler(Sampler[tuple[int, int]]):
 
     def order(self, epoch: int) -> np.ndarray:
         """All images in the order of `epoch`, those that it leaves out last."""
-        digest = blake2b(f"{self.seed}/{epoch}/order".encode(), digest_size=16).digest()
-        return np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "big"))).permutation(self.size)
+        return numpy_generator(self.seed, epoch, "order").permutation(self.size)
 
 
 class TrainingViews(Dataset[dict[str, Any]]):

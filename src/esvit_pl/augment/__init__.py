@@ -4,7 +4,7 @@ from esvit_pl.augment.crop import crop_resize, random_box, resize
 from esvit_pl.augment.evaluation import evaluation_view, normalize
 from esvit_pl.augment.photometric import OFF, ORDERS, PARAMS, apply_color
 from esvit_pl.augment.recipe import Recipe, ViewRecipe
-from esvit_pl.augment.views import ViewParameters, draw, make_views, view_generator
+from esvit_pl.augment.views import ViewParameters, draw, make_views
 
 __all__ = [
     "OFF",
@@ -21,5 +21,4 @@ __all__ = [
     "normalize",
     "random_box",
     "resize",
-    "view_generator",
 ]

@@ -10,7 +10,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from hashlib import blake2b
 from typing import NamedTuple
 
 import numpy as np
@@ -21,6 +20,7 @@ from esvit_pl.augment.crop import TRIES, absolute, crop_resize, random_box, rela
 from esvit_pl.augment.evaluation import normalize, to_unit
 from esvit_pl.augment.photometric import OFF, ORDERS, PARAMS, apply_color
 from esvit_pl.augment.recipe import Recipe, ViewRecipe
+from esvit_pl.seeding import numpy_generator
 
 BOX_UNIFORMS = 2 * TRIES + 2
 # Every decision reads its own number, so that switching one operation off moves no other.
@@ -54,12 +54,6 @@ class ViewParameters(NamedTuple):
     noise: tuple[Tensor | None, ...]
 
 
-def view_generator(seed: int, epoch: int, index: int, view: int) -> np.random.Generator:
-    """The generator of one view of one image in one epoch: the same on every machine, in every process."""
-    digest = blake2b(f"{seed}/{epoch}/{index}/{view}".encode(), digest_size=16).digest()
-    return np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "big")))
-
-
 def draw(
     views: Sequence[ViewRecipe], recipe: Recipe, image_size: Sequence[int], *, seed: int, epoch: int, index: int
 ) -> ViewParameters:
@@ -71,7 +65,7 @@ def draw(
     size = (int(height), int(width))
     boxes, flipped, params, noise = [], [], [], []
     for number, view in enumerate(views):
-        generator = view_generator(seed, epoch, index, number)
+        generator = numpy_generator(seed, epoch, index, number)
         uniforms = generator.random(BOX_UNIFORMS + len(DECISIONS))
         boxes.append(relative(random_box(uniforms[:BOX_UNIFORMS], size, view.scale, recipe.aspect), size))
         chance = dict(zip(DECISIONS, uniforms[BOX_UNIFORMS:].tolist(), strict=True))

@@ -11,7 +11,6 @@ The task is small and honest, and it is no natural-image benchmark: grey-level s
 from __future__ import annotations
 
 from collections.abc import Iterator
-from hashlib import blake2b
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -20,6 +19,7 @@ import torch
 from PIL import Image
 
 from esvit_pl.datasets.interface import ArrayDataset, Splits
+from esvit_pl.seeding import derive_seed
 
 # name -> (package, file below it); the class number is the place in this list
 PHOTOGRAPHS = {
@@ -76,8 +76,7 @@ def photographs(*, train_patches: int = 250, test_patches: int = 60, seed: int =
 def _part(pictures: dict[str, Image.Image], part: str, number: int, seed: int) -> ArrayDataset:
     patches, names, labels = [], [], []
     for label, (name, picture) in enumerate(pictures.items()):
-        digest = blake2b(f"{seed}/{name}/{part}".encode(), digest_size=16).digest()
-        generator = np.random.Generator(np.random.PCG64(int.from_bytes(digest, "big")))
+        generator = np.random.Generator(np.random.PCG64(derive_seed(seed, name, part)))
         for count, patch in enumerate(_patches(picture, part, number, generator)):
             patches.append(patch)
             names.append(f"{name}/{part}/{count:03d}")

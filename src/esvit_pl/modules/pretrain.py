@@ -21,7 +21,7 @@ from esvit_pl.network import MultiCropNetwork
 from esvit_pl.objectives.interface import Losses, Objective, Progress, Views
 from esvit_pl.optim import OptimizerRecipe, clip_each_, parameter_groups, scaled_lr
 from esvit_pl.schedules import cosine, in_steps
-from esvit_pl.seeding import seed_everything_for
+from esvit_pl.seeding import seed_torch
 
 
 class NonFiniteLoss(RuntimeError):
@@ -137,7 +137,7 @@ class Pretrainer(LightningModule):
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         # A function of where training stands, so that a resumed run draws what the uninterrupted one would have drawn.
         micro_batch = self.trainer.current_epoch * int(self.trainer.num_training_batches) + batch_idx
-        seed_everything_for(self.seed, micro_batch, self.trainer.global_rank)
+        seed_torch(self.seed, "step", micro_batch, self.trainer.global_rank)
 
     # What is finite
 
