@@ -381,6 +381,7 @@ def test_a_sweep_gives_each_value_a_run_folder(commands, pictures):
         (["datamodule.batch_size=40"], r"one step needs 40 images .* and there are 36: lower batch_size to 36 or less"),
         (["optimizer.warmup_epochs=3"], r"optimizer.warmup_epochs=3 is longer than training \(trainer.max_epochs=2\)"),
         (["trainer.max_epochs=0"], r"trainer.max_epochs must be a whole number, 1 or more, got 0"),
+        (["trainer.limit_train_batches=0"], r"trainer.limit_train_batches=0 leaves nothing to train on"),
         (["seed=-1"], r"seed must be a whole number from 0 to 4294967295, got -1"),
         (["trainer.max_epochs=-1"], r"training without an end has no schedules; set trainer.max_epochs"),
         (["optimizer.lr=-1"], r"optimizer needs lr of 0 or more, got -1"),

@@ -159,6 +159,8 @@ def fit(trainer: Trainer, module: LightningModule, data: ImageDataModule, ckpt_p
     """
     from pytorch_lightning.utilities.exceptions import SIGTERMException
 
+    if trainer.limit_train_batches == 0:  # Lightning would end at once, as a success
+        raise ValueError("trainer.limit_train_batches=0 leaves nothing to train on; raise it, or leave it null")
     try:
         trainer.fit(module, datamodule=data, ckpt_path=ckpt_path, weights_only=True)
     except SIGTERMException:
