@@ -30,7 +30,8 @@ class Prototypes(nn.Module):
 
 
 class ProjectionHead(nn.Module):
-    """MLP with GELU, then unit length: features (... d) -> projections z (... p). Section 3.2 of the paper, as in DINO.
+    """MLP with GELU, then unit length: features (... d) -> projections z (... p). As in DINO
+    (docs/recipes.md, "Heads").
 
     Args:
         in_dim: channels d of the features it reads.

@@ -22,7 +22,6 @@ def test_histogram_by_hand() -> None:
     # From -1 to 3 in four bins of width 1: two, none, one, one of four pixels, times 4 bins.
     x = torch.tensor([-1.0, -0.5, 1.5, 3.0]).reshape(1, 1, 2, 2).expand(1, 3, 2, 2)
     assert GreyHistogram(bins=4)(x).pooled[0].tolist() == pytest.approx([2**0.5, 0.0, 1.0, 1.0])
-    assert GreyHistogram(bins=2, span=(0, 1))(x).pooled.tolist() == [[1.0, 1.0]]
 
 
 def test_histogram_does_not_see_brightness_contrast_or_form() -> None:
@@ -31,7 +30,7 @@ def test_histogram_does_not_see_brightness_contrast_or_form() -> None:
     expected = histogram(x).pooled
     assert torch.equal(histogram(x.flip(-1)).pooled, expected)
     assert (histogram(4 * x + 8).pooled - expected).abs().sum() < 0.1  # rounding may move a pixel over a border
-    assert (GreyHistogram(span=(0, 1))(0.5 * x).pooled - expected).abs().sum() > 1
+    assert (histogram(x**4).pooled - expected).abs().sum() > 1  # other levels are another histogram
     assert expected.square().mean() == pytest.approx(1)
 
 
@@ -56,5 +55,3 @@ def test_bad_input() -> None:
         RawPixels(0)
     with pytest.raises(ValueError, match="2 bins or more, got 1"):
         GreyHistogram(1)
-    with pytest.raises(ValueError, match=r"low < high, got \(1, 0\)"):
-        GreyHistogram(span=(1, 0))

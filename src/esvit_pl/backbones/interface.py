@@ -51,7 +51,7 @@ class Backbone(nn.Module):
     def last_blocks(self, x: Tensor, n: int) -> Tensor:
         """(b c h w) -> (b last_blocks_width(n)): pooled features of the last n blocks, earliest first.
 
-        The input of the linear probe (docs/recipes.md, "Evaluation"; paper, section 4.1).
+        The input of the linear probe (docs/recipes.md, "Evaluation").
         """
         raise NotImplementedError
 

@@ -44,7 +44,7 @@ def load_backbone(path: str | Path, *, network: Literal["teacher", "student"] = 
 
     Args:
         path: a checkpoint of `Pretrainer`.
-        network: whose backbone; the teacher's is the better one (DINO, section 5.2), and the one to evaluate.
+        network: whose backbone; the teacher's is the one that the release evaluates.
     """
     checkpoint = load_training_checkpoint(path)
     backbone = build(**checkpoint["esvit_pl"]["backbone"])

@@ -1,4 +1,4 @@
-"""The running mean of the teacher's logits, which keeps one prototype from taking all (DINO, section 3.1)."""
+"""The running mean of the teacher's logits, which keeps one prototype from taking all (DINO)."""
 
 from __future__ import annotations
 

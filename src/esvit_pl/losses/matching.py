@@ -1,4 +1,4 @@
-"""Which teacher region a student region belongs to (paper, section 3.2, equation 4)."""
+"""Which teacher region a student region belongs to (the paper's region-level task)."""
 
 # s, t student and teacher views | b images | n, m their regions | d channels
 

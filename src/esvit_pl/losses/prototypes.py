@@ -49,7 +49,7 @@ def expected_prototype(
     Args:
         teacher_z: (... p) teacher projections.
         teacher_prototypes: (k p), W_teacher.
-        center: (k,), subtracted from the teacher's logits (DINO, section 3.1).
+        center: (k,), subtracted from the teacher's logits (`losses.center`).
         prototypes: (k p), the student's W; gradient flows to it through u, q is detached.
         temp: teacher temperature.
     """

@@ -13,7 +13,7 @@ class RegionLoss(nn.Module):
            m = argmax_m cos(student_features[s][b, n], teacher_features[t][b, m])       (losses.matching)
            loss += cross_entropy(softmax(W z[s][b, n] / temp), teacher's distribution at (t, b, m))     then the mean.
 
-    Equation 3 of the paper (L_R), in the form of `losses.prototypes`.
+    L_R of the paper, in the form of `losses.prototypes`.
     """
 
     def __init__(self, temp: float = 0.1) -> None:

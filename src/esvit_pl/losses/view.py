@@ -12,7 +12,7 @@ class ViewLoss(nn.Module):
     """For every teacher view t, student view s != t and image b:
            loss += cross_entropy(softmax(W z[s][b] / temp), teacher's distribution at (t, b))     then the mean.
 
-    Equation 2 of the paper (L_V), in the form of `losses.prototypes`.
+    L_V of the paper, in the form of `losses.prototypes`.
     """
 
     def __init__(self, temp: float = 0.1) -> None:

@@ -62,23 +62,18 @@ class GreyHistogram(_Baseline):
     to a mean square of 1.
 
     Args:
-        bins: equal ones.
-        span: lowest and highest level, for images that are not normalised; what lies outside counts in the end bins.
-            By default each image's own darkest and brightest pixel, which makes the histogram blind to brightness and
-            contrast, as a network is that sees standardised images.
+        bins: equal ones, from the image's own darkest to its brightest pixel: blind to brightness and contrast.
     """
 
-    def __init__(self, bins: int = 16, span: tuple[float, float] | None = None) -> None:
+    def __init__(self, bins: int = 16) -> None:
         if bins < 2:
             raise ValueError(f"GreyHistogram needs 2 bins or more, got {bins}")
-        if span is not None and not span[0] < span[1]:
-            raise ValueError(f"GreyHistogram needs a span (low, high) with low < high, got {tuple(span)}")
-        super().__init__(bins, name="grey_histogram", bins=bins, span=None if span is None else list(span))
-        self.bins, self.span = bins, span
+        super().__init__(bins, name="grey_histogram", bins=bins)
+        self.bins = bins
 
     def describe(self, x: Tensor) -> Tensor:
         grey = x.float().mean(1).flatten(1)  # (b pixels)
-        low, high = torch.aminmax(grey, dim=1, keepdim=True) if self.span is None else self.span
+        low, high = torch.aminmax(grey, dim=1, keepdim=True)
         level = (grey - low) / (high - low + 1e-12) * self.bins
         counts = grey.new_zeros(len(x), self.bins)
         counts.scatter_add_(1, level.floor().clamp(0, self.bins - 1).long(), torch.ones_like(grey))

@@ -29,7 +29,7 @@ class NonFiniteLoss(RuntimeError):
 
 
 class Pretrainer(LightningModule):
-    """Algorithm 1 of the paper. Its parts arrive built.
+    """EsViT's training (docs/recipes.md), or that of another objective. Its parts arrive built.
 
     Args:
         backbone: the student's; the teacher's is a copy of it without stochastic depth.

@@ -1,4 +1,4 @@
-"""DINO's view-level objective, EsViT's region-level one, or both (paper, section 3.2)."""
+"""DINO's view-level objective, EsViT's region-level one, or both (arXiv 2106.09785)."""
 
 # b images | n regions | p projection width | k prototypes
 
