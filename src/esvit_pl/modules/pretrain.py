@@ -84,7 +84,7 @@ class Pretrainer(LightningModule):
         self.seed = seed
         self.config = config
         self.steps_per_epoch = self.total_steps = self.global_batch = 0
-        self._nonfinite: Tensor | None = None
+        self._seen: list[Losses] = []
         self._window: Tensor | None = None
         self._gradients_checked = False
 
@@ -96,8 +96,7 @@ class Pretrainer(LightningModule):
         heads = self.objective.active(progress)
         teacher, student = self.teach(views[: self.num_global], heads), self.student(views, heads)
         losses = self.objective(student, teacher, progress)
-        self.watch(losses.total)
-        self.log_step(losses, progress, batch_size=len(views[0]))
+        self._seen.append(losses.detach())
         return {
             "loss": losses.total + self.idle(heads),
             "embedding": (teacher or student).pooled[0].detach(),
@@ -126,7 +125,7 @@ class Pretrainer(LightningModule):
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         progress = self.progress
-        self.gather_window()
+        self.log_step(self.gather_window(), progress)
         if not self._gradients_checked:
             self.check_gradients()
         for parameter in self._standing_still(progress):
@@ -139,21 +138,22 @@ class Pretrainer(LightningModule):
         micro_batch = self.trainer.current_epoch * int(self.trainer.num_training_batches) + batch_idx
         seed_torch(self.seed, "step", micro_batch, self.trainer.global_rank)
 
-    # What is finite
+    # What ranks tell one another
 
-    def watch(self, loss: Tensor) -> None:
-        """Remember whether the loss of any micro-batch of this optimizer step was not finite."""
-        flag = ~torch.isfinite(loss.detach())
-        self._nonfinite = flag if self._nonfinite is None else self._nonfinite | flag
+    def gather_window(self) -> dict[str, Tensor]:
+        """The one sum over ranks of an optimizer step, beside the gradients': what the objective commits, the losses
+        and diagnostics for the log, and whether any loss was not finite.
 
-    def gather_window(self) -> None:
-        """Sum over ranks, at once, what the objective commits after this step and whether any loss was not finite."""
-        assert self._nonfinite is not None
+        Returns:
+            {name: mean over the micro-batches of this step and over ranks} of losses and diagnostics.
+        """
+        seen, self._seen = self._seen, []
+        measures = torch.stack([losses.values for losses in seen]).sum(0)
+        nonfinite = torch.stack([~torch.isfinite(losses.total) for losses in seen]).any().view(1)
         window = self.objective.window()
-        flag = self._nonfinite.to(torch.float32 if window is None else window.dtype).view(1)
-        total = sum_over_ranks(flag if window is None else torch.cat([window, flag]))
-        self._window, self._nonfinite = total[:-1], None
-        if total[-1] > 0:
+        parts = [measures[:0] if window is None else window, measures, nonfinite.to(measures.dtype)]
+        self._window, measures, nonfinite = sum_over_ranks(torch.cat(parts)).split([len(part) for part in parts])
+        if nonfinite > 0:
             self.objective.reset()
             raise NonFiniteLoss(
                 f"the loss is not finite at optimizer step {self.trainer.global_step} "
@@ -161,6 +161,7 @@ class Pretrainer(LightningModule):
                 "weights, centres and teacher are as before that step. Resume from the last checkpoint (ckpt_path=...) "
                 "with a lower optimizer.lr or a smaller module.clip_grad, or with trainer.precision=32"
             )
+        return dict(zip(seen[0].names, measures / (len(seen) * self.trainer.world_size), strict=True))
 
     def check_gradients(self) -> None:
         """Name every trainable parameter that the first backward pass left without a gradient.
@@ -194,17 +195,15 @@ class Pretrainer(LightningModule):
     def momentum_at(self, progress: Progress) -> float:
         return cosine(progress.step, progress.total, start=self.momentum, end=self.momentum_end)
 
-    def log_step(self, losses: Losses, progress: Progress, batch_size: int) -> None:
-        terms = {f"train/{name}_loss": term.detach() for name, term in losses.terms.items()}
-        self.log_dict(terms, prog_bar=True, batch_size=batch_size)
+    def log_step(self, measures: dict[str, Tensor], progress: Progress) -> None:
         schedules = {
             "lr": self.lr_at(progress),
             "weight_decay": self.weight_decay_at(progress),
             "teacher_momentum": self.momentum_at(progress),
             **self.objective.schedules(progress),
         }
-        rest: dict[str, Any] = {**losses.diagnostics, **schedules}
-        self.log_dict({f"train/{name}": value for name, value in rest.items()}, batch_size=batch_size)
+        for name, value in {**measures, **schedules}.items():
+            self.log(f"train/{name}", value, prog_bar=name.endswith("_loss"), batch_size=self.global_batch)
 
     # Around the fit
 

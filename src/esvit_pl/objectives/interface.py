@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import reduce
 from typing import Any, NamedTuple
 
 import torch
@@ -50,6 +51,24 @@ class Losses:
     def total(self) -> Tensor:
         """The scalar to minimise."""
         return torch.stack([self.weights[name] * term for name, term in self.terms.items()]).sum()
+
+    @property
+    def names(self) -> list[str]:
+        """What `values` are called in logs: ``<term>_loss``, then the diagnostics."""
+        return [*(f"{name}_loss" for name in self.terms), *self.diagnostics]
+
+    @property
+    def values(self) -> Tensor:
+        """(names,): terms and diagnostics, in the widest of their types."""
+        values = [*self.terms.values(), *self.diagnostics.values()]
+        dtype = reduce(torch.promote_types, (value.dtype for value in values))
+        return torch.stack([value.to(dtype) for value in values])
+
+    def detach(self) -> Losses:
+        """The same without a graph."""
+        return Losses(
+            {name: term.detach() for name, term in self.terms.items()}, self.weights, dict(self.diagnostics)
+        )
 
 
 class Objective(nn.Module):
