@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from esvit_pl.backbones import Features as Features
     from esvit_pl.backbones import build as build
     from esvit_pl.callbacks import OnlineKNN as OnlineKNN
+    from esvit_pl.cli.calls import compose as compose
+    from esvit_pl.cli.calls import evaluate as evaluate
+    from esvit_pl.cli.calls import list_backbones as list_backbones
+    from esvit_pl.cli.calls import pretrain as pretrain
     from esvit_pl.datamodule import ImageDataModule as ImageDataModule
     from esvit_pl.modules import KNNEvaluator as KNNEvaluator
     from esvit_pl.modules import LinearProbe as LinearProbe
@@ -33,6 +37,10 @@ _NAMES = {
     "OnlineKNN": "esvit_pl.callbacks",
     "Pretrainer": "esvit_pl.modules",
     "build": "esvit_pl.backbones",
+    "compose": "esvit_pl.cli.calls",
+    "evaluate": "esvit_pl.cli.calls",
+    "list_backbones": "esvit_pl.cli.calls",
+    "pretrain": "esvit_pl.cli.calls",
 }
 # Rooms that answer to `esvit_pl.<room>` without an import of their own.
 _ROOMS = (

@@ -219,15 +219,20 @@ class ImageDataModule(LightningDataModule):
         """
         if self.trainer is None:
             return self._epoch, 0
-        limit = self.trainer.limit_train_batches
-        if limit is not None:
-            batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+        batches = limited(batches, self.trainer.limit_train_batches)
         done = self.trainer.fit_loop.epoch_loop.batch_progress.total.processed  # type: ignore[attr-defined]
         return divmod(done, max(batches, 1))
 
     def _say(self, line: str) -> None:
         if self._rank == 0:
             say_once(line)
+
+
+def limited(batches: int, limit: int | float | None) -> int:
+    """Batches of an epoch under a Trainer's ``limit_train_batches``: a number, a share, or None for all."""
+    if limit is None:
+        return batches
+    return min(batches, limit) if isinstance(limit, int) else int(batches * limit)
 
 
 def batch_size_of(loader: Any) -> int:

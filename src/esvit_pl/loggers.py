@@ -1,4 +1,4 @@
-"""Metrics in one plain file."""
+"""Metrics in one plain file, and figures to whatever logger there is."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from typing import Any
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities import rank_zero_only
 
+from esvit_pl.visualize import save
+
 HEADER = ["step", "epoch", "name", "value"]
 
 
@@ -22,7 +24,8 @@ class MetricsCSV(Logger):
 
         pd.read_csv("metrics.csv").pivot_table(index="step", columns="name", values="value", aggfunc="last")
 
-    and without pandas `read_metrics`. Hyperparameters are not kept here: the resolved config lies in the run folder.
+    and without pandas `read_metrics`. Figures become PNG files in ``figures/`` beside it. Hyperparameters are not kept
+    here: the resolved config lies in the run folder.
 
     Args:
         folder: where; made if it is missing.
@@ -57,6 +60,10 @@ class MetricsCSV(Logger):
         if rows:
             self._append(rows)
 
+    @rank_zero_only
+    def log_figure(self, name: str, figure: Any, step: int) -> None:
+        save_figure(self.path.parent / "figures", name, figure, step)
+
     def _append(self, rows: list[list[Any]]) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a+", newline="", encoding="utf-8") as file:
@@ -90,6 +97,44 @@ def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, float]]:
                 values["epoch"] = int(row["epoch"])
             values[name] = value
     return [steps[step] for step in sorted(steps)]
+
+
+def save_figure(folder: str | os.PathLike[str], name: str, figure: Any, step: int) -> Path:
+    """``<folder>/<name>/step_000041.png``; the path."""
+    return save(figure, Path(folder) / name / f"step_{step:06d}.png")
+
+
+def log_figure(logger: Any, name: str, figure: Any, step: int) -> bool:
+    """Give a figure to a logger in the way in which it takes figures; False if there is none that is known here.
+
+    Known are `MetricsCSV` and any other logger with ``log_figure(name, figure, step)``, Weights & Biases (and any
+    logger with ``log_image(key=, images=, step=)``), TensorBoard, MLflow, Comet and Neptune. To be called on the first
+    process only.
+
+    Args:
+        logger: of Lightning.
+        name: e.g. "attention"; a slash makes a group.
+        figure: of matplotlib.
+        step: 0 for the first one.
+    """
+    if hasattr(logger, "log_figure"):
+        logger.log_figure(name, figure, step)
+        return True
+    if hasattr(logger, "log_image"):  # Weights & Biases
+        logger.log_image(key=name, images=[figure], step=step)
+        return True
+    experiment: Any = getattr(logger, "experiment", None)
+    if hasattr(experiment, "add_figure"):  # TensorBoard
+        experiment.add_figure(name, figure, global_step=step, close=False)
+    elif hasattr(experiment, "log_figure") and hasattr(logger, "run_id"):  # MLflow
+        experiment.log_figure(logger.run_id, figure, f"{name}/step_{step:06d}.png")
+    elif hasattr(experiment, "log_figure"):  # Comet
+        experiment.log_figure(figure_name=name, figure=figure, step=step)
+    elif type(logger).__name__ == "NeptuneLogger" and hasattr(experiment, "__getitem__"):
+        experiment[name].append(figure, step=step)
+    else:
+        return False
+    return True
 
 
 def _text(number: float | None) -> str:

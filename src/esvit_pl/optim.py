@@ -120,6 +120,11 @@ class OptimizerRecipe:
             if key != "betas" and key != "name" and value < 0:
                 raise ValueError(f"optimizer needs {key} of 0 or more, got {value}")
 
+    @property
+    def states(self) -> int:
+        """Tensors of a parameter's size that the optimizer keeps for it."""
+        return 2 if self.name == "adamw" else 1
+
     def build(self, groups: list[dict[str, Any]]) -> Optimizer:
         """The optimizer at learning rate 0; `lr_at` and `weight_decay_at` are set before every step."""
         if self.name == "adamw":

@@ -109,16 +109,15 @@ def test_a_trainer_on_the_side_is_silent_and_of_the_same_kind(tmp_path):
     assert cfg.trainer.max_epochs == 2
 
 
-def test_the_choice_of_a_group_is_known_inside_a_command_only(tmp_path, monkeypatch, capsys):
+def test_without_labels_the_callbacks_that_need_them_are_left_out_and_named(tmp_path, capsys):
     cfg = compose(tmp_path)
-    assert "knn" in cfg.callbacks
-    monkeypatch.setattr(assemble, "choice", lambda group: "default")
-    kinds = {type(callback) for callback in assemble.callbacks(cfg, has_labels=False)}
+    assert OnlineKNN in {type(callback) for callback in assemble.bag(cfg, "callbacks")}
+    kinds = {type(callback) for callback in assemble.bag(assemble.without_labels(cfg), "callbacks")}
     assert OnlineKNN not in kinds
     assert Throughput in kinds
-    assert capsys.readouterr().out == "no labels: the k-NN accuracy is left out (callbacks.knn)\n"
-    monkeypatch.setattr(assemble, "choice", lambda group: "knn")
-    assert OnlineKNN in {type(callback) for callback in assemble.callbacks(cfg, has_labels=False)}
+    assert capsys.readouterr().out == "no labels: k-NN accuracy (callbacks.knn) left out\n"
+    assert assemble.without_labels(compose(tmp_path, "callbacks=throughput")).callbacks.keys() == {"throughput"}
+    assert capsys.readouterr().out == ""
 
 
 def test_crops_may_be_as_small_as_a_patch(tmp_path):

@@ -105,7 +105,7 @@ def test_the_trainer_configs_hold_only_what_the_trainer_knows(name, monkeypatch)
     from pytorch_lightning import Trainer
 
     monkeypatch.setenv("SLURM_NTASKS_PER_NODE", "4")
-    with hydra.initialize_config_module("esvit_pl.conf", **app._version_base()):
+    with hydra.initialize_config_module("esvit_pl.conf", **app.version_base()):
         trainer = hydra.compose(f"trainer/{name}").trainer
     check(trainer)
     assert set(trainer) - {"_target_"} <= set(inspect.signature(Trainer).parameters)
@@ -118,7 +118,7 @@ def test_the_trainer_configs_hold_only_what_the_trainer_knows(name, monkeypatch)
 
 @pytest.mark.parametrize(("name", "devices"), [("cpu", 1), ("ddp_cpu", 2)])
 def test_a_trainer_is_built(name, devices, tmp_path):
-    with hydra.initialize_config_module("esvit_pl.conf", **app._version_base()):
+    with hydra.initialize_config_module("esvit_pl.conf", **app.version_base()):
         node = hydra.compose(f"trainer/{name}").trainer
     trainer = build(node, default_root_dir=str(tmp_path), logger=False, callbacks=[])
     assert (trainer.max_epochs, trainer.num_devices) == (300, devices)

@@ -253,7 +253,7 @@ def test_a_checkpoint_that_does_not_fit_is_refused(pretrained, commands, picture
 def test_a_folder_without_labels_runs_and_says_what_is_left_out(commands, unlabelled):
     outcome = commands.pretrain(unlabelled, "evaluation.probes=[knn,linear]", "evaluation.baselines=true")
     assert outcome.code == 0, outcome.err
-    assert outcome.out.count("no labels: the k-NN accuracy is left out") == 1
+    assert outcome.out.count("no labels: k-NN accuracy (callbacks.knn) left out") == 1
     assert "data: 16 images to train on, no labels; " in outcome.out
     assert outcome.results["status"] == "finished"
     assert not {"knn", "linear"} & outcome.results.keys()

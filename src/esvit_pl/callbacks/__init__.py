@@ -1,7 +1,18 @@
 """Thin hooks for any Lightning trainer over pure functions of lower rooms."""
 
+from esvit_pl.callbacks.figures import LearningCurve, LogFigures
 from esvit_pl.callbacks.online_knn import OnlineKNN
+from esvit_pl.callbacks.online_linear import OnlineLinear
 from esvit_pl.callbacks.progress import PlainProgress, TerminalProgress, progress_bar
 from esvit_pl.callbacks.throughput import Throughput
 
-__all__ = ["OnlineKNN", "PlainProgress", "TerminalProgress", "Throughput", "progress_bar"]
+__all__ = [
+    "LearningCurve",
+    "LogFigures",
+    "OnlineKNN",
+    "OnlineLinear",
+    "PlainProgress",
+    "TerminalProgress",
+    "Throughput",
+    "progress_bar",
+]

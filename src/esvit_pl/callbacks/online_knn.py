@@ -8,7 +8,16 @@ from typing import Any
 from pytorch_lightning import Callback
 from torch import nn
 
-from esvit_pl.callbacks.parts import Part, features_on_trainer, find_loader, find_part, need_labels
+from esvit_pl.callbacks.parts import (
+    Part,
+    check_interval,
+    features_on_trainer,
+    find_loader,
+    find_part,
+    is_due,
+    named_parts,
+    need_labels,
+)
 from esvit_pl.metrics.features import Extracted, Unpack, unpack_batch
 from esvit_pl.metrics.isolation import undisturbed
 from esvit_pl.metrics.knn import TopK, as_ks, check_temperature, knn_accuracy_over_ranks
@@ -49,13 +58,9 @@ class OnlineKNN(Callback):
         unpack: Unpack = unpack_batch,
         prefix: str = "knn",
     ) -> None:
-        if every_n_epochs < 1:
-            raise ValueError(f"OnlineKNN needs every_n_epochs of 1 or more, got {every_n_epochs}")
+        check_interval("OnlineKNN", every_n_epochs)
         check_temperature(temperature)
-        named: dict[str | None, Part] = {**features} if isinstance(features, Mapping) else {None: features}  # type: ignore[dict-item]
-        if not named:
-            raise ValueError("OnlineKNN needs one feature or more, got an empty dict")
-        self.features = named
+        self.features = named_parts("OnlineKNN", features)
         self.bank, self.query = bank, query
         self.k = as_ks(k)
         self.temperature = temperature
@@ -87,8 +92,7 @@ class OnlineKNN(Callback):
             need_labels("OnlineKNN", trainer)
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
-        epoch = trainer.current_epoch + 1
-        if epoch % self.every_n_epochs and epoch != trainer.max_epochs:
+        if not is_due(trainer, self.every_n_epochs):
             return
         with undisturbed(pl_module):
             results, num_query = self.measure(trainer, pl_module)

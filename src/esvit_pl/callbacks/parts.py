@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from lightning_fabric.utilities import move_data_to_device
-from torch import nn
+from torch import Tensor, nn
 
 from esvit_pl.distributed import num_ranks, rank
 from esvit_pl.metrics.features import Extracted, Unpack, extract_features, unpack_batch
@@ -42,6 +42,14 @@ def find_part(owner: str, module: nn.Module, part: Part) -> Callable[..., Any]:
     return found
 
 
+def named_parts(owner: str, features: Part | Mapping[str, Part]) -> dict[str | None, Part]:
+    """{name: part}, the main one first; a single part has no name."""
+    named: dict[str | None, Part] = {**features} if isinstance(features, Mapping) else {None: features}  # type: ignore[dict-item]
+    if not named:
+        raise ValueError(f"{owner} needs one feature or more, got an empty dict")
+    return named
+
+
 def find_loader(owner: str, trainer: Any, module: Any, loader: str | Iterable[Any]) -> Callable[[], Iterable[Any]]:
     """A function that gives the loader that `loader` names: ``"bank"`` means ``datamodule.bank_dataloader()``.
 
@@ -73,15 +81,42 @@ def need_labels(owner: str, trainer: Any) -> None:
         )
 
 
+def check_interval(owner: str, every_n_epochs: int) -> None:
+    if every_n_epochs < 1:
+        raise ValueError(f"{owner} needs every_n_epochs of 1 or more, got {every_n_epochs}")
+
+
+def is_due(trainer: Any, every_n_epochs: int) -> bool:
+    """Whether the epoch that ends is one of every so many, or the last one."""
+    epoch = trainer.current_epoch + 1
+    return epoch % every_n_epochs == 0 or epoch == trainer.max_epochs
+
+
+def unpack_first_view(batch: Any) -> tuple[Any, Tensor | None]:
+    """`unpack_batch`; of a training batch of views, ``{"views": [...], "label"}``, the first view."""
+    if isinstance(batch, Mapping) and "image" not in batch and "views" in batch:
+        return batch["views"][0], batch.get("label")
+    return unpack_batch(batch)
+
+
 def features_on_trainer(
-    trainer: Any, network: Callable[..., Any], loader: Iterable[Any], unpack: Unpack = unpack_batch
+    trainer: Any,
+    network: Callable[..., Any],
+    loader: Iterable[Any],
+    unpack: Unpack = unpack_batch,
+    *,
+    share: bool = True,
 ) -> Extracted:
     """This rank's part of `extract_features`, on the trainer's device and in its precision.
 
     A loader that knows the ranks gives this rank its part; of any other one, this rank takes every n-th batch.
+
+    Args:
+        share: False for batches that are this rank's already.
     """
     precision, device = trainer.precision_plugin, trainer.strategy.root_device
-    every, first = (1, 0) if gives_each_rank_its_part(loader) else (num_ranks(), rank())
+    mine = not share or gives_each_rank_its_part(loader)
+    every, first = (1, 0) if mine else (num_ranks(), rank())
 
     def features(images: Any) -> Any:
         with precision.forward_context():

@@ -26,7 +26,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import CompactHydraException
 from omegaconf import DictConfig, OmegaConf
 
-from esvit_pl.cli import near_match
+from esvit_pl.cli import near_match, sweep
 from esvit_pl.cli.instantiation import hydra_has_whitelist, trusted_patterns
 
 Task = Callable[[DictConfig], Any]
@@ -86,9 +86,11 @@ def command(
                 sys.exit(128 + signal.SIGINT)
             except SystemExit as stop:
                 if stop.code in (1, 2) and not started:
-                    for line in _hints(sys.argv[1:], config_package, config_name):
+                    for line in hints(sys.argv[1:], config_package, config_name):
                         print(line, file=sys.stderr)
                 raise
+            finally:
+                sweep.close()
 
         return main
 
@@ -145,13 +147,13 @@ def _wants_everything() -> bool:
 
 
 def _hydra_main(config_package: str, config_name: str) -> Callable[[Task], Callable[[], None]]:
-    options: dict[str, Any] = {"config_path": f"pkg://{config_package}", "config_name": config_name, **_version_base()}
+    options: dict[str, Any] = {"config_path": f"pkg://{config_package}", "config_name": config_name, **version_base()}
     if hydra_has_whitelist():
         options["execution_whitelist"] = trusted_patterns()
     return hydra.main(**options)
 
 
-def _version_base() -> dict[str, str]:
+def version_base() -> dict[str, str]:
     """1.3 asks for ``version_base``; 1.4 warns about it."""
     return {} if hydra_has_whitelist() else {"version_base": "1.3"}
 
@@ -160,18 +162,24 @@ def _version_base() -> dict[str, str]:
 
 
 def _check_before(cfg: DictConfig, needs: Callable[[DictConfig], str | None] | None, examples: Sequence[str]) -> None:
-    """Raise UserError for what ``needs`` misses and for settings without a value, and leave no run folder behind."""
+    """Raise UserError for what ``needs`` misses and for settings without a value, and leave no run folder behind.
+
+    Also for a job that may not be one of a sweep; its folder stays, so that the sweep's table shows it.
+    """
     problem = needs(cfg) if needs is not None else None
     if problem is None:
         missing = [key for key, value in _flatten(OmegaConf.to_container(cfg, resolve=False)) if value == "???"]
         if missing:
             problem = f"no value for {', '.join(missing)}: add {' '.join(f'{key}=...' for key in missing)}"
     if problem is not None:
-        _discard_run_folder()
+        discard_run_folder()
         raise UserError("\n".join([f"\n{problem}", *_example_lines(examples), "\nAll settings: --help"]))
+    refusal = sweep.job_refusal(cfg)
+    if refusal is not None:
+        raise UserError(f"\n{refusal}")
 
 
-def _discard_run_folder() -> None:
+def discard_run_folder() -> None:
     """Take the run folder away if nothing is in it but what Hydra has just written."""
     if not HydraConfig.initialized():
         return
@@ -236,7 +244,7 @@ def _refuse_dashed_settings(argv: Sequence[str]) -> None:
         sys.exit(2)
 
 
-def _hints(argv: Sequence[str], config_package: str, config_name: str) -> list[str]:
+def hints(argv: Sequence[str], config_package: str, config_name: str) -> list[str]:
     """Lines about what the words of a command line that Hydra has refused were probably meant to be."""
     flags, settings = _split(argv)
     lines = [near_match.explain_flag(flag, _known_flags()) for flag in flags]
@@ -264,7 +272,7 @@ def _config_space(settings: Sequence[str], config_package: str, config_name: str
     from hydra.core.global_hydra import GlobalHydra
 
     GlobalHydra.instance().clear()
-    with hydra.initialize_config_module(config_package, **_version_base()):
+    with hydra.initialize_config_module(config_package, **version_base()):
         main = GlobalHydra.instance().hydra
         assert main is not None
         groups = {name: main.config_loader.get_group_options(name) for name in main.list_all_config_groups()}

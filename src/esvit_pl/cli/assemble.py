@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from esvit_pl.modules import Pretrainer
 
 
+NEED_LABELS = {"knn": "k-NN accuracy", "linear": "linear accuracy"}
+"""Names of callbacks in the config, and what they measure."""
+
+
 def construct(cfg: DictConfig, key: str, **parts: Any) -> Any:
     """Build the node at `key`; `parts` are what other nodes became.
 
@@ -37,9 +41,9 @@ def construct(cfg: DictConfig, key: str, **parts: Any) -> Any:
         raise ValueError(f"{key}: {error}") from error
 
 
-def images(cfg: DictConfig) -> tuple[Splits, Recipe]:
-    """The images, and what is done to them."""
-    return construct(cfg, "dataset"), construct(cfg, "augment")
+def images(cfg: DictConfig, given: Splits | None = None) -> tuple[Splits, Recipe]:
+    """The images (or those that are `given` in their place), and what is done to them."""
+    return given or construct(cfg, "dataset"), construct(cfg, "augment")
 
 
 def datamodule(cfg: DictConfig, splits: Splits, recipe: Recipe, **overrides: Any) -> ImageDataModule:
@@ -135,7 +139,7 @@ def trainer(cfg: DictConfig, data: ImageDataModule) -> Trainer:
         cfg,
         "trainer",
         logger=bag(cfg, "logger"),
-        callbacks=callbacks(cfg, data.has_labels),
+        callbacks=bag(cfg, "callbacks"),
         default_root_dir=cfg.paths.output_dir,
         **_checkpointing(cfg),
     )
@@ -145,10 +149,10 @@ def trainer(cfg: DictConfig, data: ImageDataModule) -> Trainer:
 
 def steps_an_epoch(trainer: Trainer, data: ImageDataModule) -> int:
     """Optimizer steps in an epoch of training, 1 at least."""
+    from esvit_pl.datamodule import limited
+
     batches = len(data.train_images) // (data.batch_size * trainer.world_size)
-    limit = trainer.limit_train_batches
-    if limit is not None:
-        batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+    batches = limited(batches, trainer.limit_train_batches)
     return max(batches // trainer.accumulate_grad_batches, 1)
 
 
@@ -213,13 +217,14 @@ def quieten() -> None:
         warnings.filterwarnings("ignore", message=message)
 
 
-def callbacks(cfg: DictConfig, has_labels: bool) -> list[Any]:
-    """The callbacks that the config names. Without labels, the default choice does without k-NN and says so."""
-    names = [name for name, node in (cfg.get("callbacks") or {}).items() if node is not None]
-    if not has_labels and choice("callbacks") == "default" and "knn" in names:
-        print("no labels: the k-NN accuracy is left out (callbacks.knn)", flush=True)
-        names.remove("knn")
-    return [construct(cfg, f"callbacks.{name}") for name in names]
+def without_labels(cfg: DictConfig) -> DictConfig:
+    """The config without the callbacks that need labels, and a line that says so."""
+    needing = [name for name in NEED_LABELS if (cfg.get("callbacks") or {}).get(name) is not None]
+    if not needing:
+        return cfg
+    names = " and ".join(f"{NEED_LABELS[name]} (callbacks.{name})" for name in needing)
+    print(f"no labels: {names} left out", flush=True)
+    return cast(DictConfig, OmegaConf.merge(cfg, {"callbacks": dict.fromkeys(needing)}))
 
 
 def bag(cfg: DictConfig, key: str) -> list[Any]:

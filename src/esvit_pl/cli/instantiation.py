@@ -45,6 +45,8 @@ _BUILT_IN = (
 _DENIED = ("pytorch_lightning.callbacks.LambdaCallback", "pytorch_lightning.callbacks.lambda_function.")
 # Where names that are trusted by the package offering them are defined.
 _HOMES = ("lightning_fabric.plugins.environments.",)
+# What Hydra builds for itself: the standard library's log handlers, our callback of a sweep.
+_OF_HYDRA = ("logging.", "esvit_pl.cli.sweep.SweepTable")
 _VARIABLE = "ESVIT_TRUSTED_TARGETS"
 
 _allowed: list[str] = []
@@ -68,8 +70,8 @@ def trusted() -> tuple[str, ...]:
 
 
 def trusted_patterns() -> list[str]:
-    """The same list as Hydra 1.4 writes it (``package.*``), with the standard library's log handlers."""
-    return [f"{prefix}*" if prefix.endswith(".") else prefix for prefix in (*trusted(), "logging.")]
+    """The same list as Hydra 1.4 writes it (``package.*``), with what conf/hydra itself names."""
+    return [f"{prefix}*" if prefix.endswith(".") else prefix for prefix in (*trusted(), *_OF_HYDRA)]
 
 
 def hydra_has_whitelist() -> bool:

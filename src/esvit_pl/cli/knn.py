@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import TYPE_CHECKING
+
 from omegaconf import DictConfig
 
 from esvit_pl.cli.app import command, requires
+
+if TYPE_CHECKING:
+    from esvit_pl.cli.outcome import Run
+    from esvit_pl.datasets import Splits
 
 EXAMPLES = [
     "esvit-knn ckpt_path=RUN/checkpoints/last.ckpt dataset=imagenet dataset.root=/data/imagenet",
@@ -18,11 +25,24 @@ needs = requires("esvit-knn", "ckpt_path", "dataset")
 
 @command("knn", summary="weighted k-NN accuracy of a checkpoint's backbone.", examples=EXAMPLES, needs=needs)
 def main(cfg: DictConfig) -> float | None:
-    from esvit_pl.cli import assemble, evaluation
+    from esvit_pl.cli import evaluation
+
+    return evaluation.optimized(cfg, evaluate(cfg).metrics)
+
+
+def evaluate(cfg: DictConfig, images: Splits | None = None) -> Run:
+    """The whole job.
+
+    Args:
+        cfg: of ``esvit-knn``, with ``paths.output_dir`` set.
+        images: in place of ``cfg.dataset``.
+    """
+    from esvit_pl.cli import assemble
+    from esvit_pl.cli.outcome import Run
     from esvit_pl.cli.run_folder import RunFolder
 
     backbone = assemble.frozen_backbone(cfg)
-    data = assemble.datamodule(cfg, *assemble.images(cfg))
+    data = assemble.datamodule(cfg, *assemble.images(cfg, images))
     module = assemble.probe(cfg, "module", backbone)
     trainer = assemble.trainer(cfg, data)
     run = RunFolder(cfg.paths.output_dir, writes=trainer.is_global_zero)
@@ -32,7 +52,7 @@ def main(cfg: DictConfig) -> float | None:
         run.update(knn={"pretrained": metrics["knn/top1"]}, metrics=metrics)
     if run.writes:
         print(report(metrics, run.path), flush=True)
-    return evaluation.optimized(cfg, metrics)
+    return Run(run.path, backbone.cpu(), Path(cfg.ckpt_path), metrics)
 
 
 def report(metrics: dict[str, float], folder: object) -> str:

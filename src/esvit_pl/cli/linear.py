@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import TYPE_CHECKING
+
 from omegaconf import DictConfig
 
 from esvit_pl.cli.app import command, requires
+
+if TYPE_CHECKING:
+    from esvit_pl.cli.outcome import Run
+    from esvit_pl.datasets import Splits
 
 EXAMPLES = [
     "esvit-linear ckpt_path=RUN/checkpoints/last.ckpt dataset=imagenet dataset.root=/data/imagenet trainer=ddp",
@@ -19,12 +26,25 @@ needs = requires("esvit-linear", "ckpt_path", "dataset")
 
 @command("linear", summary="train a linear probe on a checkpoint's frozen backbone.", examples=EXAMPLES, needs=needs)
 def main(cfg: DictConfig) -> float | None:
-    from esvit_pl.cli import assemble, evaluation
+    from esvit_pl.cli import evaluation
+
+    return evaluation.optimized(cfg, evaluate(cfg).metrics)
+
+
+def evaluate(cfg: DictConfig, images: Splits | None = None) -> Run:
+    """The whole job.
+
+    Args:
+        cfg: of ``esvit-linear``, with ``paths.output_dir`` set.
+        images: in place of ``cfg.dataset``.
+    """
+    from esvit_pl.cli import assemble
     from esvit_pl.cli.knn import report
+    from esvit_pl.cli.outcome import Run
     from esvit_pl.cli.run_folder import RunFolder
 
     backbone = assemble.frozen_backbone(cfg)
-    data = assemble.datamodule(cfg, *assemble.images(cfg))
+    data = assemble.datamodule(cfg, *assemble.images(cfg, images))
     assemble.seed_weights(cfg)
     module = assemble.probe(cfg, "module", backbone, num_classes=data.num_classes)
     trainer = assemble.trainer(cfg, data)
@@ -36,7 +56,7 @@ def main(cfg: DictConfig) -> float | None:
         run.update(linear={"pretrained": metrics["linear/top1"]}, metrics=metrics)
     if run.writes:
         print(report({name: value for name, value in metrics.items() if "top" in name}, run.path), flush=True)
-    return evaluation.optimized(cfg, metrics)
+    return Run(run.path, backbone.cpu(), Path(cfg.ckpt_path), metrics)
 
 
 if __name__ == "__main__":

@@ -30,5 +30,10 @@ def draw_results(folder: Path, metrics: Path, table: Mapping[str, Mapping[str, f
     if any("train/view_loss" in row or "train/region_loss" in row for row in rows):
         drawn.append(save(learning_curve(rows, baselines), folder / "learning_curve.png"))
     if baselines:
-        drawn.append(save(comparison(table), folder / "comparison.png"))
+        drawn.append(draw_comparison(folder, table))
     return drawn
+
+
+def draw_comparison(folder: Path, table: Mapping[str, Mapping[str, float]]) -> Path:
+    """``comparison.png``: the rows of a table of results side by side."""
+    return save(comparison(table), folder / "comparison.png")

@@ -6,12 +6,15 @@ from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 
-from esvit_pl.cli.app import command
+from esvit_pl.cli.app import command, discard_run_folder
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from pytorch_lightning import Trainer
+
+    from esvit_pl.cli.outcome import Run
+    from esvit_pl.datasets import Splits
 
 EXAMPLES = [
     "esvit-pretrain experiment=embedded                                        # minutes on two cores, no data needed",
@@ -30,13 +33,34 @@ def needs(cfg: DictConfig) -> str | None:
 
 @command("pretrain", summary="pretrain a backbone without labels, then measure it.", examples=EXAMPLES, needs=needs)
 def main(cfg: DictConfig) -> float | None:
+    from esvit_pl.cli import assemble, evaluation, plan
+
+    if cfg.dry_run:
+        print(plan.as_text(plan.make(cfg)))
+        discard_run_folder()
+        return None
+    default = assemble.choice("callbacks") == "default"
+    return evaluation.optimized(cfg, pretrain(cfg, default_callbacks=default).metrics)
+
+
+def pretrain(cfg: DictConfig, images: Splits | None = None, *, default_callbacks: bool = False) -> Run:
+    """The whole job: train, measure, draw, and say what came of it.
+
+    Args:
+        cfg: of ``esvit-pretrain``, with ``paths.output_dir`` set.
+        images: in place of ``cfg.dataset``.
+        default_callbacks: nobody asked for these callbacks by name, so those that need labels may be left out.
+    """
     from esvit_pl.cli import assemble, evaluation, pictures
+    from esvit_pl.cli.outcome import Run, newest_checkpoint
     from esvit_pl.cli.run_folder import RunFolder
     from esvit_pl.ema import make_teacher
 
-    splits, recipe = assemble.images(cfg)
+    splits, recipe = assemble.images(cfg, images)
     data = assemble.datamodule(cfg, splits, recipe)
     module = assemble.pretrainer(cfg, recipe)
+    if default_callbacks and not data.has_labels:
+        cfg = assemble.without_labels(cfg)
     trainer = assemble.trainer(cfg, data)
     learnt = (module.teacher or module.student).backbone
     probes = bool(cfg.evaluation.probes) and data.has_labels
@@ -59,7 +83,8 @@ def main(cfg: DictConfig) -> float | None:
     if run.writes:
         print(summary(trainer, metrics, table, run.path), flush=True)
     final = {f"{probe}/top1": rows["pretrained"] for probe, rows in table.items()}  # counts before the last epoch's
-    return evaluation.optimized(cfg, metrics | final)
+    backbone = learnt.cpu().eval().requires_grad_(False)
+    return Run(run.path, backbone, newest_checkpoint(run.path), metrics | final)
 
 
 def summary(trainer: Trainer, metrics: dict[str, float], table: dict[str, dict[str, float]], folder: Path) -> str:

@@ -23,25 +23,32 @@ def untracked() -> Iterator[None]:
 
 
 @contextmanager
-def undisturbed(module: nn.Module) -> Iterator[None]:
-    """`module` in eval mode inside; afterwards each of its submodules in the mode that it had, and no randomness drawn.
-
-    Each one, because a frozen part in eval mode inside a module in train mode would not survive ``module.train()``.
-    The generators of torch (CPU and every initialised GPU), numpy and Python are as before, so that a training goes on
-    bit for bit as if nobody had looked.
-    """
-    modes = {part: part.training for part in module.modules()}
+def same_random_state() -> Iterator[None]:
+    """The generators of torch (CPU and every initialised GPU), numpy and Python are afterwards as they were."""
     states = (torch.get_rng_state(), np.random.get_state(), random.getstate())  # noqa: NPY002, others may use it
     gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_available() and torch.cuda.is_initialized() else []
-    module.eval()
     try:
-        with untracked():
-            yield
+        yield
     finally:
-        for part, mode in modes.items():
-            part.training = mode
         torch.set_rng_state(states[0])
         np.random.set_state(states[1])  # noqa: NPY002
         random.setstate(states[2])
         if gpus:
             torch.cuda.set_rng_state_all(gpus)
+
+
+@contextmanager
+def undisturbed(module: nn.Module) -> Iterator[None]:
+    """`module` in eval mode inside; afterwards each of its submodules in the mode that it had, and no randomness drawn.
+
+    Each one, because a frozen part in eval mode inside a module in train mode would not survive ``module.train()``.
+    Random generators are as before, so that a training goes on bit for bit as if nobody had looked.
+    """
+    modes = {part: part.training for part in module.modules()}
+    module.eval()
+    try:
+        with same_random_state(), untracked():
+            yield
+    finally:
+        for part, mode in modes.items():
+            part.training = mode

@@ -99,7 +99,8 @@ class LinearProbe(LightningModule):
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         images, labels = self._labelled(batch)
         losses = torch.stack([F.cross_entropy(logits.float(), labels) for logits in self(images)])  # (heads,)
-        self.log("linear/train_loss", losses.detach().mean(), on_step=False, on_epoch=True, batch_size=len(labels))
+        loss = losses.detach().mean()
+        self.log("linear/train_loss", loss, on_step=False, on_epoch=True, sync_dist=True, batch_size=len(labels))
         self.log("linear/lr", self.lr_at(self.lrs[0], self.current_epoch), batch_size=len(labels))
         return losses.sum()  # no head's gradient reaches another
 

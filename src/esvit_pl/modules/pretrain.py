@@ -196,13 +196,14 @@ class Pretrainer(LightningModule):
         return cosine(progress.step, progress.total, start=self.momentum, end=self.momentum_end)
 
     def log_step(self, measures: dict[str, Tensor], progress: Progress) -> None:
-        schedules = {
+        values: dict[str, Any] = {
+            **measures,
             "lr": self.lr_at(progress),
             "weight_decay": self.weight_decay_at(progress),
             "teacher_momentum": self.momentum_at(progress),
             **self.objective.schedules(progress),
         }
-        for name, value in {**measures, **schedules}.items():
+        for name, value in values.items():
             self.log(f"train/{name}", value, prog_bar=name.endswith("_loss"), batch_size=self.global_batch)
 
     # Around the fit

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from esvit_pl.heads import ProjectionHead, Prototypes
 from esvit_pl.losses import Center, RegionLoss, ViewLoss, expected_prototype, log_partition, match_views, matched_share
+from esvit_pl.metrics.collapse import largest_entropy, region_diversity
 from esvit_pl.objectives.interface import Losses, Objective, Progress, Views
 from esvit_pl.schedules import teacher_temperature
 
@@ -110,6 +111,7 @@ class EsViTObjective(Objective):
         with torch.autocast(student.pooled[0].device.type, enabled=False):
             for name in names:
                 self._add(losses, name, student, teacher, progress)
+            losses.diagnostics["region_diversity"] = region_diversity(torch.cat(teacher.regions))
         return losses
 
     def _add(self, losses: Losses, name: str, student: Views, teacher: Views, progress: Progress) -> None:
@@ -134,6 +136,7 @@ class EsViTObjective(Objective):
 
         losses.terms[name] = loss
         losses.diagnostics[f"{name}_teacher_entropy"] = entropy.mean()
+        losses.diagnostics[f"{name}_teacher_entropy_share"] = entropy.mean() / largest_entropy(len(center.value))
         losses.diagnostics[f"{name}_kl"] = loss.detach() - entropy.mean()
         losses.diagnostics[f"{name}_center_norm"] = center.value.norm()
 

@@ -66,9 +66,7 @@ class Losses:
 
     def detach(self) -> Losses:
         """The same without a graph."""
-        return Losses(
-            {name: term.detach() for name, term in self.terms.items()}, self.weights, dict(self.diagnostics)
-        )
+        return Losses({name: term.detach() for name, term in self.terms.items()}, self.weights, dict(self.diagnostics))
 
 
 class Objective(nn.Module):

@@ -142,6 +142,39 @@ def comparison(results: Mapping[str, Any], *, probes: Sequence[str] = ("knn", "l
     return figure
 
 
+def sweep(groups: Mapping[str, Sequence[float]], metric: str, *, smaller_is_better: bool = False) -> Figure:
+    """One dot a run, one line for each group of runs, the best mean on top; a tick marks the mean of several runs.
+
+    Args:
+        groups: {settings in words: the metric of each run}, the runs of a group differing in nothing but the seed. A
+            group without a value is named at the bottom.
+        metric: its name; accuracies (``knn/top1``) are shown in %.
+        smaller_is_better: for losses.
+    """
+    if not any(len(values) for values in groups.values()):
+        raise ValueError(f"sweep needs a value of {metric}, got {len(groups)} groups without any")
+    factor = 100 if metric.rpartition("/")[2].startswith("top") else 1
+    order = sorted((name for name in groups if len(groups[name])), key=lambda name: float(np.mean(groups[name])))
+    names = [*(order if smaller_is_better else reversed(order)), *(name for name in groups if not len(groups[name]))]
+    figure = _figure(4.2 + 0.075 * min(max(map(len, names)), 70), 1.1 + 0.3 * len(names))
+    axes = figure.subplots()
+    for height, name in enumerate(names):
+        values = factor * np.asarray(groups[name], dtype=float)
+        axes.plot(values, np.full(len(values), height), "o", color=BLUE, alpha=0.6, markersize=6, markeredgewidth=0)
+        if len(values) > 1:
+            axes.plot([values.mean()], [height], "|", color=RED, markersize=15, markeredgewidth=2)
+        elif not len(values):
+            axes.annotate("no value", (0.01, height), xycoords=("axes fraction", "data"), va="center", color=GREY)
+    axes.set_yticks(range(len(names)), [_cut(name, 70) for name in names], fontsize=9)
+    axes.set_ylim(len(names) - 0.4, -0.6)  # the first one on top
+    axes.set_xlabel(f"{metric} (%)" if factor == 100 else metric)
+    axes.grid(color="0.92")
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.tick_params(axis="y", length=0)
+    return figure
+
+
 def save(figure: Figure, path: str | Path) -> Path:
     """Write a figure; the folder is made, the ending of the name is the format. Returns the path."""
     path = Path(path)
@@ -205,6 +238,10 @@ def _rows(table: Mapping[str, Any] | None) -> dict[str, float]:
     table = table or {}
     order = [*(name for name in ROWS if name in table), *(name for name in table if name not in ROWS)]
     return {name: float(table[name]) for name in order if table[name] is not None}
+
+
+def _cut(text: str, length: int) -> str:
+    return text if len(text) <= length else f"{text[: length - 1]}…"
 
 
 def _crop_name(index: int, num_global: int) -> str:

@@ -1,0 +1,260 @@
+"""Watches a self-supervised training for collapse, and says what is wrong."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from pytorch_lightning import Callback
+from torch import Tensor, nn
+
+from esvit_pl.callbacks.parts import find_part
+from esvit_pl.distributed import sum_over_ranks
+from esvit_pl.metrics.collapse import HEALTHY, Healthy, effective_rank, feature_spread, measure_of, symptom
+from esvit_pl.metrics.features import pooled
+
+FROM_EMBEDDING: dict[str, Callable[[Tensor], Tensor]] = {
+    "feature_spread": feature_spread,
+    "effective_rank": effective_rank,
+}
+UNDEFINED = math.nan
+"""What one image alone cannot tell; the same object every time, unlike a nan that was measured."""
+
+
+class CollapseMonitor(Callback):
+    """Measures of health (`metrics.collapse`) during training, in any Lightning module; warns, and can stop.
+
+    Reads what ``training_step`` returns and costs no further forward pass:
+
+    - ``outputs["embedding"]`` (b d), best the teacher's: ``feature_spread`` and ``effective_rank``;
+    - ``outputs["diagnostics"]``, {name: scalar}: ``teacher_entropy_share`` (`metrics.entropy_share`: entropy as a share
+      of ln k, so that nobody needs to know k), ``kl`` (teacher to student: cross entropy minus entropy, in nats),
+      ``region_diversity`` (`metrics.region_diversity`), ``matched_share`` and ``center_norm``; with several heads as
+      ``view_kl``, ``region_kl``, ...
+
+    Logs the mean over the last ``window`` measurements as ``health/<name>``, and ``health/alarm``: 1 while any of them
+    lies outside its healthy range, else 0. ModelCheckpoint and EarlyStopping can monitor all of them. Values are
+    averaged over processes, so that each comes to the same decision.
+
+    A teacher region lives for one step, for crops are drawn anew. So the share of teacher regions that are ever matched
+    in so many steps is the mean of ``matched_share`` over these steps.
+
+    Args:
+        embedding: where the embedding comes from if the step returns none: the path of a network in the module (of its
+            first output in a step; a tensor (b d) or ``Features``), or a function of the step's outputs.
+        every_n_steps: measure every so many calls of ``training_step``, from the first on. This is where the process
+            waits for the GPU.
+        window: measurements that are averaged; nothing is judged before so many are there.
+        start_epoch: judge only from here on, for an untrained network looks collapsed; may be a fraction.
+        stop: end the training after ``patience`` measurements in a row with an alarm.
+        patience: see ``stop``.
+        thresholds: {measure or full name: (low, high)} in place of those in `HEALTHY`; None for no bound. ``kl`` is for
+            every head, ``region_kl`` for one.
+        prefix: of the metrics' names.
+
+    Weights, modes, random generators and ``global_step`` are as without it.
+    """
+
+    def __init__(
+        self,
+        embedding: str | Callable[[Any], Any] | None = None,
+        *,
+        every_n_steps: int = 10,
+        window: int = 5,
+        start_epoch: float = 1.0,
+        stop: bool = False,
+        patience: int = 3,
+        thresholds: Mapping[str, Sequence[float | None] | None] | None = None,
+        prefix: str = "health",
+    ) -> None:
+        for name, value in (("every_n_steps", every_n_steps), ("window", window), ("patience", patience)):
+            if value < 1:
+                raise ValueError(f"CollapseMonitor needs {name} of 1 or more, got {value}")
+        self.embedding = embedding
+        self.every_n_steps = every_n_steps
+        self.window = window
+        self.start_epoch = start_epoch
+        self.stop = stop
+        self.patience = patience
+        self.healthy = {**HEALTHY, **{name: _range(name, bounds) for name, bounds in (thresholds or {}).items()}}
+        self.prefix = prefix
+        self._steps = self._alarms = 0  # calls of training_step; measurements in a row with an alarm
+        self._recent: dict[str, deque[float]] = {}
+        self._warned: set[str] = set()
+        self._said_what_is_missing = False
+        self._hook: Any = None
+        self._waits_for_output = False
+        self._output: Any = None
+
+    @property
+    def state_key(self) -> str:
+        return f"CollapseMonitor[{self.prefix}]"
+
+    def state_dict(self) -> dict[str, Any]:
+        recent = {name: list(values) for name, values in self._recent.items()}
+        return {"steps": self._steps, "alarms": self._alarms, "recent": recent}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._steps, self._alarms = state_dict["steps"], state_dict["alarms"]
+        self._recent = {name: deque(values, self.window) for name, values in state_dict["recent"].items()}
+
+    # Hooks
+
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        if stage == "fit" and isinstance(self.embedding, str):
+            network = find_part("the embedding of CollapseMonitor", pl_module, self.embedding)
+            if not isinstance(network, nn.Module):
+                raise ValueError(
+                    f"CollapseMonitor needs a network at embedding={self.embedding!r}, found {type(network).__name__}; "
+                    "give the path of a torch module, or a function of the step's outputs"
+                )
+            self._unhook()
+            self._hook = network.register_forward_hook(self._keep)
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        self._waits_for_output = self._hook is not None and self._due
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        due, self._waits_for_output = self._due, False
+        self._steps += 1
+        if not due:
+            return
+        measures = self.measure(outputs if isinstance(outputs, Mapping) else {}, trainer.strategy.root_device)
+        self._output = None
+        if not self._said_what_is_missing:
+            self._say_what_is_missing(trainer, pl_module, measures)
+        if trainer.current_epoch + (batch_idx + 1) / trainer.num_training_batches < self.start_epoch:
+            self._recent.clear()  # what comes before the start is logged and not judged
+        self._remember(measures)
+        alarms = self.judge()
+        self._alarms = self._alarms + 1 if alarms else 0
+        for name, value in {**self.means(), "alarm": float(bool(alarms))}.items():
+            pl_module.log(f"{self.prefix}/{name}", value, on_step=True, on_epoch=False, batch_size=1)
+        self._warn(trainer, alarms)
+        if self.stop and self._alarms == self.patience:
+            self._stop(trainer)
+
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        self._unhook()
+
+    def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        self._unhook()
+
+    # From a step to an alarm
+
+    @torch.no_grad()
+    def measure(self, outputs: Mapping[str, Any], device: torch.device) -> dict[str, float]:
+        """What this step tells, averaged over the processes on which it is defined."""
+        found = self._found(outputs)
+        if not found:
+            return {}
+        values = [torch.as_tensor(value, dtype=torch.float32, device=device).mean() for value in found.values()]
+        defined = [float(value is not UNDEFINED) for value in found.values()]
+        table = torch.stack([torch.stack(values), torch.tensor(defined, device=device)])  # (2 measures)
+        table[0] = table[0].where(table[1] > 0, 0.0)
+        sums, counts = sum_over_ranks(table).tolist()
+        return {name: total / n for name, total, n in zip(found, sums, counts, strict=True) if n}
+
+    def means(self) -> dict[str, float]:
+        """Measure -> its mean over the last `window` measurements."""
+        return {name: sum(values) / len(values) for name, values in self._recent.items()}
+
+    def judge(self) -> dict[str, str]:
+        """Measure outside its healthy range -> what that means and what to do."""
+        alarms = {}
+        for name, mean in self.means().items():
+            measure = measure_of(name)
+            assert measure is not None
+            healthy = self.healthy.get(name, self.healthy[measure])
+            if len(self._recent[name]) == self.window and not healthy.holds(mean):
+                alarms[name] = symptom(name, mean, healthy)
+        return alarms
+
+    @property
+    def _due(self) -> bool:
+        return self._steps % self.every_n_steps == 0
+
+    def _found(self, outputs: Mapping[str, Any]) -> dict[str, Any]:
+        """Name -> value of all that this step's outputs tell. The names are the same on every process."""
+        features = self._embedding(outputs)
+        found: dict[str, Any] = {}
+        if features is not None:
+            for name, function in FROM_EMBEDDING.items():
+                found[name] = function(features) if len(features) > 1 else UNDEFINED
+        diagnostics = outputs.get("diagnostics") or {}
+        return found | {name: diagnostics[name] for name in sorted(diagnostics) if measure_of(name)}
+
+    def _embedding(self, outputs: Mapping[str, Any]) -> Tensor | None:
+        if isinstance(self.embedding, str):
+            return None if self._output is None else pooled(self._output)
+        output = outputs.get("embedding") if self.embedding is None else self.embedding(outputs)
+        return None if output is None else pooled(output)
+
+    def _keep(self, network: nn.Module, inputs: Any, output: Any) -> None:
+        if self._waits_for_output:
+            self._output, self._waits_for_output = output, False
+
+    def _remember(self, measures: Mapping[str, float]) -> None:
+        for name, value in measures.items():
+            self._recent.setdefault(name, deque(maxlen=self.window)).append(value)
+
+    def _unhook(self) -> None:
+        if self._hook is not None:
+            self._hook.remove()
+        self._hook = self._output = None
+
+    # What is said
+
+    def _say_what_is_missing(self, trainer: Any, pl_module: Any, measures: Mapping[str, float]) -> None:
+        self._said_what_is_missing = True
+        seen = {measure_of(name) for name in measures}
+        missing = [name for name, healthy in self.healthy.items() if name in HEALTHY and healthy != Healthy()]
+        missing = [name for name in missing if name not in seen]
+        if not missing:
+            return
+        message = f"CollapseMonitor watches {', '.join(measures) or 'nothing'}, and misses "
+        message += "; ".join(filter(None, (_lacking(missing, True, self.embedding), _lacking(missing, False, None))))
+        if measures:
+            pl_module.print(message)
+        elif trainer.is_global_zero:
+            warnings.warn(message, stacklevel=2)
+
+    def _warn(self, trainer: Any, alarms: Mapping[str, str]) -> None:
+        """Once for each measure, and again after it was healthy in between."""
+        new = [text for name, text in alarms.items() if name not in self._warned]
+        self._warned = set(alarms)
+        if new and trainer.is_global_zero:
+            text = "\n".join(f"  {self.prefix}/{text}" for text in new)
+            warnings.warn(f"CollapseMonitor, step {self._steps}, epoch {trainer.current_epoch}:\n{text}", stacklevel=2)
+
+    def _stop(self, trainer: Any) -> None:
+        trainer.should_stop = True
+        if trainer.is_global_zero:
+            warnings.warn(f"CollapseMonitor stops the training after {self.patience} alarms in a row", stacklevel=2)
+
+
+def _range(name: str, bounds: Sequence[float | None] | None) -> Healthy:
+    if measure_of(name) is None:
+        raise ValueError(
+            f"CollapseMonitor has no measure thresholds.{name}; give {', '.join(HEALTHY)}, or a name that ends in "
+            "one of them after a '_'"
+        )
+    if bounds is not None and len(bounds) != 2:
+        raise ValueError(f"CollapseMonitor needs thresholds.{name} as (low, high), None for no bound, got {bounds}")
+    return Healthy(*(bounds or ()))
+
+
+def _lacking(missing: Sequence[str], from_embedding: bool, embedding: Any) -> str:
+    """Which of the missing measures need an embedding, or diagnostics, and how to give them."""
+    names = ", ".join(name for name in missing if (name in FROM_EMBEDDING) == from_embedding)
+    if not names:
+        return ""
+    if not from_embedding:
+        return f"{names}: training_step returned no such 'diagnostics', a dict {{name: scalar}}; ours to compute them are in esvit_pl.metrics"
+    if isinstance(embedding, str):
+        return f"{names}: the network at embedding={embedding!r} did not run in training_step, or got a single image"
+    return f"{names}: training_step returned no 'embedding' (b, d) of several images; return one, or give embedding= the path of a network"

@@ -1,0 +1,222 @@
+"""Figures while a network trains: the learning curve, and whatever a function draws."""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pytorch_lightning import Callback
+
+from esvit_pl.callbacks.parts import check_interval, is_due
+from esvit_pl.loggers import log_figure, save_figure
+from esvit_pl.metrics.isolation import undisturbed
+from esvit_pl.visualize import learning_curve, save
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class LearningCurve(Callback):
+    """Draws losses and an accuracy against epochs into one PNG file that is renewed while the training runs.
+
+    It takes any metric that the module or a callback logs, from ``trainer.callback_metrics``: needs no logger, works in
+    any project, and goes on after resuming with what it knew. Losses are taken every ``trainer.log_every_n_steps``
+    steps. Metrics of callbacks that are listed after this one are drawn one epoch later.
+
+    Args:
+        folder: where; made if it is missing. Only the first process writes.
+        losses: names of at most two metrics for the upper picture; those that nobody logs are left out.
+        accuracy: name of a fraction 0-1 for the lower picture, or None.
+        baselines: {name: accuracy in 0-1}, dashed lines in the lower picture.
+        every_n_epochs: draw after so many epochs, and after the last one.
+        name: of the file; its ending is the format. Two of these callbacks in one run need two names.
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        losses: Sequence[str] = ("train/view_loss", "train/region_loss"),
+        accuracy: str | None = "knn/top1",
+        baselines: Mapping[str, float] | None = None,
+        every_n_epochs: int = 1,
+        name: str = "learning_curve.png",
+    ) -> None:
+        check_interval("LearningCurve", every_n_epochs)
+        self.losses = [losses] if isinstance(losses, str) else list(losses)
+        if len(self.losses) > len(LOSSES) or not (self.losses or accuracy):
+            raise ValueError(
+                f"LearningCurve draws one or two losses, or an accuracy, got losses={self.losses} and "
+                f"accuracy={accuracy!r}; use one callback for each picture, with another name="
+            )
+        self.accuracy = accuracy
+        self.baselines = baselines
+        self.every_n_epochs = every_n_epochs
+        self.path = Path(folder) / name
+        self.rows: list[dict[str, float]] = []
+        """One dict a step, {"step", "epoch", name: value}, sorted."""
+        self._seen: dict[str, Tensor] = {}
+        self._drawn = True
+
+    @property
+    def state_key(self) -> str:
+        return f"LearningCurve[{self.path.name}]"
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"rows": [dict(row) for row in self.rows]}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.rows = [dict(row) for row in state_dict["rows"]]
+
+    def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
+        self._collect(
+            trainer, trainer.current_epoch - 1
+        )  # what was logged at the last epoch's end, after this callback
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if trainer.global_step % max(trainer.log_every_n_steps, 1) == 0:
+            self._collect(trainer, trainer.current_epoch)
+
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        self._collect(trainer, trainer.current_epoch)
+        if is_due(trainer, self.every_n_epochs):
+            self._draw(trainer)
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        if self.rows:
+            self._collect(trainer, int(self.rows[-1]["epoch"]))
+        self._draw(trainer)
+
+    def _collect(self, trainer: Any, epoch: int) -> None:
+        """Values that were logged since the last time. On all processes: Lightning may sum over them when asked."""
+        values = {name: value for name, value in trainer.callback_metrics.items() if name in self._names}
+        # Lightning keeps a value until a new one is logged, and then gives another tensor, even of the same value.
+        fresh = {name: value for name, value in values.items() if value is not self._seen.get(name)}
+        self._seen |= fresh
+        step = trainer.global_step - 1
+        if not fresh or step < 0:
+            return
+        if not self.rows or self.rows[-1]["step"] != step:
+            self.rows.append({"step": step, "epoch": epoch})
+        row = self.rows[-1]
+        numbers = {name: float(value) for name, value in fresh.items()}
+        self._drawn &= numbers.items() <= row.items()
+        row.update(numbers)
+
+    @property
+    def _names(self) -> list[str]:
+        return [*self.losses, *([self.accuracy] if self.accuracy else [])]
+
+    def _draw(self, trainer: Any) -> None:
+        if not trainer.is_global_zero:
+            return
+        if not self.rows:
+            logged = ", ".join(sorted(trainer.callback_metrics)) or "nothing"
+            warnings.warn(
+                f"LearningCurve draws {', '.join(self._names)}, and none of them was logged so far; there is {logged}. "
+                "Name metrics that the module logs",
+                stacklevel=2,
+            )
+        elif not self._drawn:
+            save(draw_curve(self.rows, self.losses, self.accuracy, self.baselines), self.path)
+            self._drawn = True
+
+
+class LogFigures(Callback):
+    """Gives the figures that a function draws at the end of an epoch to every logger that can take them.
+
+    Loggers: see `loggers.log_figure`. Where none can, or there is none, PNG files are written into `folder`. The
+    function sees the module in eval mode, under ``no_grad``; the training goes on bit for bit as without it.
+
+    Args:
+        function: (trainer, module) -> a figure of matplotlib, a dict {name: figure}, or None for nothing this time.
+            Called on every process, so that it may gather from all; only the first one's figures are kept.
+        every_n_epochs: draw after so many epochs, and after the last one.
+        name: of the figure in the logger; those of a dict become ``<name>/<key>``.
+        folder: for PNG files; None is ``figures`` in the Trainer's ``default_root_dir``.
+    """
+
+    def __init__(
+        self,
+        function: Callable[[Any, Any], Any],
+        *,
+        every_n_epochs: int = 1,
+        name: str = "figure",
+        folder: str | os.PathLike[str] | None = None,
+    ) -> None:
+        check_interval("LogFigures", every_n_epochs)
+        if not callable(function):
+            raise ValueError(
+                f"LogFigures needs a function (trainer, module) -> figure, got {type(function).__name__}, no callable"
+            )
+        self.function = function
+        self.every_n_epochs = every_n_epochs
+        self.name = name
+        self.folder = folder
+
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        if not is_due(trainer, self.every_n_epochs):
+            return
+        with undisturbed(pl_module):
+            figures = named_figures(self.name, self.function(trainer, pl_module))
+            if trainer.is_global_zero:
+                for name, figure in figures.items():
+                    self._show(trainer, name, figure)
+
+    def _show(self, trainer: Any, name: str, figure: Any) -> None:
+        step = trainer.global_step - 1
+        taken = [log_figure(logger, name, figure, step) for logger in trainer.loggers]
+        if not any(taken):
+            save_figure(self.folder or Path(trainer.default_root_dir) / "figures", name, figure, step)
+        pyplot = sys.modules.get("matplotlib.pyplot")
+        if pyplot is not None:
+            pyplot.close(figure)  # it would keep the figures that a user made with it until the end
+
+
+def named_figures(name: str, drawn: Any) -> dict[str, Any]:
+    """What a drawing function returned, as {name: figure}.
+
+    Raises:
+        ValueError: something in it is no figure.
+    """
+    if drawn is None:
+        return {}
+    figures = (
+        {f"{name}/{key}": figure for key, figure in drawn.items()} if isinstance(drawn, Mapping) else {name: drawn}
+    )
+    for key, figure in figures.items():
+        if not hasattr(figure, "savefig"):
+            raise ValueError(
+                f"{key} must be a figure of matplotlib, a dict of them or None, got {type(figure).__name__}"
+            )
+    return figures
+
+
+LOSSES = {"train/view_loss": "view loss", "train/region_loss": "region loss"}
+"""What `learning_curve` calls its two losses."""
+
+
+def draw_curve(
+    rows: Sequence[Mapping[str, float]],
+    losses: Sequence[str],
+    accuracy: str | None,
+    baselines: Mapping[str, float] | None = None,
+) -> Any:
+    """`learning_curve` of metrics with any names; two losses at most."""
+    ours = dict(zip(losses, LOSSES, strict=False))
+    if accuracy is not None:
+        ours[accuracy] = "knn/top1"
+    figure = learning_curve([{ours.get(name, name): value for name, value in row.items()} for row in rows], baselines)
+    above, below = figure.axes
+    theirs = {LOSSES[ours[name]]: name for name in losses if name not in LOSSES}
+    for line in above.lines:
+        line.set_label(theirs.get(str(line.get_label()), line.get_label()))
+    if theirs:
+        above.legend(frameon=False)
+    if accuracy not in (None, "knn/top1"):
+        below.set_ylabel(f"{accuracy} (%)")
+    return figure

@@ -1,0 +1,246 @@
+"""Accuracy of linear classifiers that learn beside a network while it trains."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from pytorch_lightning import Callback
+from torch import Tensor, nn
+
+from esvit_pl.callbacks.parts import (
+    Part,
+    check_interval,
+    features_on_trainer,
+    find_loader,
+    find_part,
+    is_due,
+    named_parts,
+    need_labels,
+    unpack_first_view,
+)
+from esvit_pl.distributed import sum_over_ranks
+from esvit_pl.metrics.features import Extracted, Unpack, pooled
+from esvit_pl.metrics.isolation import undisturbed
+from esvit_pl.metrics.knn import TopK
+from esvit_pl.metrics.linear import LinearHeads, as_lrs, learn_, linear_metrics
+from esvit_pl.seeding import seed_torch
+
+
+class OnlineLinear(Callback):
+    """Linear classifiers on detached features, one step for each training batch, in any Lightning module.
+
+    At the end of an epoch their accuracy on other images is logged: ``linear/top1`` and ``linear/top5`` of the best
+    head as fractions, before ModelCheckpoint and EarlyStopping look; of several heads each one's
+    ``linear/<feature>/lr<lr>/top1`` and ``linear/best_lr``. The best is chosen on the images that it is measured on.
+    The network moves on while the heads learn, so this is no replacement for `LinearProbe` on the finished one.
+
+    Heads and their optimizer live here: the training goes on bit for bit as without them, nothing of them is in the
+    module's ``state_dict``, and a resumed run continues them exactly. On several processes they are the same on all,
+    at the price of one all-reduce for each batch.
+
+    Args:
+        features: what to classify: the path of a network in the module, or a function images -> (b d) or ``Features``;
+            several as a dict {name: path or function}, the main one first.
+        query: images to measure on: a loader, or a name: "query" is ``datamodule.query_dataloader()``.
+        lr: of SGD, per 256 images; several train as many heads side by side, from equal initial weights.
+        momentum: of SGD.
+        num_classes: None to ask the data module.
+        normalize: "l2" scales every feature to length sqrt(d), for networks whose features have no norm of their own
+            at the end; the same learning rates fit.
+        embedding: what ``training_step`` calls the main feature in the dict that it returns. Where it is there, with
+            "label" or a label in the batch, the main heads learn from it, and the network does not run again. Make
+            sure that it is the same feature. None: always run `features` on the batch, in eval mode.
+        every_n_epochs: measure after so many epochs, and after the last one.
+        unpack: batch of training or of the query -> (images, labels). By default tuples (image, label), dicts with
+            "image" and "label", and of a dict with "views" the first view.
+        seed: of the initial weights.
+        prefix: of the metrics' names; two of these callbacks in one run need two prefixes.
+
+    Raises:
+        ValueError: settings that do not fit; in `setup`, a missing attribute, loader or number of classes; at the first
+            batch, labels that are missing or out of range.
+    """
+
+    def __init__(
+        self,
+        features: Part | Mapping[str, Part] = "teacher.backbone",
+        query: str | Iterable[Any] = "query",
+        *,
+        lr: float | Sequence[float] = (0.001, 0.01, 0.1),
+        momentum: float = 0.9,
+        num_classes: int | None = None,
+        normalize: Literal["l2"] | None = None,
+        embedding: str | None = "embedding",
+        every_n_epochs: int = 1,
+        unpack: Unpack = unpack_first_view,
+        seed: int = 0,
+        prefix: str = "linear",
+    ) -> None:
+        check_interval("OnlineLinear", every_n_epochs)
+        if normalize not in (None, "l2"):
+            raise ValueError(f"OnlineLinear needs normalize 'l2' or None, got {normalize!r}")
+        if not 0 <= momentum < 1:
+            raise ValueError(f"OnlineLinear needs momentum of 0 or more and below 1, got {momentum}")
+        self.features = named_parts("OnlineLinear", features)
+        self.query = query
+        self.lrs = as_lrs(lr)
+        self.momentum = momentum
+        self.num_classes = num_classes
+        self.normalize = normalize
+        self.embedding = embedding
+        self.every_n_epochs = every_n_epochs
+        self.unpack = unpack
+        self.seed = seed
+        self.prefix = prefix
+        self.heads: list[LinearHeads] = []
+        """One for each feature; made at the first batch, whose width they have."""
+        self.last: dict[str, float] = {}
+        """Metrics of the last measurement."""
+        self._saved: list[dict[str, Any]] = []
+        self._loader: Iterable[Any] | None = None
+
+    @property
+    def state_key(self) -> str:
+        return f"OnlineLinear[{self.prefix}]"
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"last": dict(self.last), "heads": [part.everything() for part in self.heads] or self._saved}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.last, self._saved = dict(state_dict["last"]), list(state_dict["heads"])
+        self.heads = []  # made again at the next batch, and filled
+
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        if stage != "fit":
+            return
+        for part in self.features.values():
+            find_part("OnlineLinear", pl_module, part)
+        find_loader("OnlineLinear", trainer, pl_module, self.query)
+        if isinstance(self.query, str):
+            need_labels("OnlineLinear", trainer)
+        if self.num_classes is None:
+            self.num_classes = getattr(getattr(trainer, "datamodule", None), "num_classes", None)
+        if self.num_classes is None or self.num_classes < 2:
+            raise ValueError(
+                f"OnlineLinear needs num_classes of 2 or more, got {self.num_classes}; give it, or a data module that "
+                "has num_classes"
+            )
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        features, labels = self._training_features(trainer, pl_module, outputs, batch)
+        if not self.heads:
+            self._check_labels(labels)
+            self._make_heads(pl_module, features)
+        learn_(self.heads, features, labels)
+
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        if not self.heads or not is_due(trainer, self.every_n_epochs):
+            return
+        with undisturbed(pl_module):
+            results, num_query = self.measure(trainer, pl_module)
+        self.last = linear_metrics(self.prefix, results)
+        for name, value in self.last.items():
+            main = name == f"{self.prefix}/top1"
+            pl_module.log(name, value, on_step=False, on_epoch=True, prog_bar=main, batch_size=num_query)
+
+    def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        self._loader = None
+
+    def measure(self, trainer: Any, module: nn.Module) -> tuple[list[tuple[str | None, dict[float, TopK]]], int]:
+        """[(feature's name, {lr: accuracies})] and the number of query images, over all ranks: one all-reduce."""
+        right = []
+        for part, heads in zip(self.features.values(), self.heads, strict=True):
+            query = self._query_features(trainer, module, part)
+            labels = self._needed(query.labels, "the batches of the query have none")
+            if len(labels):
+                self._check_width(part, heads, query.features)
+                right.append(heads.correct(self._scaled(query.features), labels))
+            else:
+                right.append(torch.zeros(len(self.lrs), 2, dtype=torch.float64, device=labels.device))
+        counts = torch.stack(right)  # (features h 2)
+        total = sum_over_ranks(torch.cat([counts.flatten(), counts.new_tensor([len(labels)])]))
+        if total[-1] == 0:
+            raise ValueError("OnlineLinear needs one query image or more, got none")
+        fractions = (total[:-1] / total[-1]).view_as(counts).tolist()
+        accuracies = [{lr: TopK(*row) for lr, row in zip(self.lrs, rows, strict=True)} for rows in fractions]
+        return list(zip(self.features, accuracies, strict=True)), int(total[-1])
+
+    def _training_features(self, trainer: Any, module: Any, outputs: Any, batch: Any) -> tuple[list[Tensor], Tensor]:
+        """For each feature (b d), and labels (b,)."""
+        step = outputs if isinstance(outputs, Mapping) else {}
+        given = step.get(self.embedding) if self.embedding else None
+        label = step.get("label") if given is not None else None
+        parts, features = list(self.features.values()), []
+        if given is not None:
+            parts, features = parts[1:], [_wide(pooled(given).detach())]
+            label = self.unpack(batch)[1] if label is None else label
+        if parts:
+            with undisturbed(module):
+                for part in parts:
+                    network = find_part("OnlineLinear", module, part)
+                    extracted = features_on_trainer(trainer, network, [batch], self.unpack, share=False)
+                    features.append(extracted.features)
+            label = extracted.labels if label is None else label
+        label = self._needed(label, "neither the step's outputs nor the batch has any")
+        labels = torch.as_tensor(label, device=features[0].device).long()
+        if labels.shape != features[0].shape[:1]:
+            raise ValueError(
+                f"OnlineLinear needs one label for each feature, got labels of shape {tuple(labels.shape)} for "
+                f"features of shape {tuple(features[0].shape)}; set embedding=None if the step returns those of several views"
+            )
+        return [self._scaled(x) for x in features], labels
+
+    def _query_features(self, trainer: Any, module: Any, part: Part) -> Extracted:
+        if self._loader is None:  # kept, so that workers may persist
+            self._loader = find_loader("OnlineLinear", trainer, module, self.query)()
+        return features_on_trainer(trainer, find_part("OnlineLinear", module, part), self._loader, self.unpack)
+
+    def _make_heads(self, module: Any, features: Sequence[Tensor]) -> None:
+        """Initial weights that depend on the seed alone, or those of the run that is resumed."""
+        assert self.num_classes is not None
+        with undisturbed(module):
+            seed_torch(self.seed, "online linear")
+            self.heads = [
+                LinearHeads(x.shape[1], self.num_classes, self.lrs, momentum=self.momentum, like=x) for x in features
+            ]
+        if not self._saved:
+            return
+        if len(self._saved) != len(self.heads):
+            raise ValueError(
+                f"OnlineLinear has {len(self.heads)} features, and the checkpoint to resume has heads for "
+                f"{len(self._saved)}; give it the same ones"
+            )
+        for heads, saved in zip(self.heads, self._saved, strict=True):
+            heads.restore_(saved)
+        self._saved = []
+
+    def _scaled(self, x: Tensor) -> Tensor:
+        return x if self.normalize is None else F.normalize(x, dim=1) * x.shape[1] ** 0.5
+
+    def _check_width(self, part: Part, heads: LinearHeads, features: Tensor) -> None:
+        if features.shape[1] != heads.width:
+            raise ValueError(
+                f"OnlineLinear learns from features of {heads.width} channels, and features={part!r} gives "
+                f"{features.shape[1]} on the query; name the network whose feature the step returns as "
+                f"{self.embedding!r}, or set embedding=None"
+            )
+
+    def _check_labels(self, labels: Tensor) -> None:
+        if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < (self.num_classes or 0):
+            raise ValueError(
+                f"OnlineLinear has num_classes={self.num_classes} and needs labels from 0 to {self.num_classes or 0:d} "
+                f"- 1, got {int(labels.min())} to {int(labels.max())}"
+            )
+
+    def _needed(self, labels: Any, why: str) -> Any:
+        if labels is None:
+            raise ValueError(f"OnlineLinear needs labels, and {why}; give unpack= if they hide")
+        return labels
+
+
+def _wide(x: Tensor) -> Tensor:
+    """In float32 at least."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))

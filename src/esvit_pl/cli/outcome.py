@@ -1,0 +1,56 @@
+"""What a job leaves behind, for whoever called it from Python."""
+
+from __future__ import annotations
+
+import html
+import json
+from base64 import b64encode
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from esvit_pl.backbones import Backbone
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished pretraining or evaluation. As the last line of a notebook's cell it shows its numbers and pictures."""
+
+    folder: Path
+    """Where everything lies: config.yaml, environment.json, results.json, metrics.csv, checkpoints, figures."""
+    backbone: Backbone
+    """The teacher's (or whose was asked for), on the CPU, in eval mode, without gradients."""
+    checkpoint: Path | None
+    """The newest checkpoint of a pretraining, the evaluated one of an evaluation; None if none was kept."""
+    metrics: dict[str, float]
+    """Last value of everything that was logged, e.g. ``metrics["knn/top1"]``; accuracies are fractions in 0-1."""
+
+    @property
+    def results(self) -> dict[str, Any]:
+        """What ``results.json`` holds: the probes' tables, the metrics, the status."""
+        return json.loads((self.folder / "results.json").read_text(encoding="utf-8"))
+
+    @property
+    def figures(self) -> dict[str, Path]:
+        """{name: picture}, e.g. ``figures["learning_curve"]``."""
+        return {path.stem: path for path in sorted((self.folder / "figures").glob("*.png"))}
+
+    def __repr__(self) -> str:
+        shown = ", ".join(f"{name}={value:.4g}" for name, value in self.metrics.items())
+        return f"Run({str(self.folder)!r}, checkpoint={str(self.checkpoint)!r}, {shown})"
+
+    def _repr_html_(self) -> str:
+        rows = "".join(
+            f"<tr><td>{html.escape(name)}</td><td>{value:.4g}</td></tr>" for name, value in self.metrics.items()
+        )
+        pictures = "".join(
+            f'<p><img alt="{html.escape(name)}" style="max-width:100%" '
+            f'src="data:image/png;base64,{b64encode(path.read_bytes()).decode()}"></p>'
+            for name, path in self.figures.items()
+        )
+        return f"<p><code>{html.escape(str(self.folder))}</code></p>{pictures}<table>{rows}</table>"
+
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    """The checkpoint below a run's folder that was written last."""
+    return max(folder.rglob("*.ckpt"), key=lambda path: path.stat().st_mtime, default=None)

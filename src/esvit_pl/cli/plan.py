@@ -1,0 +1,165 @@
+"""What a training will be, before anything of it starts: ``esvit-pretrain dry_run=true``."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from omegaconf import DictConfig
+
+from esvit_pl.cli import assemble
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from esvit_pl.datasets import Splits
+
+MIB = 2**20
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Numbers of a training. Sizes are in bytes."""
+
+    images: int
+    processes: int
+    batch_size: int
+    accumulate: int
+    steps_per_epoch: int
+    steps: int
+    epochs: float
+    lr: float
+    """Peak, at the global batch."""
+    lr_per_256: float
+    optimizer: str
+    backbone: int
+    """Parameters of the student's backbone."""
+    heads: int
+    """Parameters of its heads, prototypes among them."""
+    weights: int
+    """Student, teacher, centres."""
+    gradients: int
+    optimizer_state: int
+    checkpoint: int
+    """Of one file."""
+    checkpoints: int
+    """Number of files at the end."""
+
+    @property
+    def global_batch(self) -> int:
+        return self.batch_size * self.processes * self.accumulate
+
+
+def make(cfg: DictConfig, images: Splits | None = None) -> Plan:
+    """The plan of a config of ``esvit-pretrain``. Reads the list of images and no image; no weight is ever drawn.
+
+    Raises:
+        ValueError: whatever the training would refuse before its first step.
+    """
+    import torch
+
+    from esvit_pl.datamodule import EpochSampler, limited
+    from esvit_pl.optim import scaled_lr
+
+    splits, recipe = assemble.images(cfg, images)
+    data = assemble.datamodule(cfg, splits, recipe)
+    ranks = processes(cfg)
+    sampler = EpochSampler(
+        len(data.train_images),
+        batch_size=data.batch_size,
+        ranks=ranks,
+        rank=0,
+        accumulate=cfg.trainer.accumulate_grad_batches,
+        seed=cfg.seed,
+        start=lambda batches: (0, 0),
+    )
+    batches = limited(len(sampler) // data.batch_size, cfg.trainer.limit_train_batches)
+    per_epoch = max(batches // cfg.trainer.accumulate_grad_batches, 1)
+    with torch.device("meta"):
+        module = assemble.pretrainer(cfg, recipe)
+    epochs = assemble.check_epochs(cfg)
+    steps = per_epoch * epochs if epochs is not None else cfg.trainer.max_steps
+    learning = sum(size(p) for p in module.student.parameters() if p.requires_grad)
+    weights = sum(size(value) for value in module.state_dict().values())
+    state = module.optimizer.states * learning
+    return Plan(
+        images=len(data.train_images),
+        processes=ranks,
+        batch_size=data.batch_size,
+        accumulate=cfg.trainer.accumulate_grad_batches,
+        steps_per_epoch=per_epoch,
+        steps=steps,
+        epochs=steps / per_epoch,
+        lr=scaled_lr(module.optimizer.lr, sampler.window),
+        lr_per_256=module.optimizer.lr,
+        optimizer=module.optimizer.name,
+        backbone=count(module.student.backbone),
+        heads=count(module.student.heads),
+        weights=weights,
+        gradients=learning,
+        optimizer_state=state,
+        checkpoint=weights + state,
+        checkpoints=kept_checkpoints(cfg, epochs),
+    )
+
+
+def processes(cfg: DictConfig) -> int:
+    """How many processes the trainer would start on all nodes, from its settings and what this machine has."""
+    import torch
+
+    devices = cfg.trainer.devices
+    if isinstance(devices, str) and devices.lstrip("-").isdigit():
+        devices = int(devices)
+    if devices in ("auto", -1):
+        on_cpu = cfg.trainer.accelerator == "cpu" or not torch.cuda.is_available()
+        devices = 1 if on_cpu else torch.cuda.device_count()
+    elif isinstance(devices, str):
+        devices = len([name for name in devices.split(",") if name])
+    elif not isinstance(devices, int):
+        devices = len(devices)
+    return int(devices) * int(cfg.trainer.num_nodes)
+
+
+def kept_checkpoints(cfg: DictConfig, epochs: int | None) -> int:
+    """Files of the default callbacks: one every so many epochs, and the last one; 0 where nothing is saved."""
+    nodes = cfg.get("callbacks") or {}
+    numbered = nodes.get("checkpoint")
+    every = numbered.every_n_epochs if numbered is not None else None
+    return ((epochs or 0) // every if every else 0) + (nodes.get("checkpoint_last") is not None)
+
+
+def as_text(plan: Plan) -> str:
+    """The plan as lines for a terminal."""
+    held = plan.weights + plan.gradients + plan.optimizer_state
+    per_step = f"{plan.batch_size} x {plan.processes} processes x {plan.accumulate} accumulated"
+    free = shutil.disk_usage(".").free
+    rows = [
+        ("images", f"{plan.images:,}"),
+        ("global batch", f"{plan.global_batch:,} images ({per_step})"),
+        ("steps", f"{plan.steps:,} ({plan.steps_per_epoch:,} an epoch, {plan.epochs:g} epochs)"),
+        ("peak learning rate", f"{plan.lr:.4g} ({plan.lr_per_256:g} per 256 images)"),
+        ("parameters", f"{plan.backbone / 1e6:.1f} M backbone, {plan.heads / 1e6:.1f} M heads with prototypes"),
+        (
+            "memory per process",
+            f"{held / MIB:,.0f} MiB before any activation: student, teacher and centres {plan.weights / MIB:,.0f}, "
+            f"gradients {plan.gradients / MIB:,.0f}, {plan.optimizer} {plan.optimizer_state / MIB:,.0f}",
+        ),
+        (
+            "disk for checkpoints",
+            f"{plan.checkpoint * plan.checkpoints / MIB:,.0f} MiB ({plan.checkpoints} x "
+            f"{plan.checkpoint / MIB:,.0f}); free here: {free / MIB:,.0f} MiB",
+        ),
+    ]
+    width = max(len(name) for name, _ in rows)
+    return "\n".join([*(f"{name:<{width}}  {value}" for name, value in rows), "", "dry_run=true: nothing was started"])
+
+
+def size(x: object) -> int:
+    """Bytes of a tensor."""
+    return x.numel() * x.element_size()  # type: ignore[attr-defined]
+
+
+def count(module: nn.Module) -> int:
+    """Trainable parameters."""
+    return sum(p.numel() for p in module.parameters() if p.requires_grad)

@@ -1,0 +1,174 @@
+"""What run folders hold: settings, how far a run came, what it measured. Read without torch, so that it is quick."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from omegaconf import OmegaConf
+
+_PROBES = ("knn", "linear")
+_TAIL = 2**18  # bytes of metrics.csv that are read: thousands of rows, milliseconds
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run folder.
+
+    overrides: what the command line or a sweeper changed, key -> value as typed; ``~key`` -> "" for a deleted one
+    status: ``finished``, ``stopped`` (Ctrl-C, a signal), ``failed`` and ``running`` are what the run said last.
+        ``silent`` said that it was running, and has written nothing for long: killed, or very slow.
+        ``no results``: the folder was made, and nothing was said, neither by the run nor by a sweep
+    epochs, steps: begun and done; None where nothing is logged
+    results: the last value of every metric; accuracies are fractions
+    error: of a failed run, in one line
+    goal: its ``optimized_metric``
+    """
+
+    folder: Path
+    overrides: Mapping[str, str] = field(default_factory=dict)
+    status: str = "no results"
+    epochs: int | None = None
+    steps: int | None = None
+    results: Mapping[str, float] = field(default_factory=dict)
+    error: str | None = None
+    goal: str | None = None
+
+
+def find_runs(*folders: str | os.PathLike[str], silent_after: float = 3600.0) -> list[Run]:
+    """Every run in or below the folders, in the order of their names, 2 before 10.
+
+    A run's folder holds ``.hydra/overrides.yaml`` or ``results.json``; nothing is looked for inside it.
+
+    Args:
+        silent_after: seconds without a write after which a run that says ``running`` is called ``silent``.
+
+    Raises:
+        ValueError: a folder does not exist.
+    """
+    found: dict[Path, Run] = {}
+    for folder in map(Path, folders):
+        if not folder.is_dir():
+            raise ValueError(f"there is no folder '{folder}'; name one that holds runs")
+        for path in sorted(_run_folders(folder), key=_natural):
+            found.setdefault(path.resolve(), read_run(path, silent_after=silent_after))
+    return list(found.values())
+
+
+def read_run(folder: str | os.PathLike[str], *, silent_after: float = 3600.0) -> Run:
+    """The run in one folder; what is missing or cut short stays empty."""
+    folder = Path(folder)
+    said = _read_results(folder / "results.json")
+    last = _last_logged(folder / "metrics.csv")
+    results = {**last.metrics, **_numbers(said.get("metrics")), **_probes(said)}
+    status = str(said.get("status", "no results"))
+    if status == "running" and time.time() - _last_write(folder) > silent_after:
+        status = "silent"
+    error = said.get("error")
+    return Run(
+        folder,
+        overrides=_overrides(folder / ".hydra" / "overrides.yaml"),
+        status=status,
+        epochs=last.epochs,
+        steps=last.steps,
+        results=results,
+        error=" ".join(str(error).split()) if error else None,
+        goal=_goal(folder / ".hydra" / "config.yaml"),
+    )
+
+
+def _run_folders(top: Path) -> Iterator[Path]:
+    for path, folders, files in os.walk(top):
+        if "results.json" in files or os.path.isfile(os.path.join(path, ".hydra", "overrides.yaml")):
+            folders.clear()
+            yield Path(path)
+        folders[:] = [name for name in folders if not name.startswith(".")]
+
+
+def _natural(path: Path) -> list[tuple[int, int, str]]:
+    """A sorting key: whole numbers by size, before words."""
+    return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in path.parts]
+
+
+def _overrides(path: Path) -> dict[str, str]:
+    if not path.is_file():
+        return {}
+    words = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+    pairs = (str(word).partition("=") for word in words) if isinstance(words, list) else ()
+    return {key.lstrip("+"): value for key, _, value in pairs}
+
+
+def _goal(path: Path) -> str | None:
+    """``optimized_metric`` of a config; read as text, since the whole of it would take ten times as long."""
+    if not path.is_file():
+        return None
+    lines = path.read_text(encoding="utf-8").splitlines()
+    value = next((line.partition(": ")[2].strip() for line in lines if line.startswith("optimized_metric: ")), "null")
+    return None if value == "null" else value
+
+
+class _Logged(NamedTuple):
+    metrics: dict[str, float]
+    epochs: int | None
+    steps: int | None
+
+
+def _last_logged(path: Path) -> _Logged:
+    """The last value of every metric at the end of a `MetricsCSV` file, epochs begun and steps done."""
+    if not path.is_file():
+        return _Logged({}, None, None)
+    with path.open("rb") as file:
+        file.seek(max(path.stat().st_size - _TAIL, 0))
+        lines = file.read().decode("utf-8", errors="replace").splitlines()
+    metrics: dict[str, float] = {}
+    epochs, steps = None, None
+    for row in csv.reader(lines):
+        try:
+            step, epoch, name, value = row
+            steps, metrics[name] = int(step) + 1, float(value)
+            epochs = int(epoch) + 1 if epoch else epochs
+        except ValueError:  # the header, or a row that a kill or the cut above has shortened
+            continue
+    return _Logged(metrics, epochs, steps)
+
+
+def _read_results(path: Path) -> dict[str, Any]:
+    try:
+        said = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return said if isinstance(said, dict) else {}
+
+
+def _probes(said: Mapping[str, Any]) -> dict[str, float]:
+    """``{"knn/top1": ...}`` of the probes at the end of a run; they count before the last epoch's."""
+    tables = {probe: said.get(probe) for probe in _PROBES}
+    rows = {f"{probe}/top1": table.get("pretrained") for probe, table in tables.items() if isinstance(table, dict)}
+    return _numbers(rows)
+
+
+def _numbers(values: object) -> dict[str, float]:
+    if not isinstance(values, Mapping):
+        return {}
+    return {str(name): float(value) for name, value in values.items() if isinstance(value, int | float)}
+
+
+def _last_write(folder: Path) -> float:
+    """When anything in the folder or right below it was written, in seconds since 1970."""
+    return max((entry.stat().st_mtime for entry in _entries([folder, *_subfolders(folder)])), default=0.0)
+
+
+def _entries(folders: Iterable[Path]) -> Iterator[os.DirEntry[str]]:
+    for folder in folders:
+        with os.scandir(folder) as entries:
+            yield from entries
+
+
+def _subfolders(folder: Path) -> list[Path]:
+    return [path for path in folder.iterdir() if path.is_dir()]

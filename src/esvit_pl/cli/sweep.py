@@ -1,0 +1,160 @@
+"""What a sweep (``-m``) has beside its jobs: a table at its end, and a check that its jobs may be jobs of a sweep.
+
+Named in conf/hydra/default.yaml, under ``hydra.callbacks``. Hydra makes one `SweepTable` in the process that sweeps and
+sends copies to the processes of the jobs; everything that the table shows comes from the run folders, so that it does
+not matter where the jobs ran. After a failed job, and after Ctrl-C, Hydra does not call ``on_multirun_end``: the
+command calls `close` instead (cli/app.py).
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.experimental.callback import Callback
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from esvit_pl.cli.run_folder import RunFolder
+from esvit_pl.cli.run_table import COLUMNS, dots, goal, ranked, report, run_table, smaller_is_better, write_csv
+from esvit_pl.cli.runs import Run, find_runs
+
+_LOCAL_LAUNCHERS = ("BasicLauncher", "JoblibLauncher")  # their jobs have the environment of the sweep
+_REMEDY = """\
+Lightning would start the others with this same command line, and each of them would run the whole sweep again.
+One of these instead, with N GPUs a job:
+  SLURM           hydra/launcher=submitit_slurm hydra.launcher.tasks_per_node=N hydra.launcher.gpus_per_node=N
+                  trainer=slurm trainer.devices=N
+  one GPU a job   trainer=gpu
+  a shell loop    for seed in 1 2 3; do ... seed=$seed; done"""
+
+
+class SweepTable(Callback):
+    """At the end of a sweep: prints the table of its runs, writes ``sweep.csv`` and ``sweep.png`` beside them."""
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        launcher = str(OmegaConf.select(config, "hydra.launcher._target_")).rpartition(".")[2]
+        problem = refusal(config) if launcher in _LOCAL_LAUNCHERS else None
+        if problem is not None:
+            print(f"\n{problem}", file=sys.stderr)
+            sys.exit(1)  # Hydra turns any other exception of a callback into a warning
+        _open[:] = [Path(config.hydra.sweep.dir)]
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        close()
+
+    def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
+        """A job that failed before it could say so gets a ``results.json`` that says it."""
+        folder, notes = Path(config.hydra.runtime.output_dir), config.hydra.output_subdir
+        is_run = notes is not None and (folder / notes / "overrides.yaml").is_file()  # else it was taken away
+        if job_return.status is JobStatus.FAILED and is_run and not (folder / "results.json").exists():
+            RunFolder(folder).update(status="failed", error=str(job_return._return_value).strip())
+
+
+_open: list[Path] = []
+"""The folder of the sweep of this process that has no table yet."""
+
+
+def close() -> None:
+    """Show the table of the sweep that has begun in this process, once; a sweep without any run leaves no folder."""
+    while _open:
+        folder = _open.pop()
+        runs = find_runs(folder) if folder.is_dir() else []
+        if runs:
+            print(f"\n{summary(folder, runs)}", flush=True)
+        else:
+            _discard(folder)
+
+
+def summary(folder: Path, runs: list[Run]) -> str:
+    """Write ``sweep.csv`` and ``sweep.png``; the table, and where the files lie, as text.
+
+    The runs are sorted by their `goal`; without one they stay in their order, and there is no picture.
+    """
+    metric = goal(runs)
+    columns = COLUMNS if metric is None else (metric, *COLUMNS)
+    files = [folder / "sweep.csv"]
+    if metric is not None:
+        runs = ranked(runs, metric)
+        files.append(_draw(runs, metric, folder / "sweep.png"))
+    write_csv(run_table(runs, columns, base=folder), files[0])
+    return "\n".join([report(runs, columns, base=folder), "", f"{folder}/", *(f"  {path.name}" for path in files)])
+
+
+def _draw(runs: list[Run], metric: str, path: Path) -> Path:
+    from esvit_pl.visualize import save, sweep
+
+    return save(sweep(dots(runs, metric), metric, smaller_is_better=smaller_is_better(metric)), path)
+
+
+def _discard(folder: Path) -> None:
+    """Take the sweep's folder away if nothing is in it but Hydra's note."""
+    if folder.is_dir() and {path.name for path in folder.iterdir()} <= {"multirun.yaml"}:
+        with suppress(OSError):  # it stays, and so what
+            (folder / "multirun.yaml").unlink(missing_ok=True)
+            os.removedirs(folder)
+
+
+# -- jobs of several processes
+
+
+def refusal(cfg: DictConfig, environment: Mapping[str, str] = os.environ) -> str | None:
+    """Why a job with this config cannot be one of a sweep: Lightning would start its processes. None if it can be.
+
+    Args:
+        environment: of the job; torchrun, srun and jsrun show themselves there.
+    """
+    if _is_launched(environment) or _spawns(OmegaConf.select(cfg, "trainer.strategy")):
+        return None
+    count = _processes(cfg)
+    return None if count == 1 else f"a job of a sweep cannot train with {count} processes.\n{_REMEDY}"
+
+
+def job_refusal(cfg: DictConfig) -> str | None:
+    """`refusal` inside a job; None for a run of its own."""
+    from hydra.core.hydra_config import HydraConfig
+
+    in_sweep = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+    return refusal(cfg) if in_sweep else None
+
+
+def _is_launched(environment: Mapping[str, str]) -> bool:
+    """Whether somebody else has started this process's peers, as Lightning would see it."""
+    if "LOCAL_RANK" in environment or "JSM_NAMESPACE_LOCAL_RANK" in environment:
+        return True
+    return "SLURM_NTASKS" in environment and environment.get("SLURM_JOB_NAME") not in ("bash", "interactive")
+
+
+def _spawns(strategy: object) -> bool:
+    """Whether processes come from a function of this one, which no command line is needed for."""
+    method = strategy.get("start_method", "") if isinstance(strategy, Mapping) else strategy
+    return any(word in str(method) for word in ("spawn", "fork", "notebook"))
+
+
+def _processes(cfg: DictConfig) -> int:
+    """How many processes ``trainer`` asks for; 1 without a trainer."""
+    devices, nodes = OmegaConf.select(cfg, "trainer.devices"), OmegaConf.select(cfg, "trainer.num_nodes")
+    return _devices(devices, str(OmegaConf.select(cfg, "trainer.accelerator"))) * (nodes or 1)
+
+
+def _devices(devices: object, accelerator: str) -> int:
+    """A number, a list, or text as Lightning reads it: ``auto`` and -1 are all there are, ``0,1`` are two."""
+    if OmegaConf.is_list(devices) or isinstance(devices, list | tuple):
+        return len(devices)  # type: ignore[arg-type]
+    text = "auto" if devices is None else str(devices).strip()
+    if text in ("auto", "-1"):
+        return 1 if accelerator in ("cpu", "mps") else _visible_gpus()
+    if "," in text:
+        return len([part for part in text.split(",") if part.strip()])
+    return int(text) if text.isdecimal() else 1
+
+
+def _visible_gpus() -> int:
+    import torch
+
+    return max(torch.cuda.device_count(), 1)

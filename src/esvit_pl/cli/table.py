@@ -1,0 +1,61 @@
+"""``esvit-table``: runs, their settings, how far they came, what they measured. Quick, since it loads no torch."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from omegaconf import DictConfig
+
+from esvit_pl.cli.app import command
+from esvit_pl.cli.run_table import goal, ranked, report, run_table, write_csv
+from esvit_pl.cli.runs import find_runs
+
+EXAMPLES = [
+    "esvit-table logs/ sort=knn/top1",
+    "esvit-table logs/pretrain/runs logs/pretrain/multiruns columns=[linear/*,train/lr] out=table.csv",
+    "esvit-table sort=optimizer.lr reverse=true",
+]
+
+
+def main() -> None:
+    sys.argv[1:] = folders_as_setting(sys.argv[1:])
+    show()
+
+
+def folders_as_setting(argv: Sequence[str]) -> list[str]:
+    """The words of a command line that are neither settings nor flags, as one setting: ``folders=['logs/','more/']``.
+
+    A word behind a flag belongs to the flag: ``--cfg job``.
+    """
+    behind = {index + 1 for index, word in enumerate(argv) if word.startswith("-")}
+    is_folder = [
+        "=" not in word and not word.startswith(("-", "~")) and index not in behind for index, word in enumerate(argv)
+    ]
+    folders = [word.replace("'", r"\'") for word, yes in zip(argv, is_folder, strict=True) if yes]
+    others = [word for word, yes in zip(argv, is_folder, strict=True) if not yes]
+    return [*others, "folders=[{}]".format(",".join(f"'{word}'" for word in folders))] if folders else others
+
+
+@command("table", summary="show runs, their settings, how far they came and what they measured.", examples=EXAMPLES)
+def show(cfg: DictConfig) -> None:
+    folders = list(cfg.folders)
+    runs = find_runs(*folders, silent_after=60 * cfg.silent_minutes)
+    if not runs:
+        raise ValueError(f"no run in {', '.join(folders)}: a run's folder holds .hydra/overrides.yaml or results.json")
+    sort = cfg.sort or goal(runs)
+    if sort is not None:
+        runs = ranked(runs, sort, reverse=cfg.reverse)
+    elif cfg.reverse:
+        runs.reverse()
+    columns = list(cfg.columns)
+    if sort is not None and any(sort in run.results for run in runs):
+        columns.insert(0, sort)
+    base = folders[0] if len(folders) == 1 else "."
+    print(report(runs, columns, base=base))
+    if cfg.out is not None:
+        print(f"\n{write_csv(run_table(runs, columns, base=base), cfg.out)}")
+
+
+if __name__ == "__main__":
+    main()
