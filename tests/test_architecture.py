@@ -21,6 +21,7 @@ FLOORS = [
         "optim",
         "heads",
         "seeding",
+        "precision",
         "backbones",
         "losses",
         "augment",
@@ -149,6 +150,14 @@ def test_libraries_for_one_purpose_are_known_to_one_file():
         if name_of(path) not in ONLY_IN[library]
     ]
     assert not elsewhere
+
+
+def test_only_one_file_talks_to_other_processes():
+    """So that what is sent can be counted (tests/test_many_processes.py) and stays what it is."""
+    importers = {name_of(path) for path in FILES if any("torch.distributed" in name for name in imports(tree_of(path)))}
+    assert importers == {"distributed.py"}
+    for collective in ("all_reduce", "all_gather", "broadcast", "barrier"):
+        assert users_of(collective) <= {"distributed.py"}
 
 
 def test_callbacks_do_not_know_the_modules():

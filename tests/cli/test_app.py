@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import shutil
 import sys
@@ -137,11 +138,45 @@ def test_a_mistyped_word_fails_with_the_near_match_before_the_task_runs(toy, tmp
     assert not (tmp_path / "logs").exists()
 
 
-def test_a_mistyped_option_of_a_sweep_stops_the_whole_sweep(toy):
+def test_a_mistyped_option_of_a_sweep_stops_the_whole_sweep_and_leaves_nothing_behind(toy, tmp_path):
     outcome = toy("-m", "experiment=embedded", "backbone=swin_tiny_w7,swin_smal_w7")
     assert outcome.code == 1
     assert outcome.err.splitlines()[-1].endswith("did you mean backbone=swin_small_w7?")
     assert toy.seen == []
+    assert not (tmp_path / "logs").exists()
+
+
+@pytest.mark.parametrize("words", [["seed=1,2"], ["dataset=folder", "seed=1,2"]])
+def test_a_sweep_that_misses_something_leaves_nothing_behind(toy, tmp_path, words):
+    outcome = toy("-m", *words)
+    assert outcome.code == 1
+    assert "toy needs images" in outcome.err or "no value for dataset.root" in outcome.err
+    assert not (tmp_path / "logs").exists()
+
+
+def test_a_sweep_shows_its_jobs_though_one_of_them_failed(toy):
+    outcome = toy("-m", "experiment=embedded", "fault=null,ours,foreign")
+    assert outcome.code == 1
+    assert [line.split() for line in outcome.out.splitlines() if line.startswith("  ") and "sweep" not in line] == [
+        ["0", "null", "no", "results", "-", "-"],
+        ["1", "ours", "failed", "-", "-"],
+        ["2", "foreign", "failed", "-", "-"],
+    ]
+    assert "\n1: allow wants a dotted name such as 'my_project.callbacks.', got ''\n" in outcome.out
+    assert "\n2: ValueError: from another library\n" in outcome.out
+
+
+def test_ctrl_c_shows_what_a_sweep_has_done(toy):
+    outcome = toy("-m", "experiment=embedded", "fault=ours,ctrl-c,null")
+    assert outcome.code == 130
+    assert [seen["output_dir"][-1] for seen in toy.seen] == ["0", "1"]
+    assert outcome.out.count("failed") == 1
+
+
+def test_a_single_run_that_fails_says_so_in_its_folder(toy):
+    toy("experiment=embedded", "fault=ours")
+    results = json.loads((Path(toy.seen[0]["output_dir"]) / "results.json").read_text())
+    assert results == {"status": "failed", "error": "allow wants a dotted name such as 'my_project.callbacks.', got ''"}
 
 
 def test_without_arguments_it_says_what_it_needs_and_leaves_nothing_behind(toy, tmp_path):

@@ -100,6 +100,16 @@ def test_hydra_1_4_spells_the_list_with_stars():
     assert "pytorch_lightning.Trainer" in instantiation.trusted_patterns()
 
 
+def test_what_hydra_names_for_itself_is_on_its_list_and_not_on_ours():
+    with hydra.initialize_config_module("esvit_pl.conf", **app.version_base()):
+        callbacks = hydra.compose("pretrain", return_hydra_config=True).hydra.callbacks
+    targets = [node._target_ for node in callbacks.values()]
+    assert targets == ["esvit_pl.cli.sweep.SweepTable"]
+    assert set(targets) <= set(instantiation.trusted_patterns())
+    with pytest.raises(ValueError, match="is not on the list"):
+        check({"_target_": targets[0]})
+
+
 @pytest.mark.parametrize("name", ["default", "cpu", "gpu", "ddp", "ddp_cpu", "slurm"])
 def test_the_trainer_configs_hold_only_what_the_trainer_knows(name, monkeypatch):
     from pytorch_lightning import Trainer

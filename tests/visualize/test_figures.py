@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from esvit_pl.visualize import comparison, crops, learning_curve, save
+from esvit_pl.visualize import comparison, crops, learning_curve, save, sweep
 
 TABLE = {"chance": 0.05, "untrained": 0.36, "pretrained": 0.63, "raw_pixels": 0.28, "histogram": None}
 
@@ -72,6 +72,31 @@ def test_comparison_keeps_the_order_and_leaves_out_what_is_missing(tmp_path) -> 
     assert len(comparison({"knn": TABLE, "linear": TABLE}).axes) == 2
 
 
+def test_sweep_draws_a_dot_for_each_run_the_best_group_on_top(tmp_path) -> None:
+    groups = {"lr=1": [0.5, 0.75], "lr=1e30": [], "lr=2": [0.7]}
+    (axes,) = sweep(groups, "knn/top1").axes
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["lr=2", "lr=1", "lr=1e30"]
+    dots = [line for line in axes.lines if line.get_marker() == "o"]
+    assert [line.get_xdata().tolist() for line in dots] == [[70.0], [50.0, 75.0], []]
+    assert [line.get_ydata().tolist() for line in dots] == [[0.0], [1.0, 1.0], []]
+    (mean,) = (line for line in axes.lines if line.get_marker() == "|")
+    assert (mean.get_xdata()[0], mean.get_ydata()[0]) == (62.5, 1)
+    assert [text.get_text() for text in axes.texts] == ["no value"]
+    assert axes.get_ylim()[0] > axes.get_ylim()[1]
+    assert axes.get_xlabel() == "knn/top1 (%)"
+    drawn(axes.figure, tmp_path / "sweep.png")
+
+
+def test_sweep_of_losses_has_the_smallest_on_top(tmp_path) -> None:
+    figure = sweep({f"lr={n} " + "x" * 80: [float(n % 7), n / 10] for n in range(30)}, "loss", smaller_is_better=True)
+    names = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    assert names[0].startswith("lr=0 xxx")
+    assert max(map(len, names)) == 70
+    assert figure.axes[0].get_xlabel() == "loss"
+    width, height = drawn(figure, tmp_path / "sweep.png")
+    assert (width < 1600) and (height < 1800)
+
+
 def test_no_window_and_no_global_state() -> None:
     backend = matplotlib.rcParams["backend"]
     comparison({"knn": TABLE})
@@ -86,3 +111,5 @@ def test_bad_input() -> None:
         crops(torch.zeros(3, 4, 4), torch.zeros(1, 4), [torch.zeros(3, 2, 2)] * 2)
     with pytest.raises(ValueError, match="results of knn or linear, got status"):
         comparison({"status": "finished"})
+    with pytest.raises(ValueError, match="sweep needs a value of knn/top1, got 1 groups without any"):
+        sweep({"lr=1": []}, "knn/top1")

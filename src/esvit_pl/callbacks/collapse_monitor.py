@@ -46,8 +46,8 @@ class CollapseMonitor(Callback):
     Args:
         embedding: where the embedding comes from if the step returns none: the path of a network in the module (of its
             first output in a step; a tensor (b d) or ``Features``), or a function of the step's outputs.
-        every_n_steps: measure every so many calls of ``training_step``, from the first on. This is where the process
-            waits for the GPU.
+        every_n_steps: measure at the first call of ``training_step`` and at every n-th. Only there does the process wait
+            for the GPU.
         window: measurements that are averaged; nothing is judged before so many are there.
         start_epoch: judge only from here on, for an untrained network looks collapsed; may be a fraction.
         stop: end the training after ``patience`` measurements in a row with an alarm.
@@ -127,10 +127,11 @@ class CollapseMonitor(Callback):
         self._output = None
         if not self._said_what_is_missing:
             self._say_what_is_missing(trainer, pl_module, measures)
-        if trainer.current_epoch + (batch_idx + 1) / trainer.num_training_batches < self.start_epoch:
-            self._recent.clear()  # what comes before the start is logged and not judged
+        started = trainer.current_epoch + batch_idx / trainer.num_training_batches >= self.start_epoch
+        if not started:
+            self._recent.clear()  # what comes before the start is logged, and never judged
         self._remember(measures)
-        alarms = self.judge()
+        alarms = self.judge() if started else {}
         self._alarms = self._alarms + 1 if alarms else 0
         for name, value in {**self.means(), "alarm": float(bool(alarms))}.items():
             pl_module.log(f"{self.prefix}/{name}", value, on_step=True, on_epoch=False, batch_size=1)
@@ -176,7 +177,7 @@ class CollapseMonitor(Callback):
 
     @property
     def _due(self) -> bool:
-        return self._steps % self.every_n_steps == 0
+        return self._steps == 0 or (self._steps + 1) % self.every_n_steps == 0
 
     def _found(self, outputs: Mapping[str, Any]) -> dict[str, Any]:
         """Name -> value of all that this step's outputs tell. The names are the same on every process."""
@@ -212,12 +213,15 @@ class CollapseMonitor(Callback):
     def _say_what_is_missing(self, trainer: Any, pl_module: Any, measures: Mapping[str, float]) -> None:
         self._said_what_is_missing = True
         seen = {measure_of(name) for name in measures}
-        missing = [name for name, healthy in self.healthy.items() if name in HEALTHY and healthy != Healthy()]
-        missing = [name for name in missing if name not in seen]
+        missing = [name for name in HEALTHY if self.healthy[name] != Healthy() and name not in seen]
+        reasons = {name: _missing(name, self.embedding) for name in missing}
         if not missing:
             return
-        message = f"CollapseMonitor watches {', '.join(measures) or 'nothing'}, and misses "
-        message += "; ".join(filter(None, (_lacking(missing, True, self.embedding), _lacking(missing, False, None))))
+        message = f"CollapseMonitor watches {', '.join(measures) or 'nothing'}; it misses "
+        message += "; ".join(
+            f"{', '.join(name for name in missing if reasons[name] == reason)}: {reason}"
+            for reason in dict.fromkeys(reasons.values())
+        )
         if measures:
             pl_module.print(message)
         elif trainer.is_global_zero:
@@ -248,13 +252,10 @@ def _range(name: str, bounds: Sequence[float | None] | None) -> Healthy:
     return Healthy(*(bounds or ()))
 
 
-def _lacking(missing: Sequence[str], from_embedding: bool, embedding: Any) -> str:
-    """Which of the missing measures need an embedding, or diagnostics, and how to give them."""
-    names = ", ".join(name for name in missing if (name in FROM_EMBEDDING) == from_embedding)
-    if not names:
-        return ""
-    if not from_embedding:
-        return f"{names}: training_step returned no such 'diagnostics', a dict {{name: scalar}}; ours to compute them are in esvit_pl.metrics"
+def _missing(measure: str, embedding: Any) -> str:
+    """Why a measure is missing, and what to do."""
+    if measure not in FROM_EMBEDDING:
+        return "training_step returns none in 'diagnostics', a dict {name: scalar} (functions: esvit_pl.metrics)"
     if isinstance(embedding, str):
-        return f"{names}: the network at embedding={embedding!r} did not run in training_step, or got a single image"
-    return f"{names}: training_step returned no 'embedding' (b, d) of several images; return one, or give embedding= the path of a network"
+        return f"the network at embedding={embedding!r} did not run in training_step, or got a single image"
+    return "training_step returns no 'embedding' (b, d) of several images; return it, or name a network in embedding="

@@ -215,8 +215,8 @@ def draw_curve(
     theirs = {LOSSES[ours[name]]: name for name in losses if name not in LOSSES}
     for line in above.lines:
         line.set_label(theirs.get(str(line.get_label()), line.get_label()))
-    if theirs:
+    if above.lines:
         above.legend(frameon=False)
-    if accuracy not in (None, "knn/top1"):
-        below.set_ylabel(f"{accuracy} (%)")
+    if accuracy != "knn/top1":
+        below.set_ylabel(f"{accuracy} (%)" if accuracy else "")
     return figure

@@ -69,7 +69,7 @@ class OnlineLinear(Callback):
         features: Part | Mapping[str, Part] = "teacher.backbone",
         query: str | Iterable[Any] = "query",
         *,
-        lr: float | Sequence[float] = (0.001, 0.01, 0.1),
+        lr: float | Sequence[float] = (0.003, 0.03, 0.3),
         momentum: float = 0.9,
         num_classes: int | None = None,
         normalize: Literal["l2"] | None = None,
@@ -189,7 +189,7 @@ class OnlineLinear(Callback):
         if labels.shape != features[0].shape[:1]:
             raise ValueError(
                 f"OnlineLinear needs one label for each feature, got labels of shape {tuple(labels.shape)} for "
-                f"features of shape {tuple(features[0].shape)}; set embedding=None if the step returns those of several views"
+                f"features of shape {tuple(features[0].shape)}; set embedding=None if the step returns several views'"
             )
         return [self._scaled(x) for x in features], labels
 
@@ -229,10 +229,11 @@ class OnlineLinear(Callback):
             )
 
     def _check_labels(self, labels: Tensor) -> None:
-        if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < (self.num_classes or 0):
+        assert self.num_classes is not None
+        if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < self.num_classes:
             raise ValueError(
-                f"OnlineLinear has num_classes={self.num_classes} and needs labels from 0 to {self.num_classes or 0:d} "
-                f"- 1, got {int(labels.min())} to {int(labels.max())}"
+                f"OnlineLinear has num_classes={self.num_classes} and needs labels from 0 to {self.num_classes - 1}, "
+                f"got {int(labels.min())} to {int(labels.max())}"
             )
 
     def _needed(self, labels: Any, why: str) -> Any:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.utils import JobReturn, JobStatus
+from hydra.errors import CompactHydraException
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
@@ -53,7 +54,13 @@ class SweepTable(Callback):
         folder, notes = Path(config.hydra.runtime.output_dir), config.hydra.output_subdir
         is_run = notes is not None and (folder / notes / "overrides.yaml").is_file()  # else it was taken away
         if job_return.status is JobStatus.FAILED and is_run and not (folder / "results.json").exists():
-            RunFolder(folder).update(status="failed", error=str(job_return._return_value).strip())
+            RunFolder(folder).update(status="failed", error=_said(job_return._return_value))
+
+
+def _said(error: BaseException) -> str:
+    """A message to people as it is (cli/app.py has worded it); another error with its name."""
+    text = str(error).strip()
+    return text if isinstance(error, CompactHydraException) else f"{type(error).__name__}: {text}"
 
 
 _open: list[Path] = []

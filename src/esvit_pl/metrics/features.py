@@ -14,6 +14,7 @@ from torch import Tensor
 
 from esvit_pl.distributed import gather_over_ranks
 from esvit_pl.metrics.isolation import untracked
+from esvit_pl.precision import wide
 
 Unpack = Callable[[Any], tuple[Any, "Tensor | None"]]
 """A batch -> (what the network takes, labels (b,) or None)."""
@@ -85,8 +86,7 @@ def extract_features(
     with untracked():
         for batch in islice(loader, first, None, every):
             images, labels = unpack(batch)
-            feature = pooled(function(prepare(images)))
-            feature = feature.to(torch.promote_types(feature.dtype, torch.float32))
+            feature = wide(pooled(function(prepare(images))))
             if labels is not None:
                 labels = prepare(torch.as_tensor(labels)).long().to(feature.device)
             parts.append(Extracted(feature, labels))

@@ -22,6 +22,7 @@ from esvit_pl.datamodule import batch_size_of
 from esvit_pl.metrics.features import Unpack, unpack_batch
 from esvit_pl.metrics.isolation import untracked
 from esvit_pl.optim import scaled_lr
+from esvit_pl.precision import wide
 from esvit_pl.schedules import cosine
 
 
@@ -98,7 +99,7 @@ class LinearProbe(LightningModule):
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         images, labels = self._labelled(batch)
-        losses = torch.stack([F.cross_entropy(logits.float(), labels) for logits in self(images)])  # (heads,)
+        losses = torch.stack([F.cross_entropy(wide(logits), labels) for logits in self(images)])  # (heads,)
         loss = losses.detach().mean()
         self.log("linear/train_loss", loss, on_step=False, on_epoch=True, sync_dist=True, batch_size=len(labels))
         self.log("linear/lr", self.lr_at(self.lrs[0], self.current_epoch), batch_size=len(labels))

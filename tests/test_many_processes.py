@@ -1,0 +1,159 @@
+"""Two processes are one: weights, teacher, centres, k-NN, linear probe, and everything that is logged.
+
+Whole trainings on the library's own data module, with image counts that the ranks cannot share evenly.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytorch_lightning as pl
+import torch
+import toys
+
+from esvit_pl import distributed
+from esvit_pl.augment import Recipe
+from esvit_pl.callbacks import OnlineKNN
+from esvit_pl.datamodule import ImageDataModule
+from esvit_pl.datasets import ArrayDataset, Splits
+from esvit_pl.loggers import MetricsCSV, read_metrics
+from esvit_pl.modules import KNNEvaluator, LinearProbe
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*have no `validation_step`"),
+    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
+    pytest.mark.filterwarnings("ignore:.*LeafSpec.*deprecated"),  # Lightning 2.6 on torch 2.14
+]
+RECIPE = Recipe(
+    global_size=32, num_local=2, local_size=16, eval_resize=32, eval_crop=32, supervised_size=32, local_blur=0.0
+)
+STEPS, BANK, QUERY = 3, 29, 13  # 29 images: 3 steps of 8, 5 left out; 13: 7 and 6 on two ranks
+
+
+def splits() -> Splits:
+    noise = torch.Generator().manual_seed(0)
+
+    def images(number: int) -> ArrayDataset:
+        pixels = torch.randint(0, 200, (number, 3, 32, 32), generator=noise, dtype=torch.uint8)
+        labels = [index % 3 for index in range(number)]
+        for pixel, label in zip(pixels, labels, strict=True):
+            pixel[label] += 50
+        return ArrayDataset(pixels, [str(index) for index in range(number)], labels)
+
+    return Splits(images(BANK), images(QUERY))
+
+
+class CountOurs(pl.Callback):
+    """Counts what `esvit_pl.distributed` sends, in epoch 1 (the first one sets things up)."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.calls: Counter[str] = Counter()
+
+    def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
+        if trainer.current_epoch == 1:
+            distributed.dist = Counting(self.calls)  # type: ignore[assignment]
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        (self.path / f"rank_{trainer.global_rank}").write_text(json.dumps(self.calls))
+        distributed.dist = torch.distributed  # type: ignore[assignment]
+
+
+class Counting:
+    """torch.distributed with a count of every function that is called."""
+
+    def __init__(self, calls: Counter[str]) -> None:
+        self.calls = calls
+
+    def __getattr__(self, name: str) -> Any:
+        function = getattr(torch.distributed, name)
+        if not name.startswith(("is_", "get_")):
+            self.calls[name] += 1
+        return function
+
+
+def pretrain(path: Path, ranks: int, dtype: torch.dtype, optimizer: str) -> tuple[dict[str, torch.Tensor], list[dict]]:
+    module = toys.pretrainer(optimizer={"name": optimizer, "lr": 0.5}, loss={"region_start_epoch": 1}).to(dtype)
+    knn = OnlineKNN(k=[3, 5])
+    trainer = toys.trainer(
+        path,
+        max_epochs=2,
+        strategy="ddp_spawn" if ranks > 1 else "auto",
+        devices=ranks,
+        precision="64-true" if dtype == torch.float64 else "32-true",
+        callbacks=[knn, CountOurs(path)],
+        logger=MetricsCSV(path),
+        log_every_n_steps=1,
+    )
+    data = ImageDataModule(splits(), RECIPE, batch_size=8 // ranks, eval_batch_size=4, num_workers=0)
+    trainer.fit(module, datamodule=data)
+    return toys.state(module), read_metrics(path / "metrics.csv")
+
+
+def assert_equal_logs(one: list[dict], two: list[dict], tolerance: float, names: int) -> None:
+    assert len(one) == len(two)
+    seen = set()
+    for mine, other in zip(one, two, strict=True):
+        assert mine.keys() == other.keys()
+        for name, value in mine.items():
+            assert value == pytest.approx(other[name], rel=tolerance, abs=tolerance), name
+        seen |= mine.keys()
+    assert len(seen) >= names, seen
+
+
+@pytest.mark.parametrize(
+    ("dtype", "optimizer", "tolerance"),
+    [
+        (torch.float64, "adamw", 1e-9),
+        pytest.param(torch.float32, "sgd", 1e-5, marks=pytest.mark.slow),
+    ],
+    ids=["float64-adamw", "float32-sgd"],
+)
+def test_pretraining_on_two_processes_is_that_on_one_and_sends_next_to_nothing(tmp_path, dtype, optimizer, tolerance):
+    (tmp_path / "one").mkdir()
+    (tmp_path / "two").mkdir()
+    one, one_log = pretrain(tmp_path / "one", 1, dtype, optimizer)
+    two, two_log = pretrain(tmp_path / "two", 2, dtype, optimizer)
+    assert toys.largest_difference(one, two) < tolerance
+    logged = [name for row in one_log for name in row]
+    assert {"train/view_loss", "train/region_loss", "train/matched_share", "knn/top1", "knn/k5/top5"} <= set(logged)
+    assert_equal_logs(one_log, two_log, tolerance, names=18)
+    # Beside the gradients: one sum for each optimizer step; for each k-NN measurement the bank and query's sizes ...
+    counts = [json.loads((tmp_path / "two" / f"rank_{r}").read_text()) for r in (0, 1)]
+    assert counts[0] == counts[1]
+    assert counts[0] == {"all_reduce": STEPS + 2, "all_gather": 4}
+    assert json.loads((tmp_path / "one" / "rank_0").read_text()) == {}
+
+
+def evaluate(path: Path, ranks: int, what: str) -> list[dict]:
+    """k-NN, or two epochs of a linear probe, of a backbone with random weights, in float64."""
+    torch.manual_seed(0)
+    backbone = toys.backbone().double().requires_grad_(False)
+    trainer = toys.trainer(
+        path,
+        max_epochs=2,
+        strategy="ddp_spawn" if ranks > 1 else "auto",
+        devices=ranks,
+        precision="64-true",
+        logger=MetricsCSV(path),
+        log_every_n_steps=1,
+    )
+    data = ImageDataModule(
+        splits(), RECIPE, batch_size=8 // ranks, eval_batch_size=4, num_workers=0, train="supervised"
+    )
+    if what == "knn":
+        trainer.validate(KNNEvaluator(backbone, k=[3, 5]), data, verbose=False)
+    else:
+        trainer.fit(LinearProbe(backbone, 3, last_blocks=2, lr=[0.1, 3.0]), datamodule=data)
+    return read_metrics(path / "metrics.csv")
+
+
+@pytest.mark.parametrize(("what", "name"), [("knn", "knn/k5/top1"), ("linear", "linear/train_loss")])
+def test_evaluation_on_two_processes_is_that_on_one(tmp_path, what, name):
+    one, two = (evaluate(tmp_path / str(ranks), ranks, what) for ranks in (1, 2))
+    assert any(name in row for row in one)
+    assert_equal_logs(one, two, 1e-9, names=6)
