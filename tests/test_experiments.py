@@ -14,9 +14,10 @@ import pytest
 import torch
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
+from tests.cli.conftest import Commands, write_pictures
 
 from esvit_pl.cli import assemble, pictures
-from tests.cli.conftest import Commands, write_pictures
+from esvit_pl.schedules import cosine
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "conf" / "experiment"
@@ -213,6 +214,23 @@ def test_the_reference_of_the_rules_is_the_published_recipe():
     assert steps == 750_600
 
 
+@pytest.mark.parametrize(
+    ("share", "percent"),
+    [(250 / 750_600, 5), (500 / 390_600, 8), (1000 / 234_300, 12), (2000 / 124_800, 19), (0.03, 23)],
+    ids=["published", "one_gpu_1m", "one_gpu_100k", "one_gpu_10k", "limit"],
+)
+def test_a_teacher_whose_momentum_ends_at_1_stands_still_at_the_end(share, percent):
+    steps = 1_000_000
+    m = 1 - 1 / (share * steps)
+    alive = [left for left in range(1, steps // 2, 500) if _horizon(steps - left, steps, m) < left]
+    assert 100 * alive[0] / steps == pytest.approx(percent, abs=0.6)
+
+
+def _horizon(step: int, steps: int, m: float) -> float:
+    """Steps that the teacher remembers at `step`."""
+    return 1 / (1 - cosine(step, steps, start=m, end=1.0))
+
+
 # -- all of them
 
 
@@ -250,10 +268,11 @@ def test_the_whole_pretrainer_is_built_at_full_size(name):
         assert millions == pytest.approx(MILLIONS[size], abs=1.0)
 
 
-# The same depths, windows, terms, schedules and number of views, all else as small as it gets.
+# The same depths, terms, schedules and views, all else as small as it gets.
 SMALL = [
     "backbone.embed_dim=4",
     "backbone.num_heads=[1,1,1,1]",
+    "backbone.img_size=32",
     "augment.global_size=32",
     "augment.local_size=16",
     "augment.eval_resize=32",

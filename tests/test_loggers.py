@@ -2,11 +2,15 @@ from __future__ import annotations
 
 import csv
 import math
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import toys
+from matplotlib.figure import Figure
+from pytorch_lightning.loggers import TensorBoardLogger
 
-from esvit_pl.loggers import MetricsCSV, read_metrics
+from esvit_pl.loggers import MetricsCSV, log_figure, read_metrics
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),
@@ -66,3 +70,74 @@ def test_a_training_fills_it(tmp_path) -> None:
     assert [row["epoch"] for row in rows] == [0, 0, 1, 1]
     assert trainer.log_dir == str(tmp_path / "run")
     logger.log_hyperparams({"anything": object()})
+
+
+def figure() -> Figure:
+    made = Figure(figsize=(1, 1))
+    made.subplots().plot([1, 2])
+    return made
+
+
+def test_tensorboard_gets_figures(tmp_path) -> None:
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    logger = TensorBoardLogger(tmp_path, name=None, version="here")
+    assert log_figure(logger, "attention", figure(), 7)
+    logger.experiment.flush()
+    events = accumulator.EventAccumulator(logger.log_dir).Reload()
+    (image,) = events.Images("attention")
+    assert image.step == 7
+    assert image.encoded_image_string.startswith(b"\x89PNG")
+
+
+def test_metrics_csv_writes_figures_beside_itself(tmp_path) -> None:
+    assert log_figure(MetricsCSV(tmp_path / "run"), "health/attention", figure(), 41)
+    path = tmp_path / "run" / "figures" / "health" / "attention" / "step_000041.png"
+    assert path.read_bytes().startswith(b"\x89PNG")
+
+
+class Recorder:
+    """Methods of other loggers, as their documentation has them."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[Any, ...]] = []
+
+
+class WandbStyle(Recorder):
+    def log_image(self, key: str, images: list[Any], step: int | None = None, **kwargs: Any) -> None:
+        self.calls.append((key, images, step))
+
+
+class MlflowStyle(Recorder):
+    def log_figure(self, run_id: str, figure: Any, artifact_file: str) -> None:
+        self.calls.append((run_id, figure, artifact_file))
+
+
+class CometStyle(Recorder):
+    def log_figure(
+        self, figure_name: str | None = None, figure: Any = None, overwrite: bool = False, step: int | None = None
+    ) -> None:
+        self.calls.append((figure_name, figure, step))
+
+
+class NeptuneStyle(Recorder):
+    def __getitem__(self, name: str) -> Any:
+        return SimpleNamespace(append=lambda value, *, step=None: self.calls.append((name, value, step)))
+
+
+class NeptuneLogger:
+    experiment = NeptuneStyle()
+
+
+def test_other_loggers_get_figures_in_their_own_ways() -> None:
+    drawn = figure()
+    wandb, mlflow, comet = WandbStyle(), MlflowStyle(), CometStyle()
+    assert log_figure(wandb, "x", drawn, 3)
+    assert wandb.calls == [("x", [drawn], 3)]
+    assert log_figure(SimpleNamespace(experiment=mlflow, run_id="r"), "x", drawn, 3)
+    assert mlflow.calls == [("r", drawn, "x/step_000003.png")]
+    assert log_figure(SimpleNamespace(experiment=comet), "x", drawn, 3)
+    assert comet.calls == [("x", drawn, 3)]
+    assert log_figure(NeptuneLogger(), "x", drawn, 3)
+    assert NeptuneLogger.experiment.calls == [("x", drawn, 3)]
+    assert not log_figure(SimpleNamespace(experiment=None), "x", drawn, 3)
+    assert not log_figure(SimpleNamespace(), "x", drawn, 3)

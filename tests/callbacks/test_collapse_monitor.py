@@ -2,7 +2,10 @@ from __future__ import annotations
 
 import copy
 import inspect
+import json
 import math
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -120,7 +123,7 @@ def latest(trainer: pl.Trainer) -> dict[str, float]:
 
 def test_a_teacher_that_is_the_student_is_noticed_and_can_stop_the_training(tmp_path) -> None:
     monitor = CollapseMonitor(every_n_steps=4, window=2, stop=True)
-    with pytest.warns(UserWarning) as said:
+    with pytest.warns(UserWarning, match="CollapseMonitor") as said:
         trainer = fit(Dino(shared=True), tmp_path, monitor, max_epochs=30)
     texts = [str(warning.message) for warning in said]
     assert any("health/feature_spread = " in text and "shares its weights with the student" in text for text in texts)
@@ -132,7 +135,7 @@ def test_a_teacher_that_is_the_student_is_noticed_and_can_stop_the_training(tmp_
 
 
 def test_a_teacher_temperature_too_high_is_noticed_and_said_once(tmp_path) -> None:
-    with pytest.warns(UserWarning) as said:
+    with pytest.warns(UserWarning, match="CollapseMonitor") as said:
         trainer = fit(Dino(teacher_temp=1.0), tmp_path, CollapseMonitor(every_n_steps=2, window=2), max_epochs=4)
     texts = [str(warning.message) for warning in said]
     about = [text for text in texts if "health/teacher_entropy_share = " in text]
@@ -185,6 +188,23 @@ def test_thresholds_for_all_heads_for_one_and_for_none() -> None:
     assert alarms() == ["feature_spread"]
     assert alarms(feature_spread=None, kl=(1.0, None)) == ["view_kl", "region_kl"]
     assert alarms(feature_spread=None, kl=(1.0, None), view_kl=[None, 0.6]) == ["region_kl"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("loss", ["view", "view_region"])
+def test_the_embedded_run_is_quiet(tmp_path, loss) -> None:
+    pytest.importorskip("skimage")
+    pytest.importorskip("sklearn")
+    words = ["experiment=embedded", f"loss={loss}", "evaluation.probes=[]", "trainer.max_epochs=2"]
+    words += ["callbacks=collapse", f"callbacks.collapse._target_={CollapseMonitor.__module__}.CollapseMonitor"]
+    command = [sys.executable, "-m", "esvit_pl.cli.pretrain", *words, f"hydra.run.dir={tmp_path / 'run'}"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=550, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    metrics = json.loads((tmp_path / "run" / "results.json").read_text())["metrics"]
+    assert metrics["health/alarm"] == 0
+    assert 0.2 < metrics["health/feature_spread"] < 1
+    assert metrics["health/view_kl"] > 0.2
+    assert metrics["health/region_diversity"] > 0.2
 
 
 # What it reads
@@ -326,6 +346,7 @@ class OneRankIsIll(Dino):
         embedding = POINTS[: 1 if rank() else 16]
         alone = monitor.measure({"embedding": embedding}, self.device)
         assert alone["feature_spread"] == pytest.approx(feature_spread(POINTS[:16]).item())
+        Path(self.trainer.default_root_dir, f"rank{rank()}").touch()
 
 
 def test_two_processes_come_to_one_decision(tmp_path) -> None:
@@ -335,7 +356,7 @@ def test_two_processes_come_to_one_decision(tmp_path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         trainer.fit(OneRankIsIll())
-    assert trainer.global_step == 5
+    assert sorted(path.name for path in tmp_path.glob("rank*")) == ["rank0", "rank1"]  # both came to the end
 
 
 # Mistakes

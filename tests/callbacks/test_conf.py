@@ -30,14 +30,21 @@ def test_default_is_all_of_them_with_progress_after_the_measures() -> None:
     assert names == ["knn", "throughput", "progress", "checkpoint", "checkpoint_last"]
 
 
-@pytest.mark.parametrize("name", ["knn", "throughput", "progress"])
+@pytest.mark.parametrize("name", ["knn", "linear", "learning_curve", "throughput", "progress"])
 def test_a_number_has_one_home(name) -> None:
     (node,) = group(f"+callbacks={name}").values()
+    instantiate(node)
     target = node.pop("_target_")
+    node.pop("folder", None)  # where the run is: no signature knows
     found = get_object(target)
-    defaults = inspect.signature(found if inspect.isclass(found) else get_method(target)).parameters
-    assert {key: defaults[key].default for key in node} == node
-    instantiate({"_target_": target, **node})
+    parameters = inspect.signature(found if inspect.isclass(found) else get_method(target)).parameters
+    defaults = {key: parameters[key].default for key in node}
+    assert {key: list(value) if isinstance(value, tuple) else value for key, value in defaults.items()} == node
+
+
+def test_what_is_named_before_the_default_is_measured_before_the_line_of_the_epoch() -> None:
+    names = list(group("+callbacks=[linear,default,learning_curve]"))
+    assert names.index("linear") < names.index("progress") < names.index("learning_curve")
 
 
 def test_loggers() -> None:

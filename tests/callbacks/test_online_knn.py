@@ -3,13 +3,14 @@ from __future__ import annotations
 from typing import Any
 
 import foreign
+import golden_files
 import pytest
 import pytorch_lightning as pl
 import torch
 import toys
 from foreign import BANK, IMAGES, LABELS, QUERY, fit, loader
 from pytorch_lightning.callbacks import ModelCheckpoint
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, TensorDataset
 
 from esvit_pl.callbacks import OnlineKNN
 from esvit_pl.metrics import knn_accuracy
@@ -29,6 +30,33 @@ def measure(**options) -> OnlineKNN:
     # Shuffling bank and query draws from torch's generator, once for each of them and each epoch.
     loaders = {"bank": loader(BANK, shuffle=True), "query": loader(QUERY, shuffle=True)}
     return OnlineKNN(**{"features": "net.trunk", **loaders, "k": 5, **options})
+
+
+class Golden(foreign.Scalar):
+    """Its feature is the image itself."""
+
+    def identity(self, x: torch.Tensor) -> torch.Tensor:
+        return x
+
+
+@pytest.mark.golden
+@pytest.mark.parametrize("path", golden_files.paths("knn"), ids=lambda path: path.stem)
+def test_golden_accuracies_exactly(tmp_path, path) -> None:
+    golden = golden_files.read(path)
+    wanted = {int(k): pair for k, pair in golden.settings["top1_top5"].items()}
+    tensors, k = golden.tensors, list(wanted)
+    bank, query = (
+        DataLoader(TensorDataset(tensors[f"{part}_features"], tensors[f"{part}_labels"]), batch_size=50, shuffle=True)
+        for part in ("train", "test")
+    )
+    callback = OnlineKNN("identity", bank, query, k=k, temperature=golden.settings["temperature"])
+    fit(foreign.make(Golden), tmp_path, callback, max_epochs=1)
+    names = {f"knn/k{n}" if n != k[0] else "knn": pair for n, pair in wanted.items()}
+    assert callback.last == {
+        f"{name}/top{top}": pytest.approx(value / 100, abs=1e-11)
+        for name, pair in names.items()
+        for top, value in zip((1, 5), pair, strict=True)
+    }
 
 
 def test_logs_what_the_pure_function_says_of_the_eval_features(tmp_path) -> None:

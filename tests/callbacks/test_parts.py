@@ -9,7 +9,15 @@ from torch import nn
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 from esvit_pl.callbacks import parts
-from esvit_pl.callbacks.parts import features_on_trainer, find_loader, find_part
+from esvit_pl.callbacks.parts import (
+    check_interval,
+    features_on_trainer,
+    find_loader,
+    find_part,
+    is_due,
+    named_parts,
+    unpack_first_view,
+)
 from esvit_pl.datamodule import RankShare
 
 
@@ -82,3 +90,39 @@ def test_find_loader_looks_in_the_data_module_first() -> None:
     assert find_loader("X", Without(), None, [1, 2])() == [1, 2]
     with pytest.raises(ValueError, match=r"looks for val_dataloader\(\) in Owner, and found bank_dataloader; name one"):
         find_loader("X", Without(), Owner("module"), "val")
+
+
+def test_a_batch_of_this_rank_is_not_shared(monkeypatch) -> None:
+    monkeypatch.setattr(parts, "num_ranks", lambda: 2)
+    monkeypatch.setattr(parts, "rank", lambda: 1)
+    batch = [torch.arange(3.0)[:, None], torch.arange(3)]
+    assert features_on_trainer(Trainer(), lambda x: x, [batch], share=False).labels.tolist() == [0, 1, 2]
+    assert features_on_trainer(Trainer(), lambda x: x, [batch]).labels.tolist() == []
+
+
+def test_named_parts() -> None:
+    assert named_parts("X", "a.b") == {None: "a.b"}
+    assert named_parts("X", {"one": "a", "two": len}) == {"one": "a", "two": len}
+    with pytest.raises(ValueError, match="X needs one feature or more, got an empty dict"):
+        named_parts("X", {})
+
+
+@pytest.mark.parametrize(("every", "last", "due"), [(1, 5, [0, 1, 2, 3, 4]), (2, 5, [1, 3, 4]), (9, -1, [8])])
+def test_is_due(every, last, due) -> None:
+    class AtEpoch:
+        max_epochs = last
+
+        def __init__(self, epoch: int) -> None:
+            self.current_epoch = epoch
+
+    assert [epoch for epoch in range(last if last > 0 else 12) if is_due(AtEpoch(epoch), every)] == due
+    with pytest.raises(ValueError, match="X needs every_n_epochs of 1 or more, got 0"):
+        check_interval("X", 0)
+
+
+def test_unpack_first_view() -> None:
+    first, second, label = torch.zeros(2, 3), torch.ones(2, 3), torch.tensor([1, 2])
+    assert unpack_first_view({"views": [first, second], "label": label}) == (first, label)
+    assert unpack_first_view({"views": [first, second]}) == (first, None)
+    assert unpack_first_view({"image": second, "label": label, "views": [first]}) == (second, label)
+    assert unpack_first_view((second, label)) == (second, label)

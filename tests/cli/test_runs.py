@@ -5,6 +5,7 @@ import os
 import time
 
 import pytest
+from omegaconf import OmegaConf
 
 from esvit_pl.cli.runs import Run, find_runs, read_run
 
@@ -44,6 +45,15 @@ def test_a_run_is_its_settings_how_far_it_came_and_its_last_results(tmp_path):
             goal="linear/top1",
         )
     ]
+
+
+def test_settings_are_read_as_hydra_writes_them(tmp_path):
+    words = ["seed=1", "~callbacks.knn", "a=b: c", "b='x y'", "c=" + "long " * 40 + "end", "d=it's # so", "+e=[1, 2]"]
+    folder = write(tmp_path / "run")
+    for some in (words, words[:2]):
+        OmegaConf.save(OmegaConf.create(some), folder / ".hydra" / "overrides.yaml")
+        expected = {key.lstrip("+"): value for key, _, value in (word.partition("=") for word in some)}
+        assert read_run(folder).overrides == expected
 
 
 def test_the_end_of_a_long_file_is_read_and_rows_cut_by_a_kill_are_passed_over(tmp_path):
@@ -86,5 +96,5 @@ def test_runs_are_found_at_any_depth_in_the_order_of_their_numbers_and_once(tmp_
 
 
 def test_a_folder_that_does_not_exist_is_named(tmp_path):
-    with pytest.raises(ValueError, match="there is no folder '.*lgos'; name one that holds runs"):
+    with pytest.raises(ValueError, match="there is no folder '.*lgos'"):
         find_runs(tmp_path / "lgos")

@@ -4,13 +4,19 @@ import csv
 import json
 import subprocess
 import sys
+from pathlib import Path
 
+import esvit_pl.conf
+import hydra
 import pytest
 import torch
+from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 from PIL import Image
 
-from esvit_pl.cli.sweep import refusal
+from esvit_pl.cli.app import version_base
+from esvit_pl.cli.runs import Run
+from esvit_pl.cli.sweep import refusal, summary
 
 TINY = ["trainer.max_epochs=1", "optimizer.warmup_epochs=0", "callbacks=[knn]"]
 
@@ -63,6 +69,13 @@ def test_a_failed_job_loses_no_other(commands, pictures):
     assert {name: row["status"] for name, row in table.items()} == {"2": "finished", "0": "failed", "1": "failed"}
     assert "0: NonFiniteLoss: the loss is not finite at " in outcome.out
     assert "1: optimizer: optimizer needs lr of 0 or more, got -1" in outcome.out
+
+
+def test_values_that_are_no_numbers_are_listed_and_not_drawn(tmp_path):
+    runs = [Run(tmp_path / "0", {"seed": "1"}, "finished", results={"knn/top1": float("nan")}), Run(tmp_path / "1")]
+    assert summary(tmp_path, runs).endswith(f"{tmp_path}/\n  sweep.csv")
+    assert rows(tmp_path)["0"]["knn/top1"] == "nan"
+    assert not (tmp_path / "sweep.png").exists()
 
 
 # -- jobs of several processes
@@ -128,6 +141,19 @@ def test_processes_that_somebody_else_has_started_are_welcome(environment, refus
 
 def test_a_command_without_a_trainer_sweeps():
     assert refusal(OmegaConf.create({"seed": 0}), {}) is None
+
+
+# -- the search
+
+
+def test_the_search_moves_settings_that_exist_and_improves_what_is_measured():
+    search = OmegaConf.load(Path(esvit_pl.conf.__file__).parent / "hparams_search" / "optuna.yaml")
+    GlobalHydra.instance().clear()
+    with hydra.initialize_config_module("esvit_pl.conf", **version_base()):
+        cfg = hydra.compose("pretrain")
+    assert set(search.hydra.sweeper.params) == {"optimizer.lr", "module.momentum", "loss.teacher_temp"}
+    assert all(isinstance(OmegaConf.select(cfg, key), float) for key in search.hydra.sweeper.params)
+    assert (search.optimized_metric, search.hydra.sweeper.direction) == ("knn/top1", "maximize")
 
 
 # -- jobs in other processes

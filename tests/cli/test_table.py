@@ -37,7 +37,7 @@ def test_the_command_of_the_documentation(commands, logs):
 
 def test_columns_order_and_file(commands, logs, tmp_path):
     out = tmp_path / "new" / "table.csv"
-    words = [f"{logs}/runs", f"{logs}/multiruns", "sort=train/lr", "reverse=true", "columns=[knn/*]", f"out={out}"]
+    words = [f"{logs}/runs", f"{logs}/multiruns", "sort=train/lr", "reverse=true", "columns=knn/*", f"out={out}"]
     outcome = commands.run("table", *words)
     assert [row[-2:] for row in lines(outcome)[:3]] == [["train/lr", "knn/top1"], ["0.01", "50.0%"], ["0.1", "25.0%"]]
     assert outcome.out.splitlines()[-1] == str(out)
@@ -61,7 +61,7 @@ def test_looking_leaves_nothing_behind(commands, logs, tmp_path, monkeypatch):
     ("words", "said"),
     [
         (["{logs}", "sort=knn/top2"], "sort=knn/top2: no run has it; did you mean knn/top1?"),
-        (["{logs}x"], "there is no folder '{logs}x'; name one that holds runs"),
+        (["{logs}x"], "esvit-table needs folders that hold runs; there is no {logs}x\n\nFor example:"),
         (["{logs}/runs/first/.hydra"], "no run in {logs}/runs/first/.hydra: a run's folder holds"),
         (["{logs}", "sotr=lr"], "sotr: did you mean sort?"),
     ],

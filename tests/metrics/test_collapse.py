@@ -23,7 +23,9 @@ def test_feature_spread_is_the_mean_cosine_distance_of_different_rows() -> None:
     cosine = F.normalize(features, dim=1) @ F.normalize(features, dim=1).T
     pairs = ~torch.eye(7, dtype=torch.bool)
     assert feature_spread(features).item() == pytest.approx((1 - cosine[pairs]).mean().item(), abs=1e-6)
-    assert feature_spread(features * torch.rand(7, 1)).item() == pytest.approx(feature_spread(features).item(), abs=1e-6)
+    assert feature_spread(features * torch.rand(7, 1)).item() == pytest.approx(
+        feature_spread(features).item(), abs=1e-6
+    )
 
 
 def test_feature_spread_is_one_for_uniform_rows_and_two_for_two_opposite_ones() -> None:
@@ -123,5 +125,6 @@ def test_a_symptom_says_what_why_and_what_to_do() -> None:
     assert text.startswith("view_teacher_entropy_share = 0.999 above 0.98: the teacher's distributions are uniform")
     assert "a teacher temperature too high" in text
     assert symptom("center_norm", 7, Healthy(high=5.0)) == "center_norm = 7 above 5"
-    assert symptom("kl", math.nan, Healthy(low=0.01)).startswith("kl = nan")
+    assert symptom("kl", 3.0, Healthy(high=2.0)) == "kl = 3 above 2"
+    assert symptom("kl", math.nan, Healthy(low=0.01)).startswith("kl is not a number: ")
     assert set(ADVICE) == {name for name, healthy in HEALTHY.items() if healthy != Healthy()}

@@ -51,6 +51,14 @@ def test_several_features_learn_as_each_alone_and_gradients_stay_inside() -> Non
     assert all(p.grad is None for part in together for p in part.parameters())
 
 
+def test_nothing_is_learnt_from_images_without_a_label() -> None:
+    some, all_of_them = heads(), heads()
+    learn_([some], [FEATURES[:20]], LABELS[:20])
+    learn_([all_of_them], [FEATURES], LABELS.index_fill(0, torch.arange(20, 32), -1))
+    for p, q in zip(some.parameters(), all_of_them.parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=0, atol=1e-14)
+
+
 def test_two_ranks_learn_from_all_images_with_one_collective(monkeypatch) -> None:
     one, two = heads(), heads()
     parts = [slice(0, 20), slice(20, 32)]

@@ -1,5 +1,6 @@
 """Thin hooks for any Lightning trainer over pure functions of lower rooms."""
 
+from esvit_pl.callbacks.collapse_monitor import CollapseMonitor
 from esvit_pl.callbacks.figures import LearningCurve, LogFigures
 from esvit_pl.callbacks.online_knn import OnlineKNN
 from esvit_pl.callbacks.online_linear import OnlineLinear
@@ -7,6 +8,7 @@ from esvit_pl.callbacks.progress import PlainProgress, TerminalProgress, progres
 from esvit_pl.callbacks.throughput import Throughput
 
 __all__ = [
+    "CollapseMonitor",
     "LearningCurve",
     "LogFigures",
     "OnlineKNN",

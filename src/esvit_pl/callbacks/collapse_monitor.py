@@ -46,10 +46,10 @@ class CollapseMonitor(Callback):
     Args:
         embedding: where the embedding comes from if the step returns none: the path of a network in the module (of its
             first output in a step; a tensor (b d) or ``Features``), or a function of the step's outputs.
-        every_n_steps: measure at the first call of ``training_step`` and at every n-th. Only there does the process wait
-            for the GPU.
+        every_n_steps: measure at the first call of ``training_step`` and at every n-th; only there does the process
+            wait for the GPU.
         window: measurements that are averaged; nothing is judged before so many are there.
-        start_epoch: judge only from here on, for an untrained network looks collapsed; may be a fraction.
+        start_epoch: judge only from here on, for an untrained network shows nothing yet; may be a fraction.
         stop: end the training after ``patience`` measurements in a row with an alarm.
         patience: see ``stop``.
         thresholds: {measure or full name: (low, high)} in place of those in `HEALTHY`; None for no bound. ``kl`` is for
@@ -136,7 +136,7 @@ class CollapseMonitor(Callback):
         for name, value in {**self.means(), "alarm": float(bool(alarms))}.items():
             pl_module.log(f"{self.prefix}/{name}", value, on_step=True, on_epoch=False, batch_size=1)
         self._warn(trainer, alarms)
-        if self.stop and self._alarms == self.patience:
+        if self.stop and self._alarms >= self.patience and not trainer.should_stop:
             self._stop(trainer)
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
@@ -238,7 +238,7 @@ class CollapseMonitor(Callback):
     def _stop(self, trainer: Any) -> None:
         trainer.should_stop = True
         if trainer.is_global_zero:
-            warnings.warn(f"CollapseMonitor stops the training after {self.patience} alarms in a row", stacklevel=2)
+            warnings.warn(f"CollapseMonitor stops the training after {self._alarms} alarms in a row", stacklevel=2)
 
 
 def _range(name: str, bounds: Sequence[float | None] | None) -> Healthy:

@@ -16,6 +16,7 @@ from esvit_pl.callbacks.parts import (
     features_on_trainer,
     find_loader,
     find_part,
+    held_out,
     is_due,
     named_parts,
     need_labels,
@@ -35,6 +36,7 @@ class OnlineLinear(Callback):
     At the end of an epoch their accuracy on other images is logged: ``linear/top1`` and ``linear/top5`` of the best
     head as fractions, before ModelCheckpoint and EarlyStopping look; of several heads each one's
     ``linear/<feature>/lr<lr>/top1`` and ``linear/best_lr``. The best is chosen on the images that it is measured on.
+    Nothing is learnt from labels of -1, nor from those of the query where ImageDataModule trains on its images too.
     The network moves on while the heads learn, so this is no replacement for `LinearProbe` on the finished one.
 
     Heads and their optimizer live here: the training goes on bit for bit as without them, nothing of them is in the
@@ -99,6 +101,7 @@ class OnlineLinear(Callback):
         """One for each feature; made at the first batch, whose width they have."""
         self.last: dict[str, float] = {}
         """Metrics of the last measurement."""
+        self._held_out: Tensor | None = None
         self._saved: list[dict[str, Any]] = []
         self._loader: Iterable[Any] | None = None
 
@@ -121,6 +124,7 @@ class OnlineLinear(Callback):
         find_loader("OnlineLinear", trainer, pl_module, self.query)
         if isinstance(self.query, str):
             need_labels("OnlineLinear", trainer)
+        self._held_out = held_out(trainer)
         if self.num_classes is None:
             self.num_classes = getattr(getattr(trainer, "datamodule", None), "num_classes", None)
         if self.num_classes is None or self.num_classes < 2:
@@ -131,6 +135,9 @@ class OnlineLinear(Callback):
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         features, labels = self._training_features(trainer, pl_module, outputs, batch)
+        if self._held_out is not None:
+            self._held_out = self._held_out.to(labels.device)
+            labels = labels.masked_fill(torch.isin(batch["index"].to(labels.device), self._held_out), -1)
         if not self.heads:
             self._check_labels(labels)
             self._make_heads(pl_module, features)
@@ -200,12 +207,8 @@ class OnlineLinear(Callback):
 
     def _make_heads(self, module: Any, features: Sequence[Tensor]) -> None:
         """Initial weights that depend on the seed alone, or those of the run that is resumed."""
-        assert self.num_classes is not None
         with undisturbed(module):
-            seed_torch(self.seed, "online linear")
-            self.heads = [
-                LinearHeads(x.shape[1], self.num_classes, self.lrs, momentum=self.momentum, like=x) for x in features
-            ]
+            self.heads = [self._new_heads(x) for x in features]
         if not self._saved:
             return
         if len(self._saved) != len(self.heads):
@@ -216,6 +219,12 @@ class OnlineLinear(Callback):
         for heads, saved in zip(self.heads, self._saved, strict=True):
             heads.restore_(saved)
         self._saved = []
+
+    def _new_heads(self, features: Tensor) -> LinearHeads:
+        assert self.num_classes is not None
+        seed_torch(self.seed, "online linear")  # for each feature again: its heads end as they would have alone
+        width = features.shape[1]
+        return LinearHeads(width, self.num_classes, self.lrs, momentum=self.momentum, like=features)
 
     def _scaled(self, x: Tensor) -> Tensor:
         return x if self.normalize is None else F.normalize(x, dim=1) * x.shape[1] ** 0.5
@@ -230,10 +239,10 @@ class OnlineLinear(Callback):
 
     def _check_labels(self, labels: Tensor) -> None:
         assert self.num_classes is not None
-        if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < self.num_classes:
+        if len(labels) and not -1 <= int(labels.min()) <= int(labels.max()) < self.num_classes:
             raise ValueError(
                 f"OnlineLinear has num_classes={self.num_classes} and needs labels from 0 to {self.num_classes - 1}, "
-                f"got {int(labels.min())} to {int(labels.max())}"
+                f"or -1 for none, got {int(labels.min())} to {int(labels.max())}"
             )
 
     def _needed(self, labels: Any, why: str) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+import torch
 from lightning_fabric.utilities import move_data_to_device
 from torch import Tensor, nn
 
@@ -97,6 +98,18 @@ def unpack_first_view(batch: Any) -> tuple[Any, Tensor | None]:
     if isinstance(batch, Mapping) and "image" not in batch and "views" in batch:
         return batch["views"][0], batch.get("label")
     return unpack_batch(batch)
+
+
+def held_out(trainer: Any) -> Tensor | None:
+    """(n,) places of the training images whose labels belong to the query, as the batches' "index" counts them.
+
+    Where there is no ``val``, ImageDataModule pretrains on all images, those of the query among them. None if there are
+    none, or if the data module is another one.
+    """
+    data: Any = getattr(trainer, "datamodule", None)
+    if getattr(data, "train_subset", None) != "all" or data.dataset.val is not None:
+        return None
+    return torch.tensor(data.dataset.query.indices)
 
 
 def features_on_trainer(

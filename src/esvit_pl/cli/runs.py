@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 import time
@@ -14,7 +13,7 @@ from typing import Any, NamedTuple
 from omegaconf import OmegaConf
 
 _PROBES = ("knn", "linear")
-_TAIL = 2**18  # bytes of metrics.csv that are read: thousands of rows, milliseconds
+_TAIL = 2**17  # bytes of metrics.csv that are read: thousands of rows, milliseconds
 
 
 @dataclass(frozen=True)
@@ -55,7 +54,7 @@ def find_runs(*folders: str | os.PathLike[str], silent_after: float = 3600.0) ->
     found: dict[Path, Run] = {}
     for folder in map(Path, folders):
         if not folder.is_dir():
-            raise ValueError(f"there is no folder '{folder}'; name one that holds runs")
+            raise ValueError(f"there is no folder '{folder}'")
         for path in sorted(_run_folders(folder), key=_natural):
             found.setdefault(path.resolve(), read_run(path, silent_after=silent_after))
     return list(found.values())
@@ -99,9 +98,17 @@ def _natural(path: Path) -> list[tuple[int, int, str]]:
 def _overrides(path: Path) -> dict[str, str]:
     if not path.is_file():
         return {}
-    words = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
-    pairs = (str(word).partition("=") for word in words) if isinstance(words, list) else ()
+    pairs = (word.partition("=") for word in _words(path))
     return {key.lstrip("+"): value for key, _, value in pairs}
+
+
+def _words(path: Path) -> list[str]:
+    """The list of a YAML file. Plain words, which is nearly all, are read as lines: thirty times as fast."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    if all(line.startswith("- ") and line[2:3] not in ("'", '"', "|", ">") for line in lines):
+        return [line[2:] for line in lines]
+    words = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+    return [str(word) for word in words] if isinstance(words, list) else []
 
 
 def _goal(path: Path) -> str | None:
@@ -128,11 +135,13 @@ def _last_logged(path: Path) -> _Logged:
         lines = file.read().decode("utf-8", errors="replace").splitlines()
     metrics: dict[str, float] = {}
     epochs, steps = None, None
-    for row in csv.reader(lines):
+    for line in reversed(lines):
         try:
-            step, epoch, name, value = row
-            steps, metrics[name] = int(step) + 1, float(value)
-            epochs = int(epoch) + 1 if epoch else epochs
+            step, epoch, name, value = line.split(",")
+            if name not in metrics:
+                steps = steps or int(step) + 1
+                epochs = epochs or (int(epoch) + 1 if epoch else None)
+                metrics[name] = float(value)
         except ValueError:  # the header, or a row that a kill or the cut above has shortened
             continue
     return _Logged(metrics, epochs, steps)

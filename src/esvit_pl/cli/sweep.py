@@ -88,15 +88,18 @@ def summary(folder: Path, runs: list[Run]) -> str:
     files = [folder / "sweep.csv"]
     if metric is not None:
         runs = ranked(runs, metric)
-        files.append(_draw(runs, metric, folder / "sweep.png"))
+        files += _draw(runs, metric, folder / "sweep.png")
     write_csv(run_table(runs, columns, base=folder), files[0])
     return "\n".join([report(runs, columns, base=folder), "", f"{folder}/", *(f"  {path.name}" for path in files)])
 
 
-def _draw(runs: list[Run], metric: str, path: Path) -> Path:
+def _draw(runs: list[Run], metric: str, path: Path) -> list[Path]:
     from esvit_pl.visualize import save, sweep
 
-    return save(sweep(dots(runs, metric), metric, smaller_is_better=smaller_is_better(metric)), path)
+    groups = dots(runs, metric)
+    if not any(groups.values()):  # every loss is NaN
+        return []
+    return [save(sweep(groups, metric, smaller_is_better=smaller_is_better(metric)), path)]
 
 
 def _discard(folder: Path) -> None:

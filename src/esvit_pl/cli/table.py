@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from omegaconf import DictConfig
 
@@ -37,7 +38,12 @@ def folders_as_setting(argv: Sequence[str]) -> list[str]:
     return [*others, "folders=[{}]".format(",".join(f"'{word}'" for word in folders))] if folders else others
 
 
-@command("table", summary="show runs, their settings, how far they came and what they measured.", examples=EXAMPLES)
+def needs(cfg: DictConfig) -> str | None:
+    missing = [folder for folder in cfg.folders if not Path(folder).is_dir()]
+    return f"esvit-table needs folders that hold runs; there is no {' and no '.join(missing)}" if missing else None
+
+
+@command("table", summary="show runs, settings, how far they came, what they measured.", examples=EXAMPLES, needs=needs)
 def show(cfg: DictConfig) -> None:
     folders = list(cfg.folders)
     runs = find_runs(*folders, silent_after=60 * cfg.silent_minutes)
@@ -48,7 +54,7 @@ def show(cfg: DictConfig) -> None:
         runs = ranked(runs, sort, reverse=cfg.reverse)
     elif cfg.reverse:
         runs.reverse()
-    columns = list(cfg.columns)
+    columns = [cfg.columns] if isinstance(cfg.columns, str) else list(cfg.columns)
     if sort is not None and any(sort in run.results for run in runs):
         columns.insert(0, sort)
     base = folders[0] if len(folders) == 1 else "."

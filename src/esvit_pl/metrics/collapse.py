@@ -30,14 +30,21 @@ class Healthy(NamedTuple):
 
 
 HEALTHY: dict[str, Healthy] = {
-    "feature_spread": Healthy(low=0.02),
+    "feature_spread": Healthy(low=0.05),
     "effective_rank": Healthy(low=2.0),
-    "region_diversity": Healthy(low=0.01),
+    "region_diversity": Healthy(low=0.02),
     "teacher_entropy_share": Healthy(high=0.98),
     "kl": Healthy(low=0.01),
     "matched_share": Healthy(low=0.1),
     "center_norm": Healthy(),
 }
+"""Default ranges: wide ones, far from what the embedded run shows from its second epoch on.
+
+@@RANGES@@
+
+A sharp teacher is no bad sign, so that the entropy has no lower bound: one prototype for all images shows in the
+divergence. How long the centre is says something only beside its own past.
+"""
 
 ADVICE: dict[str, str] = {
     "feature_spread": (
@@ -49,8 +56,8 @@ ADVICE: dict[str, str] = {
         "no centre, crops that a single property such as brightness tells apart"
     ),
     "region_diversity": (
-        "all regions of an image get almost the same feature. Usual causes: the view loss alone, a region loss whose "
-        "head has batch norm, crops too small for more than a few regions"
+        "all regions of an image get almost the same feature. Look at the region loss, which is there to prevent it "
+        "(its weight, batch norm in its head), and at the number of regions of a crop"
     ),
     "teacher_entropy_share": (
         "the teacher's distributions are uniform, and there is nothing to learn from them. Usual causes: a teacher "
@@ -75,12 +82,14 @@ def measure_of(name: str) -> str | None:
 
 def symptom(name: str, value: float, healthy: Healthy) -> str:
     """One line about a value outside its healthy range: what, why, what to do."""
-    if healthy.low is not None and value < healthy.low:
-        bound = f" below {healthy.low:g}"
-    else:
-        bound = f" above {healthy.high:g}" if healthy.high is not None and value > healthy.high else ""
-    advice = ADVICE.get(measure_of(name) or "", "")
-    return f"{name} = {value:.3g}{bound}" + (f": {advice}" if advice else "")
+    if math.isnan(value):
+        return f"{name} is not a number: features or loss are not finite; lower the learning rate"
+    below = healthy.low is not None and value < healthy.low
+    side, bound = ("below", healthy.low) if below else ("above", healthy.high)
+    measure = measure_of(name) or name
+    default = HEALTHY.get(measure, Healthy())
+    explained = (default.low if below else default.high) is not None
+    return f"{name} = {value:.3g} {side} {bound:g}" + (f": {ADVICE[measure]}" if explained else "")
 
 
 @torch.no_grad()

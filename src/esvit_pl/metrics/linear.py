@@ -99,12 +99,12 @@ def learn_(heads: Sequence[LinearHeads], features: Sequence[Tensor], labels: Ten
     Args:
         heads: one entry for each kind of features.
         features: for each entry (n d), this rank's.
-        labels: (n,) long, this rank's.
+        labels: (n,) long, this rank's; nothing is learnt from an image with label -1.
     """
     parameters = [parameter for part in heads for parameter in part.parameters()]
     with torch.enable_grad():
         losses = [
-            F.cross_entropy(logits, labels, reduction="sum")
+            F.cross_entropy(logits, labels, reduction="sum", ignore_index=-1)
             for part, x in zip(heads, features, strict=True)
             for logits in part(x.detach())
         ]
