@@ -1,10 +1,10 @@
 """Fenced blocks of the documents: what they hold, and how each kind is run.
 
-    ```python title="theirs/x.py"    a file (any language); written before the blocks after it run
-    ```python                        run; the blocks of a document share their names, like the cells of a notebook
-    ```bash                          run line by line; esvit-* at the size of a test, make only as `make -n`
-    ```yaml                          must parse
-    ```text, or none                 output and drawings: not run
+```python title="theirs/x.py"    a file (any language); written before the blocks after it run
+```python                        run; the blocks of a document share their names, like the cells of a notebook
+```bash                          run line by line; esvit-* at the size of a test, make only as `make -n`
+```yaml                          must parse
+```text, or none                 output and drawings: not run
 """
 
 from __future__ import annotations

@@ -167,6 +167,22 @@ def test_a_block_that_is_wrong_is_found(desk: Path) -> None:
         run_line("pip install 'esvit_pl[nothing]'")
 
 
+def test_a_foreign_package_is_used_by_code_that_trusts_it_and_by_no_config_alone(desk: Path) -> None:
+    for block in documents.blocks(ROOT / "docs" / "extending.md"):
+        if block.title is not None:
+            run_block(block, {})
+    (desk / "theirs" / "__init__.py").write_text(
+        "open('marker', 'w').close()\n" + (desk / "theirs/__init__.py").read_text()
+    )
+    words = ["--config-dir", str(desk / "theirs" / "conf"), "experiment=squares"]
+    with pytest.raises(AssertionError, match=r"_target_ 'theirs.images.squares' is not on the list .*ESVIT_PLUGINS"):
+        run_command("pretrain", words)
+    assert not (desk / "marker").exists()  # nothing of it has run
+    os.environ["ESVIT_PLUGINS"] = "theirs"
+    run_command("pretrain", words)
+    assert (desk / "marker").exists()
+
+
 def test_links_lead_somewhere() -> None:
     for path in documents.documents():
         for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", path.read_text(encoding="utf-8")):

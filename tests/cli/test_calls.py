@@ -79,7 +79,7 @@ def test_it_shows_itself_in_a_notebook(run):
     shown = run._repr_html_()
     assert shown.count("data:image/png;base64,") == 2
     assert "knn/top1" in shown
-    assert repr(run).startswith("Run(")
+    assert repr(run).startswith("Result(")
 
 
 def test_a_folder_that_holds_a_run_is_not_written_over(run, pictures):

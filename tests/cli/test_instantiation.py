@@ -89,6 +89,21 @@ def test_own_code_is_trusted_by_code_or_environment(monkeypatch):
         allow(".")
 
 
+def test_packages_named_in_the_environment_are_imported_and_may_allow(tmp_path, monkeypatch):
+    (tmp_path / "plugged.py").write_text("from esvit_pl.cli.instantiation import allow\nallow('fractions.')\n")
+    (tmp_path / "broken.py").write_text("import plugged.missing\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("ESVIT_PLUGINS", " plugged, ")
+    instantiation.import_plugins()
+    assert str(build({"_target_": "fractions.Fraction", "_args_": [1, 3]})) == "1/3"
+    monkeypatch.setenv("ESVIT_PLUGINS", "pluged")
+    with pytest.raises(ValueError, match="ESVIT_PLUGINS names 'pluged', and there is no such package"):
+        instantiation.import_plugins()
+    monkeypatch.setenv("ESVIT_PLUGINS", "broken")
+    with pytest.raises(ModuleNotFoundError, match="plugged.missing"):
+        instantiation.import_plugins()
+
+
 def test_an_error_of_the_target_carries_the_config_key():
     tree = OmegaConf.create({"backbone": {"_target_": "esvit_pl.backbones.build", "name": "swim"}})
     with pytest.raises(ValueError, match=r"^backbone: unknown backbone family 'swim'; did you mean swin"):

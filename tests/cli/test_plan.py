@@ -52,22 +52,6 @@ def test_the_published_run_of_swin_b_by_hand():
     assert made.checkpoints == 31
 
 
-@pytest.mark.parametrize(
-    ("words", "number"),
-    [
-        (["trainer=cpu"], 1),
-        (["trainer=ddp_cpu"], 2),
-        (["trainer=ddp", "trainer.devices=8", "trainer.num_nodes=2"], 16),
-        (["trainer.devices='0,1,3'"], 3),
-        (["trainer.devices=[0,1]"], 2),
-        (["trainer=cpu", "trainer.devices=auto"], 1),
-    ],
-    ids=str,
-)
-def test_processes(words, number):
-    assert plan.processes(compose(*words)) == number
-
-
 def test_accumulation_limits_and_steps_count():
     made = plan.make(
         compose("trainer.accumulate_grad_batches=2", "trainer.limit_train_batches=11", "trainer.max_epochs=10")

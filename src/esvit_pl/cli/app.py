@@ -27,7 +27,7 @@ from hydra.errors import CompactHydraException
 from omegaconf import DictConfig, OmegaConf
 
 from esvit_pl.cli import near_match, sweep
-from esvit_pl.cli.instantiation import hydra_has_whitelist, trusted_patterns
+from esvit_pl.cli.instantiation import hydra_has_whitelist, import_plugins, trusted_patterns
 
 Task = Callable[[DictConfig], Any]
 
@@ -66,6 +66,7 @@ def command(
             started = True
             _check_before(cfg, needs, examples)
             try:
+                import_plugins()
                 return task(cfg)
             except Exception as error:
                 if is_for_people(error):

@@ -29,7 +29,7 @@ from esvit_pl.cli.app import hints, version_base
 from esvit_pl.cli.near_match import near
 
 if TYPE_CHECKING:
-    from esvit_pl.cli.outcome import Run
+    from esvit_pl.cli.result import Result
     from esvit_pl.datasets import Splits
 
     Images = str | os.PathLike[str] | Splits | None
@@ -44,7 +44,7 @@ def pretrain(
     backbone: str | None = None,
     epochs: int | None = None,
     **overrides: Any,
-) -> Run:
+) -> Result:
     """Pretrain a backbone without labels, then measure it: ``esvit-pretrain`` as a function.
 
         run = esvit_pl.pretrain("photos/", out="logs/mine", backbone="swin_tiny_w7", epochs=100, trainer="gpu")
@@ -82,7 +82,7 @@ def evaluate(
     knn: Mapping[str, Any] | None = None,
     linear: Mapping[str, Any] | None = None,
     **overrides: Any,
-) -> Run:
+) -> Result:
     """Measure a checkpoint's frozen backbone: ``esvit-knn`` and ``esvit-linear`` as a function.
 
         run = esvit_pl.evaluate(run.checkpoint, "photos/", probes=["knn", "linear"], linear={"lr": [0.001, 0.01]})
@@ -100,7 +100,7 @@ def evaluate(
     """
     from esvit_pl.cli import knn as knn_job
     from esvit_pl.cli import linear as linear_job
-    from esvit_pl.cli.outcome import Run
+    from esvit_pl.cli.result import Result
     from esvit_pl.cli.pictures import draw_comparison
     from esvit_pl.cli.run_folder import RunFolder
 
@@ -125,7 +125,7 @@ def evaluate(
     summary = RunFolder(folder)
     summary.update(status="finished", **table, metrics=metrics)
     draw_comparison(folder / "figures", table)
-    return Run(folder, next(iter(finished.values())).backbone, Path(ckpt_path), metrics)
+    return Result(folder, next(iter(finished.values())).backbone, Path(ckpt_path), metrics)
 
 
 def compose(command: str, *overrides: str) -> DictConfig:

@@ -48,6 +48,7 @@ _HOMES = ("lightning_fabric.plugins.environments.",)
 # What Hydra builds for itself: the standard library's log handlers, our callback of a sweep.
 _OF_HYDRA = ("logging.", "esvit_pl.cli.sweep.SweepTable")
 _VARIABLE = "ESVIT_TRUSTED_TARGETS"
+_PLUGINS = "ESVIT_PLUGINS"
 
 _allowed: list[str] = []
 
@@ -61,6 +62,23 @@ def allow(prefix: str) -> None:
         raise ValueError(f"allow wants a dotted name such as 'my_project.callbacks.', got {prefix!r}")
     if prefix not in _allowed:
         _allowed.append(prefix)
+
+
+def import_plugins() -> None:
+    """Import the packages that ``ESVIT_PLUGINS=my_project,other`` names, so that they can `allow` and register parts.
+
+    Raises:
+        ValueError: there is no such package.
+    """
+    for name in filter(None, (part.strip() for part in os.environ.get(_PLUGINS, "").split(","))):
+        try:
+            import_module(name)
+        except ModuleNotFoundError as error:
+            if not f"{name}.".startswith(f"{error.name}."):
+                raise  # the package is there; something that it imports is not
+            raise ValueError(
+                f"{_PLUGINS} names {name!r}, and there is no such package; install it, or put its folder on PYTHONPATH"
+            ) from error
 
 
 def trusted() -> tuple[str, ...]:
@@ -141,8 +159,8 @@ def _check_target(path: str, target: str) -> None:
     if not _covered(target, trusted()) or _covered(target, _DENIED):
         raise ValueError(
             f"{path}: _target_ {target!r} is not on the list of what a config may build (trusted() shows the list). "
-            f"If the code is yours, say so with {_VARIABLE}={target} in the environment or with "
-            f"esvit_pl.cli.instantiation.allow({target!r})"
+            f"If the code is yours, say so with {_VARIABLE}={target} in the environment, or let its package call "
+            f"esvit_pl.cli.instantiation.allow({target!r}) and name the package in {_PLUGINS}"
         )
     thing = _resolve(path, target)
     home = f"{getattr(thing, '__module__', '')}."

@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 from esvit_pl.cli.app import command, requires
 
 if TYPE_CHECKING:
-    from esvit_pl.cli.outcome import Run
+    from esvit_pl.cli.result import Result
     from esvit_pl.datasets import Splits
 
 EXAMPLES = [
@@ -30,7 +30,7 @@ def main(cfg: DictConfig) -> float | None:
     return evaluation.optimized(cfg, evaluate(cfg).metrics)
 
 
-def evaluate(cfg: DictConfig, images: Splits | None = None) -> Run:
+def evaluate(cfg: DictConfig, images: Splits | None = None) -> Result:
     """The whole job.
 
     Args:
@@ -38,7 +38,7 @@ def evaluate(cfg: DictConfig, images: Splits | None = None) -> Run:
         images: in place of ``cfg.dataset``.
     """
     from esvit_pl.cli import assemble
-    from esvit_pl.cli.outcome import Run
+    from esvit_pl.cli.result import Result
     from esvit_pl.cli.run_folder import RunFolder
 
     backbone = assemble.frozen_backbone(cfg)
@@ -52,7 +52,7 @@ def evaluate(cfg: DictConfig, images: Splits | None = None) -> Run:
         run.update(knn={"pretrained": metrics["knn/top1"]}, metrics=metrics)
     if run.writes:
         print(report(metrics, run.path), flush=True)
-    return Run(run.path, backbone.cpu(), Path(cfg.ckpt_path), metrics)
+    return Result(run.path, backbone.cpu(), Path(cfg.ckpt_path), metrics)
 
 
 def report(metrics: dict[str, float], folder: object) -> str:

@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 from esvit_pl.cli.app import command, requires
 
 if TYPE_CHECKING:
-    from esvit_pl.cli.outcome import Run
+    from esvit_pl.cli.result import Result
     from esvit_pl.datasets import Splits
 
 EXAMPLES = [
@@ -31,7 +31,7 @@ def main(cfg: DictConfig) -> float | None:
     return evaluation.optimized(cfg, evaluate(cfg).metrics)
 
 
-def evaluate(cfg: DictConfig, images: Splits | None = None) -> Run:
+def evaluate(cfg: DictConfig, images: Splits | None = None) -> Result:
     """The whole job.
 
     Args:
@@ -40,7 +40,7 @@ def evaluate(cfg: DictConfig, images: Splits | None = None) -> Run:
     """
     from esvit_pl.cli import assemble
     from esvit_pl.cli.knn import report
-    from esvit_pl.cli.outcome import Run
+    from esvit_pl.cli.result import Result
     from esvit_pl.cli.run_folder import RunFolder
 
     backbone = assemble.frozen_backbone(cfg)
@@ -56,7 +56,7 @@ def evaluate(cfg: DictConfig, images: Splits | None = None) -> Run:
         run.update(linear={"pretrained": metrics["linear/top1"]}, metrics=metrics)
     if run.writes:
         print(report({name: value for name, value in metrics.items() if "top" in name}, run.path), flush=True)
-    return Run(run.path, backbone.cpu(), Path(cfg.ckpt_path), metrics)
+    return Result(run.path, backbone.cpu(), Path(cfg.ckpt_path), metrics)
 
 
 if __name__ == "__main__":

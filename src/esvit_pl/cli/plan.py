@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from omegaconf import DictConfig
 
 from esvit_pl.cli import assemble
+from esvit_pl.cli.processes import processes
 
 if TYPE_CHECKING:
     from torch import nn
@@ -102,23 +103,6 @@ def make(cfg: DictConfig, images: Splits | None = None) -> Plan:
         checkpoint=weights + state,
         checkpoints=kept_checkpoints(cfg, epochs),
     )
-
-
-def processes(cfg: DictConfig) -> int:
-    """How many processes the trainer would start on all nodes, from its settings and what this machine has."""
-    import torch
-
-    devices = cfg.trainer.devices
-    if isinstance(devices, str) and devices.lstrip("-").isdigit():
-        devices = int(devices)
-    if devices in ("auto", -1):
-        on_cpu = cfg.trainer.accelerator == "cpu" or not torch.cuda.is_available()
-        devices = 1 if on_cpu else torch.cuda.device_count()
-    elif isinstance(devices, str):
-        devices = len([name for name in devices.split(",") if name])
-    elif not isinstance(devices, int):
-        devices = len(devices)
-    return int(devices) * int(cfg.trainer.num_nodes)
 
 
 def kept_checkpoints(cfg: DictConfig, epochs: int | None) -> int:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from pytorch_lightning import Trainer
 
-    from esvit_pl.cli.outcome import Run
+    from esvit_pl.cli.result import Result
     from esvit_pl.datasets import Splits
 
 EXAMPLES = [
@@ -43,7 +43,7 @@ def main(cfg: DictConfig) -> float | None:
     return evaluation.optimized(cfg, pretrain(cfg, default_callbacks=default).metrics)
 
 
-def pretrain(cfg: DictConfig, images: Splits | None = None, *, default_callbacks: bool = False) -> Run:
+def pretrain(cfg: DictConfig, images: Splits | None = None, *, default_callbacks: bool = False) -> Result:
     """The whole job: train, measure, draw, and say what came of it.
 
     Args:
@@ -52,7 +52,7 @@ def pretrain(cfg: DictConfig, images: Splits | None = None, *, default_callbacks
         default_callbacks: nobody asked for these callbacks by name, so those that need labels may be left out.
     """
     from esvit_pl.cli import assemble, evaluation, pictures
-    from esvit_pl.cli.outcome import Run, newest_checkpoint
+    from esvit_pl.cli.result import Result, newest_checkpoint
     from esvit_pl.cli.run_folder import RunFolder
     from esvit_pl.ema import make_teacher
 
@@ -84,7 +84,7 @@ def pretrain(cfg: DictConfig, images: Splits | None = None, *, default_callbacks
         print(summary(trainer, metrics, table, run.path), flush=True)
     final = {f"{probe}/top1": rows["pretrained"] for probe, rows in table.items()}  # counts before the last epoch's
     backbone = learnt.cpu().eval().requires_grad_(False)
-    return Run(run.path, backbone, newest_checkpoint(run.path), metrics | final)
+    return Result(run.path, backbone, newest_checkpoint(run.path), metrics | final)
 
 
 def summary(trainer: Trainer, metrics: dict[str, float], table: dict[str, dict[str, float]], folder: Path) -> str:

@@ -21,6 +21,7 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from esvit_pl.cli.processes import processes
 from esvit_pl.cli.run_folder import RunFolder
 from esvit_pl.cli.run_table import COLUMNS, dots, goal, ranked, report, run_table, smaller_is_better, write_csv
 from esvit_pl.cli.runs import Run, find_runs
@@ -121,7 +122,7 @@ def refusal(cfg: DictConfig, environment: Mapping[str, str] = os.environ) -> str
     """
     if _is_launched(environment) or _spawns(OmegaConf.select(cfg, "trainer.strategy")):
         return None
-    count = _processes(cfg)
+    count = processes(cfg)
     return None if count == 1 else f"a job of a sweep cannot train with {count} processes.\n{_REMEDY}"
 
 
@@ -144,27 +145,3 @@ def _spawns(strategy: object) -> bool:
     """Whether processes come from a function of this one, which no command line is needed for."""
     method = strategy.get("start_method", "") if isinstance(strategy, Mapping) else strategy
     return any(word in str(method) for word in ("spawn", "fork", "notebook"))
-
-
-def _processes(cfg: DictConfig) -> int:
-    """How many processes ``trainer`` asks for; 1 without a trainer."""
-    devices, nodes = OmegaConf.select(cfg, "trainer.devices"), OmegaConf.select(cfg, "trainer.num_nodes")
-    return _devices(devices, str(OmegaConf.select(cfg, "trainer.accelerator"))) * (nodes or 1)
-
-
-def _devices(devices: object, accelerator: str) -> int:
-    """A number, a list, or text as Lightning reads it: ``auto`` and -1 are all there are, ``0,1`` are two."""
-    if OmegaConf.is_list(devices) or isinstance(devices, list | tuple):
-        return len(devices)  # type: ignore[arg-type]
-    text = "auto" if devices is None else str(devices).strip()
-    if text in ("auto", "-1"):
-        return 1 if accelerator in ("cpu", "mps") else _visible_gpus()
-    if "," in text:
-        return len([part for part in text.split(",") if part.strip()])
-    return int(text) if text.isdecimal() else 1
-
-
-def _visible_gpus() -> int:
-    import torch
-
-    return max(torch.cuda.device_count(), 1)

@@ -13,7 +13,7 @@ from esvit_pl.backbones import Backbone
 
 
 @dataclass(frozen=True)
-class Run:
+class Result:
     """A finished pretraining or evaluation. As the last line of a notebook's cell it shows its numbers and pictures."""
 
     folder: Path
@@ -37,7 +37,7 @@ class Run:
 
     def __repr__(self) -> str:
         shown = ", ".join(f"{name}={value:.4g}" for name, value in self.metrics.items())
-        return f"Run({str(self.folder)!r}, checkpoint={str(self.checkpoint)!r}, {shown})"
+        return f"Result({str(self.folder)!r}, checkpoint={str(self.checkpoint)!r}, {shown})"
 
     def _repr_html_(self) -> str:
         rows = "".join(
