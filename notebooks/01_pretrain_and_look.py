@@ -1,9 +1,9 @@
 # %% [markdown]
 # # Pretrain a backbone, and look at what it has learnt
 #
-# Everything here runs on a laptop's CPU and needs no download: the images are patches of 19 photographs that ship inside
-# scikit-image and scikit-learn (`pip install 'esvit_pl[embedded]'`). The question asked of the features at the end is which
-# photograph a held-out patch comes from; no label is seen in training.
+# Everything here runs on a laptop's CPU and needs no download: the images are patches of 19 photographs that ship
+# inside scikit-image and scikit-learn (`pip install 'esvit_pl[embedded]'`). The question asked of the features at the
+# end is which photograph a held-out patch comes from; no label is seen in training.
 
 # %%
 import os
@@ -35,9 +35,9 @@ print(cfg.loss)
 # %% [markdown]
 # ## Training
 #
-# One call does what `esvit-pretrain experiment=embedded trainer.max_epochs=4` does: train, measure with k-NN, draw. The
-# recipe is made for 12 epochs (`make run`); a third of it is enough to see something. Every setting of the command is an
-# argument: an option by name (`loss="view"`), a value by its dotted name.
+# One call does what `esvit-pretrain experiment=embedded trainer.max_epochs=4` does: train, measure with k-NN, draw.
+# The recipe is made for 12 epochs (`make run`); a third of it is enough to see something. Every setting of the
+# command is an argument: an option by name (`loss="view"`), a value by its dotted name.
 
 # %%
 run = esvit_pl.pretrain(
@@ -67,8 +67,8 @@ print(features.pooled.shape, features.regions.shape, features.grid)
 # %% [markdown]
 # ## Nearest neighbours
 #
-# Features of all patches: the training patches are the bank, the held-out ones ask. The same loaders serve k-NN, the linear
-# probe and whatever you have in mind.
+# Features of all patches: the training patches are the bank, the held-out ones ask. The same loaders serve k-NN, the
+# linear probe and whatever you have in mind.
 
 # %%
 splits = photographs(**({"train_patches": 20, "test_patches": 10} if SHORT else {}))
@@ -102,7 +102,8 @@ plt.show()
 # %% [markdown]
 # ## Later
 #
-# The checkpoint holds everything: go on training with `ckpt_path=`, measure with `evaluate`, or take the backbone elsewhere.
+# The checkpoint holds everything: go on training with `ckpt_path=`, measure with `evaluate`, or take the backbone
+# elsewhere.
 
 # %%
 print(run.checkpoint)

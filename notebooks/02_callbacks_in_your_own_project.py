@@ -1,9 +1,9 @@
 # %% [markdown]
 # # Our callbacks in your own Lightning project
 #
-# The module below knows nothing of this library: a small convolutional network that learns without labels by predicting one
-# noisy crop of an image from another (SimSiam, Chen and He, arXiv 2011.10566). We look at it with four callbacks, none of
-# which changes a bit of its training:
+# The module below knows nothing of this library: a small convolutional network that learns without labels by
+# predicting one noisy crop of an image from another (SimSiam, Chen and He, arXiv 2011.10566). We look at it with four
+# callbacks, none of which changes a bit of its training:
 #
 # - `OnlineKNN`: k-NN accuracy of a feature after every epoch;
 # - `OnlineLinear`: linear classifiers that learn beside the network, with an optimizer of their own;
@@ -90,8 +90,9 @@ class SimSiam(pl.LightningModule):
 # %% [markdown]
 # ## Looking at it
 #
-# A feature is named by its path in the module, or given as a function of images. A bank and a query are loaders, or the names
-# of loaders. The module returns only a loss, so `CollapseMonitor` and `OnlineLinear` are told where features come from.
+# A feature is named by its path in the module, or given as a function of images. A bank and a query are loaders, or
+# the names of loaders. The module returns only a loss, so `CollapseMonitor` and `OnlineLinear` are told where
+# features come from.
 
 
 # %%
@@ -128,8 +129,8 @@ for name, value in sorted(trainer.callback_metrics.items()):
     print(f"{name:<28} {value:.3f}")
 
 # %% [markdown]
-# Fractions of 1; `knn/top1` and `linear/top1` are the names for `ModelCheckpoint(monitor=...)` and `EarlyStopping`. The
-# picture:
+# Fractions of 1; `knn/top1` and `linear/top1` are the names for `ModelCheckpoint(monitor=...)` and `EarlyStopping`.
+# The picture:
 
 # %%
 try:
@@ -155,8 +156,9 @@ assert same
 # %% [markdown]
 # ## An alarm
 #
-# Without the stop-gradient all images can get the same projection, and the loss reaches its minimum of -1 without anything
-# learnt. The loss looks better than ever; the monitor knows better. It watches the projections here, where the collapse is.
+# Without the stop-gradient all images can get the same projection, and the loss reaches its minimum of -1 without
+# anything learnt. The loss looks better than ever; the monitor knows better. It watches the projections here, where
+# the collapse is.
 
 # %%
 collapsing = SimSiam(stop_gradient=False)

@@ -18,7 +18,6 @@ import documents
 import pytest
 import yaml
 from documents import ROOT, Block
-
 from tests.cli.conftest import as_in_a_new_process, write_pictures  # the commands as a user types them
 
 pytestmark = [
@@ -33,7 +32,7 @@ SHORT = {"warmup_epochs": "0"}
 
 
 def reduced(command: str, words: list[str]) -> list[str]:
-    """The same command line on a tiny model, tiny views, a CPU, for an epoch: our value wins where a key is there twice."""
+    """The same command line on a tiny model, tiny views and a CPU, for an epoch; our value of a key wins."""
     chosen = dict(word.split("=", 1) for word in words if "=" in word)
     ours = {"datamodule.batch_size": "8", "datamodule.num_workers": "0"}
     if "trainer" not in chosen or chosen["trainer"] in ("gpu", "ddp", "slurm", "default"):
@@ -63,7 +62,7 @@ def reduced(command: str, words: list[str]) -> list[str]:
 
 @pytest.fixture
 def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A folder with photos/ and a past run in RUN/, as the documents take for granted; modules of blocks are forgotten."""
+    """A folder with photos/ and, on demand, a past run in RUN/; afterwards the modules of blocks are forgotten."""
     from esvit_pl.backbones import FAMILIES
     from esvit_pl.cli import calls, instantiation
 

@@ -13,7 +13,11 @@ if TYPE_CHECKING:
     from esvit_pl.backbones import Backbone as Backbone
     from esvit_pl.backbones import Features as Features
     from esvit_pl.backbones import build as build
+    from esvit_pl.callbacks import CollapseMonitor as CollapseMonitor
+    from esvit_pl.callbacks import LearningCurve as LearningCurve
+    from esvit_pl.callbacks import LogFigures as LogFigures
     from esvit_pl.callbacks import OnlineKNN as OnlineKNN
+    from esvit_pl.callbacks import OnlineLinear as OnlineLinear
     from esvit_pl.cli.calls import compose as compose
     from esvit_pl.cli.calls import evaluate as evaluate
     from esvit_pl.cli.calls import list_backbones as list_backbones
@@ -29,12 +33,16 @@ __version__ = "0.1.0"
 # Public name -> the module that holds it. The imports above say the same to editors and type checkers.
 _NAMES = {
     "Backbone": "esvit_pl.backbones",
+    "CollapseMonitor": "esvit_pl.callbacks",
     "EsViTObjective": "esvit_pl.objectives",
     "Features": "esvit_pl.backbones",
     "ImageDataModule": "esvit_pl.datamodule",
     "KNNEvaluator": "esvit_pl.modules",
+    "LearningCurve": "esvit_pl.callbacks",
     "LinearProbe": "esvit_pl.modules",
+    "LogFigures": "esvit_pl.callbacks",
     "OnlineKNN": "esvit_pl.callbacks",
+    "OnlineLinear": "esvit_pl.callbacks",
     "Pretrainer": "esvit_pl.modules",
     "build": "esvit_pl.backbones",
     "compose": "esvit_pl.cli.calls",

@@ -21,7 +21,7 @@ import toys
 from foreign import BANK, KINDS, PACKAGES, QUERY, loader
 from matplotlib.figure import Figure
 
-from esvit_pl.callbacks import LearningCurve, LogFigures, OnlineKNN, OnlineLinear, Throughput
+from esvit_pl.callbacks import CollapseMonitor, LearningCurve, LogFigures, OnlineKNN, OnlineLinear, Throughput
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),
@@ -29,6 +29,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:Found 1 module.* in eval mode"),
 ]
 MEASURED = {"knn/top1", "knn/top5", "linear/top1", "linear/top5", "linear/lr0.5/top1", "time/images_per_second"}
+MEASURED |= {"health/feature_spread", "health/effective_rank", "health/alarm"}
 
 
 def careless_drawing(trainer: Any, module: Any) -> Figure:
@@ -54,6 +55,7 @@ def every_callback(folder: Path, *, shuffle: bool = True, double: bool = False) 
         OnlineLinear("net.trunk", query, lr=[0.5, 20.0], num_classes=3, unpack=unpack),
         LearningCurve(folder, losses=["own/loss"], every_n_epochs=2),
         LogFigures(careless_drawing, folder=folder / "drawn"),
+        CollapseMonitor("net.trunk", every_n_steps=2),
         Throughput(),
     ]
 

@@ -21,6 +21,19 @@ def drawn(figure, path) -> tuple[int, int]:
         return image.size
 
 
+def test_a_learning_curve_of_metrics_with_any_names():
+    rows = [{"step": i, "epoch": i // 2, "a": 3.0 - i, "b": 1.0, "c": 0.5, "val/acc": 0.1 * i} for i in range(4)]
+    above, below = learning_curve(rows, losses=["a", "b", "c"], accuracy="val/acc").axes
+    assert [text.get_text() for text in above.get_legend().get_texts()] == ["a", "b", "c"]
+    assert above.lines[0].get_ydata().tolist() == [3.0, 2.0, 1.0, 0.0]
+    assert below.get_ylabel() == "val/acc (%)"
+    assert below.lines[0].get_ydata().tolist() == pytest.approx([0.0, 10.0, 20.0, 30.0])
+    assert len(learning_curve(rows, losses=["a"], accuracy=None).axes) == 1
+    assert len(learning_curve(rows, losses=[], accuracy="val/acc").axes) == 1
+    with pytest.raises(ValueError, match="learning_curve needs rows with one of d; found none in 4 rows"):
+        learning_curve(rows, losses=["d"], accuracy=None)
+
+
 def test_learning_curve_shows_every_value_and_each_baseline(tmp_path) -> None:
     rows = [{"step": s, "epoch": s // 2, "train/view_loss": 5.0 - s, "train/region_loss": 4.0} for s in range(4)]
     rows += [{"step": 3, "epoch": 1, "knn/top1": 0.5}]

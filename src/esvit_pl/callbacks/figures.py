@@ -29,7 +29,7 @@ class LearningCurve(Callback):
 
     Args:
         folder: where; made if it is missing. Only the first process writes.
-        losses: names of at most two metrics for the upper picture; those that nobody logs are left out.
+        losses: names of metrics for the upper picture; those that nobody logs are left out.
         accuracy: name of a fraction 0-1 for the lower picture, or None.
         baselines: {name: accuracy in 0-1}, dashed lines in the lower picture.
         every_n_epochs: draw after so many epochs, and after the last one.
@@ -48,11 +48,8 @@ class LearningCurve(Callback):
     ) -> None:
         check_interval("LearningCurve", every_n_epochs)
         self.losses = [losses] if isinstance(losses, str) else list(losses)
-        if len(self.losses) > len(LOSSES) or not (self.losses or accuracy):
-            raise ValueError(
-                f"LearningCurve draws one or two losses, or an accuracy, got losses={self.losses} and "
-                f"accuracy={accuracy!r}; use one callback for each picture, with another name="
-            )
+        if not (self.losses or accuracy):
+            raise ValueError(f"LearningCurve draws losses, an accuracy or both, got {losses=} and {accuracy=}")
         self.accuracy = accuracy
         self.baselines = baselines
         self.every_n_epochs = every_n_epochs
@@ -122,7 +119,8 @@ class LearningCurve(Callback):
                 stacklevel=2,
             )
         elif not self._drawn:
-            save(draw_curve(self.rows, self.losses, self.accuracy, self.baselines), self.path)
+            figure = learning_curve(self.rows, self.baselines, losses=self.losses, accuracy=self.accuracy)
+            save(figure, self.path)
             self._drawn = True
 
 
@@ -194,29 +192,3 @@ def named_figures(name: str, drawn: Any) -> dict[str, Any]:
                 f"{key} must be a figure of matplotlib, a dict of them or None, got {type(figure).__name__}"
             )
     return figures
-
-
-LOSSES = {"train/view_loss": "view loss", "train/region_loss": "region loss"}
-"""What `learning_curve` calls its two losses."""
-
-
-def draw_curve(
-    rows: Sequence[Mapping[str, float]],
-    losses: Sequence[str],
-    accuracy: str | None,
-    baselines: Mapping[str, float] | None = None,
-) -> Any:
-    """`learning_curve` of metrics with any names; two losses at most."""
-    ours = dict(zip(losses, LOSSES, strict=False))
-    if accuracy is not None:
-        ours[accuracy] = "knn/top1"
-    figure = learning_curve([{ours.get(name, name): value for name, value in row.items()} for row in rows], baselines)
-    above, below = figure.axes
-    theirs = {LOSSES[ours[name]]: name for name in losses if name not in LOSSES}
-    for line in above.lines:
-        line.set_label(theirs.get(str(line.get_label()), line.get_label()))
-    if above.lines:
-        above.legend(frameon=False)
-    if accuracy != "knn/top1":
-        below.set_ylabel(f"{accuracy} (%)" if accuracy else "")
-    return figure

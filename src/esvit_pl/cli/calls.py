@@ -100,8 +100,8 @@ def evaluate(
     """
     from esvit_pl.cli import knn as knn_job
     from esvit_pl.cli import linear as linear_job
-    from esvit_pl.cli.result import Result
     from esvit_pl.cli.pictures import draw_comparison
+    from esvit_pl.cli.result import Result
     from esvit_pl.cli.run_folder import RunFolder
 
     jobs = {"knn": knn_job.evaluate, "linear": linear_job.evaluate}

@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from hashlib import blake2b
 from typing import Any, cast
@@ -21,6 +20,8 @@ from esvit_pl.callbacks.parts import need_labels
 from esvit_pl.datamodule import batch_size_of
 from esvit_pl.metrics.features import Unpack, unpack_batch
 from esvit_pl.metrics.isolation import untracked
+from esvit_pl.metrics.knn import TopK
+from esvit_pl.metrics.linear import as_lrs, equal_heads, linear_metrics
 from esvit_pl.optim import scaled_lr
 from esvit_pl.precision import wide
 from esvit_pl.schedules import cosine
@@ -69,22 +70,16 @@ class LinearProbe(LightningModule):
                 f"LinearProbe needs num_classes of 2 or more, got {num_classes}; it learns from labels: "
                 "put the images into one folder for each class"
             )
-        lrs = [float(lr)] if isinstance(lr, (int, float)) else [float(value) for value in lr]
-        if not lrs or min(lrs) <= 0 or len(set(lrs)) < len(lrs):
-            raise ValueError(f"LinearProbe needs one lr or several different ones, above 0, got {lr}")
         if not 0 <= momentum < 1:
             raise ValueError(f"LinearProbe needs momentum of 0 or more and below 1, got {momentum}")
         self.num_classes = num_classes
         self.last_blocks = last_blocks
-        self.lrs = lrs
+        self.lrs = as_lrs(lr)
         self.momentum = momentum
         self.unpack = unpack
         object.__setattr__(self, "backbone", backbone.eval())  # past nn.Module, which would make it a part
-        first = nn.Linear(backbone.last_blocks_width(last_blocks), num_classes)
-        nn.init.normal_(first.weight, std=0.01)
-        nn.init.zeros_(first.bias)
-        self.heads = nn.ModuleList(copy.deepcopy(first) for _ in lrs)
-        self.accuracies = nn.ModuleList(_accuracies(num_classes) for _ in lrs)
+        self.heads = equal_heads(backbone.last_blocks_width(last_blocks), num_classes, len(self.lrs))
+        self.accuracies = nn.ModuleList(_accuracies(num_classes) for _ in self.lrs)
         self.global_batch = 0
 
     def _apply(self, fn: Any, recurse: bool = True) -> LinearProbe:
@@ -111,17 +106,12 @@ class LinearProbe(LightningModule):
             cast(MetricCollection, accuracy).update(logits, labels)
 
     def on_validation_epoch_end(self) -> None:
-        results = []
-        for accuracy in self.accuracies:
+        results = {}
+        for lr, accuracy in zip(self.lrs, self.accuracies, strict=True):
             collection = cast(MetricCollection, accuracy)
-            results.append({name: float(value) for name, value in collection.compute().items()})
+            results[lr] = TopK(**{name: float(value) for name, value in collection.compute().items()})
             collection.reset()
-        best = max(range(len(results)), key=lambda head: results[head]["top1"])
-        metrics = {f"linear/{name}": value for name, value in results[best].items()}
-        if len(self.lrs) > 1:
-            metrics |= {f"linear/lr{lr:g}/top1": row["top1"] for lr, row in zip(self.lrs, results, strict=True)}
-            metrics["linear/best_lr"] = self.lrs[best]
-        self.log_dict(metrics, batch_size=1)
+        self.log_dict(linear_metrics("linear", [(None, results)]), batch_size=1)
 
     test_step, on_test_epoch_end = validation_step, on_validation_epoch_end
 

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
 # Okabe and Ito's colours, told apart by colour-blind readers too.
 BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#6B6B6B"
+COLOURS = (BLUE, ORANGE, GREEN, RED, GREY)
 LOSSES = {"train/view_loss": ("view loss", BLUE), "train/region_loss": ("region loss", ORANGE)}
 ROWS = {
     "chance": "chance",
@@ -27,38 +29,51 @@ ROWS = {
 """Rows of results.json in the order in which they are shown, and what they are called."""
 
 
-def learning_curve(rows: Sequence[Mapping[str, float]], baselines: Mapping[str, float] | None = None) -> Figure:
-    """Losses above, k-NN accuracy below, against epochs (or steps, if the rows hold no epoch).
+def learning_curve(
+    rows: Sequence[Mapping[str, float]],
+    baselines: Mapping[str, float] | None = None,
+    *,
+    losses: Sequence[str] = tuple(LOSSES),
+    accuracy: str | None = "knn/top1",
+) -> Figure:
+    """Losses above, an accuracy below, against epochs (or steps, if the rows hold no epoch).
 
     Args:
-        rows: one dict a step with "step", "epoch" and any of train/view_loss, train/region_loss, knn/top1, as
-            `read_metrics` of esvit_pl.loggers gives them.
-        baselines: {name: k-NN accuracy in 0-1}, dashed lines in the lower picture; names as in results.json or free.
+        rows: one dict a step with "step", "epoch" and any of the metrics, as `read_metrics` of esvit_pl.loggers gives
+            them.
+        baselines: {name: accuracy in 0-1}, dashed lines in the lower picture; names as in results.json or free.
+        losses: names of metrics for the upper picture; without any there is only the lower one.
+        accuracy: name of a fraction in 0-1 for the lower picture; None leaves it out.
 
     Raises:
         ValueError: no row holds any of these metrics.
     """
-    curves = {name: _curve(rows, name) for name in (*LOSSES, "knn/top1")}
+    names = [*losses, *([accuracy] if accuracy else [])]
+    curves = {name: _curve(rows, name) for name in names}
     if not any(len(steps) for steps, _ in curves.values()):
-        raise ValueError(f"learning_curve needs rows with one of {', '.join(curves)}; found none in {len(rows)} rows")
-    figure = _figure(6.4, 6.0)
-    above, below = figure.subplots(2, 1, sharex=True)
+        raise ValueError(f"learning_curve needs rows with one of {', '.join(names)}; found none in {len(rows)} rows")
+    pictures = bool(losses) + bool(accuracy)
+    figure = _figure(6.4, 3.0 * pictures)
+    axes = list(np.ravel(figure.subplots(pictures, 1, sharex=True, squeeze=False)))
     per_epoch = _steps_per_epoch(rows)
-    for name, (label, colour) in LOSSES.items():
-        steps, values = curves[name]
+    if losses:
+        for name, other in zip(losses, itertools.cycle(COLOURS)):
+            label, colour = LOSSES.get(name, (name, other))
+            steps, values = curves[name]
+            if len(steps):
+                _line(axes[0], steps / per_epoch, values, colour, label)
+        _finish(axes[0], "loss")
+        if axes[0].lines:
+            axes[0].legend(frameon=False)
+    if accuracy:
+        steps, values = curves[accuracy]
         if len(steps):
-            _line(above, steps / per_epoch, values, colour, label)
-    _finish(above, "loss")
-    if above.lines:
-        above.legend(frameon=False)
-    steps, values = curves["knn/top1"]
-    if len(steps):
-        mark = "o" if len(steps) <= 30 else None
-        below.plot(steps / per_epoch, 100 * values, color=GREEN, marker=mark, markersize=4, label="pretraining")
-    _baselines(below, {ROWS.get(name, name): 100 * value for name, value in (baselines or {}).items()})
-    _finish(below, "k-NN top-1 accuracy (%)")
-    below.set_ylim(bottom=0)
-    below.set_xlabel("epoch" if any("epoch" in row for row in rows) else "step")
+            mark = "o" if len(steps) <= 30 else None
+            axes[-1].plot(steps / per_epoch, 100 * values, color=GREEN, marker=mark, markersize=4, label="pretraining")
+        _baselines(axes[-1], {ROWS.get(name, name): 100 * value for name, value in (baselines or {}).items()})
+        _finish(axes[-1], "k-NN top-1 accuracy (%)" if accuracy == "knn/top1" else f"{accuracy} (%)")
+        axes[-1].set_ylim(bottom=0)
+    axes[-1].set_xlabel("epoch" if any("epoch" in row for row in rows) else "step")
     return figure
 
 
