@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from tests.cli.conftest import as_in_a_new_process, write_pictures  # the comman
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*have no `validation_step`"),
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),
+    pytest.mark.filterwarnings("ignore:.*LeafSpec.*deprecated"),  # Lightning 2.6 on torch 2.14
 ]
 
 SWIN = {"embed_dim": "4", "depths": "[1,1]", "num_heads": "[1,2]", "window": "2", "img_size": "16"}
@@ -71,6 +73,8 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setenv("ESVIT_LOG_DIR", "logs")
+    if find_spec("stable_pretraining") is None:
+        monkeypatch.setitem(sys.modules, "stable_pretraining", import_module("stable_pretraining_stub"))
     composed = calls._composed
     monkeypatch.setattr(calls, "_composed", lambda command, words: composed(command, reduced(command, list(words))))
     families, allowed, modules = dict(FAMILIES), list(instantiation._allowed), set(sys.modules)

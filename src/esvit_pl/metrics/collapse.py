@@ -38,23 +38,25 @@ HEALTHY: dict[str, Healthy] = {
     "matched_share": Healthy(low=0.1),
     "center_norm": Healthy(),
 }
-"""Default ranges: wide ones, far from what the embedded run shows from its second epoch on. Single measurements of
-``esvit-pretrain experiment=embedded callbacks=collapse callbacks.collapse.window=1`` with
+"""Default ranges: wide ones, far from what the embedded run shows from its second epoch on. Measured with
+``esvit-pretrain experiment=embedded callbacks=collapse`` and
 
-=====================  ===========  ======================  ========================  ===========================
-..                     loss=view    loss=view_region        loss=view, the teacher    loss=view_region, teacher
-                                                            following at once         temperature 1
-=====================  ===========  ======================  ========================  ===========================
-feature_spread         .37 - .80    .64 - .82               .76 falling to .024       .43 - .72
-effective_rank         25 - 29      21 - 27                 17 falling to 1.8         9 - 11
-region_diversity       .51 - .59    .27 - .61               .63 falling to .055       .52 - .61
-teacher_entropy_share  .14 - .50    .11 - .48               .14 - .91                 1.00
-kl                     .62 - 1.11   .51 - 1.21              .52 - 3.0                 .000 - .003
-matched_share                       .66 - .76                                         .43 - .48
-=====================  ===========  ======================  ========================  ===========================
+=====================  ===========  ================  ======================  =======================
+..                     loss=view    loss=view_region  loss=view, a teacher    loss=view_region, a
+                                                      that is the student     teacher temperature of 1
+=====================  ===========  ================  ======================  =======================
+feature_spread         .37 - .80    .64 - .82         .024 - .76              .43 - .72
+effective_rank         25 - 29      21 - 27           1.8 - 17                9 - 11
+region_diversity       .51 - .59    .27 - .61         .055 - .63              .52 - .61
+teacher_entropy_share  .14 - .50    .11 - .48         .14 - .91               1.00
+kl                     .62 - 1.11   .51 - 1.21        .52 - 3.0               .000 - .003
+matched_share          -            .66 - .76         -                       .43 - .48
+=====================  ===========  ================  ======================  =======================
 
-(12 epochs, the ill ones 4 and 2, seed 0, on 2 cores of an AMD EPYC; ``module.momentum=0 module.momentum_end=0`` and
-``loss.teacher_temp=1 loss.teacher_temp_start=1``). Larger runs were not measured: look at the first epochs of yours.
+Seed 0, 2 cores of an AMD EPYC. The healthy runs have 12 epochs and ``callbacks.collapse.window=1``, single
+measurements; the third, ``module.momentum=0 module.momentum_end=0``, has 4 epochs and ends at the lower values; the
+fourth, ``loss.teacher_temp=1 loss.teacher_temp_start=1``, was stopped by the monitor in its second epoch. Larger runs
+were not measured: look at the first epochs of yours.
 
 A sharp teacher is no bad sign, so that the entropy has no lower bound: one prototype for all images shows in the
 divergence. How long the centre is says something only beside its own past.
@@ -66,8 +68,8 @@ ADVICE: dict[str, str] = {
         "follows it too fast (raise the momentum), no centre, a learning rate too high"
     ),
     "effective_rank": (
-        "the features differ in one or two directions only. Usual causes: a learning rate or weight decay too high, "
-        "no centre, crops that a single property such as brightness tells apart"
+        "the features differ in one or two directions only. Usual causes: the teacher follows the student too fast "
+        "(raise the momentum), no centre, a learning rate too high"
     ),
     "region_diversity": (
         "all regions of an image get almost the same feature. Look at the region loss, which is there to prevent it "
