@@ -11,10 +11,10 @@ MODULES = $(subst /,.,$(patsubst src/%.py,%,$(filter-out %/__init__.py,$(wildcar
 	$(patsubst src/%/__init__.py,%,$(wildcard src/esvit_pl/*/__init__.py)))
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test test-all lint types format docs bench
+.PHONY: help install run test test-all test-floors lint types format docs notebooks bench
 
 help:  ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 install: $(VENV)/.installed  ## make .venv and install the package with what the embedded run needs
 
@@ -26,6 +26,12 @@ test: $(VENV)/.installed-dev  ## the tests that CI runs
 
 test-all: $(VENV)/.installed-dev  ## every test, whole runs included
 	$(BIN)/pytest $(ARGS)
+
+# Its floor pins every dependency: `torch>=2.10` in setup.cfg is `torch==2.10` in .venv-floors/floors.txt.
+test-floors:  ## `make test` in .venv-floors, with the oldest dependencies that setup.cfg allows
+	@mkdir -p .venv-floors
+	@sed -nE 's/^    ([a-z-]+)>=([^,]+).*/\1==\2/p' setup.cfg > .venv-floors/floors.txt
+	@$(MAKE) --no-print-directory test VENV=.venv-floors PIP_FLAGS='--constraint .venv-floors/floors.txt $(PIP_FLAGS)'
 
 lint: $(VENV)/.installed-dev  ## ruff: bugs, style, format
 	$(BIN)/ruff check .
@@ -40,6 +46,9 @@ format: $(VENV)/.installed-dev  ## let ruff put things right
 
 docs: $(VENV)/.installed-dev  ## pages of the programming interface, in docs/api
 	$(BIN)/pdoc --output-directory docs/api esvit_pl $(MODULES)
+
+notebooks: $(VENV)/.installed-dev  ## run the scripts in notebooks/ and keep them as notebooks with outputs
+	$(BIN)/python notebooks/execute.py
 
 bench: $(VENV)/.installed  ## time the parts that cost most
 	$(BIN)/python -m esvit_pl.benchmarks $(ARGS)

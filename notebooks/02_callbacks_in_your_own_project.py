@@ -11,6 +11,7 @@
 # - `LearningCurve`: a picture that is drawn again after every epoch.
 
 # %%
+import logging
 import os
 import tempfile
 import warnings
@@ -27,6 +28,7 @@ from esvit_pl.datasets import photographs
 
 SHORT = os.environ.get("ESVIT_SHORT") == "1"  # the size of a test
 EPOCHS = 2 if SHORT else 6
+logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
 warnings.filterwarnings("ignore", message=".*does not have many workers.*")
 warnings.filterwarnings("ignore", message=".*LeafSpec.*")
 

@@ -34,6 +34,4 @@ class Module(lightning.LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         settings = dict(self.optim["optimizer"])
-        return getattr(torch.optim, settings.pop("type"))(
-            [p for p in self.parameters() if p.requires_grad], **settings
-        )
+        return getattr(torch.optim, settings.pop("type"))([p for p in self.parameters() if p.requires_grad], **settings)

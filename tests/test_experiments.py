@@ -185,7 +185,8 @@ def test_a_preset_follows_the_scaling_rules(name):
     warmup = max(steps / 30, min(1000, steps / 10))
     assert cfg.optimizer.warmup_epochs * steps_per_epoch == pytest.approx(warmup, rel=0.01)
     assert cfg.module.freeze_prototypes_epochs == pytest.approx(cfg.optimizer.warmup_epochs / 10, rel=0.01)
-    assert cfg.loss.teacher_temp_warmup_epochs == epochs / 10
+    temperature = (cfg.loss.teacher_temp, cfg.loss.teacher_temp_warmup_epochs)
+    assert temperature == ((0.04, 0) if name == "laptop" else (0.07, epochs / 10))
 
 
 @pytest.mark.parametrize("name", PRESETS)

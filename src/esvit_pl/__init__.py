@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from esvit_pl.cli.calls import compose as compose
     from esvit_pl.cli.calls import evaluate as evaluate
     from esvit_pl.cli.calls import list_backbones as list_backbones
+    from esvit_pl.cli.calls import plan as plan
     from esvit_pl.cli.calls import pretrain as pretrain
     from esvit_pl.datamodule import ImageDataModule as ImageDataModule
     from esvit_pl.modules import KNNEvaluator as KNNEvaluator
@@ -48,6 +49,7 @@ _NAMES = {
     "compose": "esvit_pl.cli.calls",
     "evaluate": "esvit_pl.cli.calls",
     "list_backbones": "esvit_pl.cli.calls",
+    "plan": "esvit_pl.cli.calls",
     "pretrain": "esvit_pl.cli.calls",
 }
 # Rooms that answer to `esvit_pl.<room>` without an import of their own.

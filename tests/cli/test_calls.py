@@ -108,6 +108,17 @@ def test_what_is_missing_or_wrong_is_said(tmp_path):
         esvit_pl.pretrain("photographs", trainer={"max_epoch": 3})
 
 
+def test_plan_takes_the_same_arguments_and_starts_nothing(pictures, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    made = esvit_pl.plan(pictures, "swin_tiny_w7", 100, **MACHINE, **{"optimizer.warmup_epochs": 3})
+    assert (made.images, made.global_batch, made.steps) == (36, 8, 400)
+    assert made.backbone == pytest.approx(28e6, rel=0.03)
+    assert "steps                 400 (4 an epoch, 100 epochs)" in str(made)
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(ValueError, match=r"dry_run is for the command; esvit_pl.plan\(...\) takes the same arguments"):
+        esvit_pl.pretrain(pictures, tmp_path / "x", dry_run=True, **MACHINE)
+
+
 # -- evaluate
 
 

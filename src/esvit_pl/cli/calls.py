@@ -1,5 +1,5 @@
-"""The commands as functions, for notebooks and scripts: ``esvit_pl.pretrain``, ``evaluate``, ``compose``,
-``list_backbones``.
+"""The commands as functions, for notebooks and scripts: ``esvit_pl.pretrain``, ``evaluate``, ``plan``,
+``compose``, ``list_backbones``.
 
 They do what the commands do with the same configs, and leave nothing behind in the process: Hydra's global state,
 random generators, warning filters and log levels are afterwards as they were.
@@ -29,6 +29,7 @@ from esvit_pl.cli.app import hints, version_base
 from esvit_pl.cli.near_match import near
 
 if TYPE_CHECKING:
+    from esvit_pl.cli.plan import Plan
     from esvit_pl.cli.result import Result
     from esvit_pl.datasets import Splits
 
@@ -68,8 +69,26 @@ def pretrain(
     words = settings({"backbone": backbone, "trainer.max_epochs": epochs}, overrides)
     cfg, choices, images = _prepared("pretrain", data, out, words)
     _need("pretrain", cfg, images, ())
+    if cfg.dry_run:
+        raise ValueError("dry_run is for the command; esvit_pl.plan(...) takes the same arguments and starts nothing")
     with nothing_left_behind():
         return job.pretrain(cfg, images, default_callbacks=choices.get("callbacks") == "default")
+
+
+def plan(data: Images = None, backbone: str | None = None, epochs: int | None = None, **overrides: Any) -> Plan:
+    """What `pretrain` with these arguments would be: steps, global batch, learning rate, parameters, memory, disk.
+
+        print(esvit_pl.plan("photos/", backbone="swin_base_w14", trainer={"devices": 8}))
+
+    Nothing is started, and no image is read.
+    """
+    from esvit_pl.cli import plan as planning
+
+    words = settings({"backbone": backbone, "trainer.max_epochs": epochs}, overrides)
+    cfg, _, images = _prepared("pretrain", data, None, words)
+    _need("pretrain", cfg, images, ())
+    with nothing_left_behind():
+        return planning.make(cfg, images)
 
 
 def evaluate(

@@ -51,6 +51,26 @@ class Plan:
     def global_batch(self) -> int:
         return self.batch_size * self.processes * self.accumulate
 
+    def __str__(self) -> str:
+        """Lines for a terminal."""
+        held = self.weights + self.gradients + self.optimizer_state
+        per_step = f"{self.batch_size} x {self.processes} processes x {self.accumulate} accumulated"
+        free = shutil.disk_usage(".").free
+        rows = {
+            "images": f"{self.images:,}",
+            "global batch": f"{self.global_batch:,} images ({per_step})",
+            "steps": f"{self.steps:,} ({self.steps_per_epoch:,} an epoch, {self.epochs:g} epochs)",
+            "peak learning rate": f"{self.lr:.4g} ({self.lr_per_256:g} per 256 images)",
+            "parameters": f"{self.backbone / 1e6:.1f} M backbone, {self.heads / 1e6:.1f} M heads with prototypes",
+            "memory per process": f"{held / MIB:,.0f} MiB before any activation: student, teacher and centres "
+            f"{self.weights / MIB:,.0f}, gradients {self.gradients / MIB:,.0f}, "
+            f"{self.optimizer} {self.optimizer_state / MIB:,.0f}",
+            "disk for checkpoints": f"{self.checkpoint * self.checkpoints / MIB:,.0f} MiB ({self.checkpoints} x "
+            f"{self.checkpoint / MIB:,.0f}); free here: {free / MIB:,.0f} MiB",
+        }
+        width = max(map(len, rows))
+        return "\n".join(f"{name:<{width}}  {value}" for name, value in rows.items())
+
 
 def make(cfg: DictConfig, images: Splits | None = None) -> Plan:
     """The plan of a config of ``esvit-pretrain``. Reads the list of images and no image; no weight is ever drawn.
@@ -111,32 +131,6 @@ def kept_checkpoints(cfg: DictConfig, epochs: int | None) -> int:
     numbered = nodes.get("checkpoint")
     every = numbered.every_n_epochs if numbered is not None else None
     return ((epochs or 0) // every if every else 0) + (nodes.get("checkpoint_last") is not None)
-
-
-def as_text(plan: Plan) -> str:
-    """The plan as lines for a terminal."""
-    held = plan.weights + plan.gradients + plan.optimizer_state
-    per_step = f"{plan.batch_size} x {plan.processes} processes x {plan.accumulate} accumulated"
-    free = shutil.disk_usage(".").free
-    rows = [
-        ("images", f"{plan.images:,}"),
-        ("global batch", f"{plan.global_batch:,} images ({per_step})"),
-        ("steps", f"{plan.steps:,} ({plan.steps_per_epoch:,} an epoch, {plan.epochs:g} epochs)"),
-        ("peak learning rate", f"{plan.lr:.4g} ({plan.lr_per_256:g} per 256 images)"),
-        ("parameters", f"{plan.backbone / 1e6:.1f} M backbone, {plan.heads / 1e6:.1f} M heads with prototypes"),
-        (
-            "memory per process",
-            f"{held / MIB:,.0f} MiB before any activation: student, teacher and centres {plan.weights / MIB:,.0f}, "
-            f"gradients {plan.gradients / MIB:,.0f}, {plan.optimizer} {plan.optimizer_state / MIB:,.0f}",
-        ),
-        (
-            "disk for checkpoints",
-            f"{plan.checkpoint * plan.checkpoints / MIB:,.0f} MiB ({plan.checkpoints} x "
-            f"{plan.checkpoint / MIB:,.0f}); free here: {free / MIB:,.0f} MiB",
-        ),
-    ]
-    width = max(len(name) for name, _ in rows)
-    return "\n".join([*(f"{name:<{width}}  {value}" for name, value in rows), "", "dry_run=true: nothing was started"])
 
 
 def size(x: object) -> int:

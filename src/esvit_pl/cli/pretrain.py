@@ -36,7 +36,7 @@ def main(cfg: DictConfig) -> float | None:
     from esvit_pl.cli import assemble, evaluation, plan
 
     if cfg.dry_run:
-        print(plan.as_text(plan.make(cfg)))
+        print(f"{plan.make(cfg)}\n\ndry_run=true: nothing was started")
         discard_run_folder()
         return None
     default = assemble.choice("callbacks") == "default"
