@@ -17,7 +17,7 @@ import toys
 
 from esvit_pl import distributed
 from esvit_pl.augment import Recipe
-from esvit_pl.callbacks import OnlineKNN
+from esvit_pl.callbacks import CollapseMonitor, OnlineKNN, OnlineLinear
 from esvit_pl.datamodule import ImageDataModule
 from esvit_pl.datasets import ArrayDataset, Splits
 from esvit_pl.loggers import MetricsCSV, read_metrics
@@ -78,14 +78,14 @@ class Counting:
 
 def pretrain(path: Path, ranks: int, dtype: torch.dtype, optimizer: str) -> tuple[dict[str, torch.Tensor], list[dict]]:
     module = toys.pretrainer(optimizer={"name": optimizer, "lr": 0.5}, loss={"region_start_epoch": 1}).to(dtype)
-    knn = OnlineKNN(k=[3, 5])
+    ours = [OnlineKNN(k=[3, 5]), OnlineLinear(lr=[0.1, 1.0]), CollapseMonitor(every_n_steps=1, window=1)]
     trainer = toys.trainer(
         path,
         max_epochs=2,
         strategy="ddp_spawn" if ranks > 1 else "auto",
         devices=ranks,
         precision="64-true" if dtype == torch.float64 else "32-true",
-        callbacks=[knn, CountOurs(path)],
+        callbacks=[*ours, CountOurs(path)],
         logger=MetricsCSV(path),
         log_every_n_steps=1,
     )
@@ -121,11 +121,15 @@ def test_pretraining_on_two_processes_is_that_on_one_and_sends_next_to_nothing(t
     assert toys.largest_difference(one, two) < tolerance
     logged = [name for row in one_log for name in row]
     assert {"train/view_loss", "train/region_loss", "train/matched_share", "knn/top1", "knn/k5/top5"} <= set(logged)
-    assert_equal_logs(one_log, two_log, tolerance, names=18)
-    # Beside the gradients: one sum for each optimizer step; for each k-NN measurement the bank and query's sizes ...
+    assert {"linear/top1", "health/region_diversity", "health/effective_rank"} <= set(logged)
+    assert_equal_logs(one_log, two_log, tolerance, names=30)
+    # Beside the gradients, in an epoch: centres, losses and the non-finite flag as one sum for each step; a sum of the
+    # linear heads' gradients, and one of what is right; two sums for k-NN. Gathered are, each with its sizes, bank
+    # features and labels for k-NN, embeddings and region statistics for the monitor, whose diagnostics are a sum.
+    step, heads, right, knn, diagnostics = STEPS, STEPS, 1, 2, STEPS
     counts = [json.loads((tmp_path / "two" / f"rank_{r}").read_text()) for r in (0, 1)]
-    assert counts[0] == counts[1]
-    assert counts[0] == {"all_reduce": STEPS + 2, "all_gather": 4}
+    expected = {"all_reduce": step + heads + right + knn + diagnostics, "all_gather": 2 * (2 + 2 * STEPS)}
+    assert counts == [expected, expected]
     assert json.loads((tmp_path / "one" / "rank_0").read_text()) == {}
 
 

@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader
 
 from esvit_pl.callbacks.collapse_monitor import CollapseMonitor
 from esvit_pl.distributed import gather_over_ranks, rank
-from esvit_pl.metrics import effective_rank, feature_spread
+from esvit_pl.metrics import effective_rank, feature_spread, region_diversity
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),
@@ -238,7 +238,8 @@ def test_a_step_that_returns_nothing_of_use_is_read_at_a_submodule(tmp_path, cap
     assert run(module, CollapseMonitor("teacher.body")) == told
     assert not module.teacher["body"]._forward_hooks
     said = capsys.readouterr().out
-    assert said.startswith("CollapseMonitor watches feature_spread, effective_rank; it misses region_diversity, ")
+    assert said.startswith("CollapseMonitor watches feature_spread, effective_rank; it misses region_diversity: ")
+    assert "training_step returns no 'regions' (b, regions, channels)" in said
     assert "teacher_entropy_share, kl, matched_share: training_step returns none in 'diagnostics'" in said
     assert said.count("CollapseMonitor") == 1
 
@@ -342,10 +343,12 @@ class OneRankIsIll(Dino):
         assert torch.equal(*gather_over_ranks(mine[None]))
         assert monitor.means()["teacher_entropy_share"] == pytest.approx(0.985)
         assert monitor._steps == 5  # an epoch of 3 steps without judgement, and 2 of patience
-        # A rank whose last batch is a single image has no spread to add.
-        embedding = POINTS[: 1 if rank() else 16]
-        alone = monitor.measure({"embedding": embedding}, self.device)
-        assert alone["feature_spread"] == pytest.approx(feature_spread(POINTS[:16]).item())
+        # The images of both ranks count as those of one batch, however few a rank has.
+        rows = slice(16, 17) if rank() else slice(0, 16)
+        regions = POINTS[:51].view(17, 3, -1)
+        together = monitor.measure({"embedding": POINTS[rows], "regions": regions[rows]}, self.device)
+        assert together["feature_spread"] == pytest.approx(feature_spread(POINTS[:17]).item())
+        assert together["region_diversity"] == pytest.approx(region_diversity(regions).item())
         Path(self.trainer.default_root_dir, f"rank{rank()}").touch()
 
 
@@ -369,7 +372,7 @@ def test_mistakes_are_named(tmp_path) -> None:
         CollapseMonitor(thresholds={"entropy": (0, 1)})
     with pytest.raises(ValueError, match=r"thresholds.kl as \(low, high\), None for no bound, got \[0.1\]"):
         CollapseMonitor(thresholds={"kl": [0.1]})
-    with pytest.raises(ValueError, match=r"embedding of CollapseMonitor .*'teacher.trunk'.* it has body, head"):
+    with pytest.raises(ValueError, match=r"CollapseMonitor looks for embedding='teacher.trunk'.* it has body, head"):
         fit(Dino(), tmp_path, CollapseMonitor("teacher.trunk"))
     with pytest.raises(ValueError, match="needs a network at embedding='distil', found method"):
         fit(Dino(), tmp_path, CollapseMonitor("distil"))

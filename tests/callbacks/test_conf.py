@@ -27,7 +27,7 @@ def group(*overrides: str, folder: Any = "out") -> dict[str, Any]:
 
 def test_default_is_all_of_them_with_progress_after_the_measures() -> None:
     names = list(group("+callbacks=default"))
-    assert names == ["knn", "throughput", "progress", "checkpoint", "checkpoint_last"]
+    assert names == ["knn", "throughput", "collapse", "progress", "checkpoint", "checkpoint_last"]
 
 
 @pytest.mark.parametrize("name", ["knn", "linear", "learning_curve", "throughput", "progress"])

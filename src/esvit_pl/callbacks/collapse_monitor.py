@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -13,16 +12,20 @@ from pytorch_lightning import Callback
 from torch import Tensor, nn
 
 from esvit_pl.callbacks.parts import find_part
-from esvit_pl.distributed import sum_over_ranks
-from esvit_pl.metrics.collapse import HEALTHY, Healthy, effective_rank, feature_spread, measure_of, symptom
-from esvit_pl.metrics.features import pooled
+from esvit_pl.distributed import mean_over_ranks
+from esvit_pl.metrics.collapse import (
+    HEALTHY,
+    Healthy,
+    diversity,
+    effective_rank,
+    feature_spread,
+    measure_of,
+    region_statistics,
+    symptom,
+)
+from esvit_pl.metrics.features import gather_uneven, pooled
 
-FROM_EMBEDDING: dict[str, Callable[[Tensor], Tensor]] = {
-    "feature_spread": feature_spread,
-    "effective_rank": effective_rank,
-}
-UNDEFINED = math.nan
-"""What one image alone cannot tell; the same object every time, unlike a nan that was measured."""
+FROM_EMBEDDING = ("feature_spread", "effective_rank")
 
 
 class CollapseMonitor(Callback):
@@ -31,14 +34,14 @@ class CollapseMonitor(Callback):
     Reads what ``training_step`` returns and costs no further forward pass:
 
     - ``outputs["embedding"]`` (b d), best the teacher's: ``feature_spread`` and ``effective_rank``;
+    - ``outputs["regions"]`` (b r c), likewise: ``region_diversity``;
     - ``outputs["diagnostics"]``, {name: scalar}: ``teacher_entropy_share`` (`metrics.entropy_share`: entropy as a share
       of ln k, so that nobody needs to know k), ``kl`` (teacher to student: cross entropy minus entropy, in nats),
-      ``region_diversity`` (`metrics.region_diversity`), ``matched_share`` and ``center_norm``; with several heads as
-      ``view_kl``, ``region_kl``, ...
+      ``matched_share`` and ``center_norm``; with several heads as ``view_kl``, ``region_kl``, ...
 
     Logs the mean over the last ``window`` measurements as ``health/<name>``, and ``health/alarm``: 1 while any of them
-    lies outside its healthy range, else 0. ModelCheckpoint and EarlyStopping can monitor all of them. Values are
-    averaged over processes, so that each comes to the same decision.
+    lies outside its healthy range, else 0. ModelCheckpoint and EarlyStopping can monitor all of them. Values are those
+    of the images of all processes, so that each comes to the same decision.
 
     A teacher region lives for one step, for crops are drawn anew. So the share of teacher regions that are ever matched
     in so many steps is the mean of ``matched_share`` over these steps.
@@ -106,7 +109,7 @@ class CollapseMonitor(Callback):
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         if stage == "fit" and isinstance(self.embedding, str):
-            network = find_part("the embedding of CollapseMonitor", pl_module, self.embedding)
+            network = find_part("CollapseMonitor", pl_module, self.embedding, argument="embedding")
             if not isinstance(network, nn.Module):
                 raise ValueError(
                     f"CollapseMonitor needs a network at embedding={self.embedding!r}, found {type(network).__name__}; "
@@ -149,16 +152,18 @@ class CollapseMonitor(Callback):
 
     @torch.no_grad()
     def measure(self, outputs: Mapping[str, Any], device: torch.device) -> dict[str, float]:
-        """What this step tells, averaged over the processes on which it is defined."""
-        found = self._found(outputs)
-        if not found:
-            return {}
-        values = [torch.as_tensor(value, dtype=torch.float32, device=device).mean() for value in found.values()]
-        defined = [float(value is not UNDEFINED) for value in found.values()]
-        table = torch.stack([torch.stack(values), torch.tensor(defined, device=device)])  # (2 measures)
-        table[0] = table[0].where(table[1] > 0, 0.0)
-        sums, counts = sum_over_ranks(table).tolist()
-        return {name: total / n for name, total, n in zip(found, sums, counts, strict=True) if n}
+        """What this step tells of the images of all processes: features are gathered, diagnostics are averaged."""
+        found: dict[str, Tensor] = {}
+        features, regions = self._embedding(outputs), outputs.get("regions")
+        if features is not None and len(features := gather_uneven(features)) > 1:
+            found |= {"feature_spread": feature_spread(features), "effective_rank": effective_rank(features)}
+        if regions is not None:
+            found["region_diversity"] = diversity(gather_uneven(region_statistics(regions)))
+        given = {name: value for name, value in (outputs.get("diagnostics") or {}).items() if measure_of(name)}
+        if given:
+            values = [torch.as_tensor(value, dtype=torch.float64, device=device).mean() for value in given.values()]
+            found |= dict(zip(given, mean_over_ranks(torch.stack(values)), strict=True))
+        return {name: float(value) for name, value in found.items()}
 
     def means(self) -> dict[str, float]:
         """Measure -> its mean over the last `window` measurements."""
@@ -178,16 +183,6 @@ class CollapseMonitor(Callback):
     @property
     def _due(self) -> bool:
         return self._steps == 0 or (self._steps + 1) % self.every_n_steps == 0
-
-    def _found(self, outputs: Mapping[str, Any]) -> dict[str, Any]:
-        """Name -> value of all that this step's outputs tell. The names are the same on every process."""
-        features = self._embedding(outputs)
-        found: dict[str, Any] = {}
-        if features is not None:
-            for name, function in FROM_EMBEDDING.items():
-                found[name] = function(features) if len(features) > 1 else UNDEFINED
-        diagnostics = outputs.get("diagnostics") or {}
-        return found | {name: diagnostics[name] for name in sorted(diagnostics) if measure_of(name)}
 
     def _embedding(self, outputs: Mapping[str, Any]) -> Tensor | None:
         if isinstance(self.embedding, str):
@@ -254,6 +249,8 @@ def _range(name: str, bounds: Sequence[float | None] | None) -> Healthy:
 
 def _missing(measure: str, embedding: Any) -> str:
     """Why a measure is missing, and what to do."""
+    if measure == "region_diversity":
+        return "training_step returns no 'regions' (b, regions, channels)"
     if measure not in FROM_EMBEDDING:
         return "training_step returns none in 'diagnostics', a dict {name: scalar} (functions: esvit_pl.metrics)"
     if isinstance(embedding, str):

@@ -27,6 +27,7 @@ from esvit_pl.metrics.features import Extracted, Unpack, pooled
 from esvit_pl.metrics.isolation import undisturbed
 from esvit_pl.metrics.knn import TopK
 from esvit_pl.metrics.linear import LinearHeads, as_lrs, learn_, linear_metrics
+from esvit_pl.precision import wide
 from esvit_pl.seeding import seed_torch
 
 
@@ -182,7 +183,7 @@ class OnlineLinear(Callback):
         label = step.get("label") if given is not None else None
         parts, features = list(self.features.values()), []
         if given is not None:
-            parts, features = parts[1:], [_wide(pooled(given).detach())]
+            parts, features = parts[1:], [wide(pooled(given).detach())]
             label = self.unpack(batch)[1] if label is None else label
         if parts:
             with undisturbed(module):
@@ -249,8 +250,3 @@ class OnlineLinear(Callback):
         if labels is None:
             raise ValueError(f"OnlineLinear needs labels, and {why}; give unpack= if they hide")
         return labels
-
-
-def _wide(x: Tensor) -> Tensor:
-    """In float32 at least."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))

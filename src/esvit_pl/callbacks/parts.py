@@ -16,13 +16,14 @@ Part = str | Callable[..., Any]
 """A dotted attribute path in the module, or the function itself."""
 
 
-def find_part(owner: str, module: nn.Module, part: Part) -> Callable[..., Any]:
+def find_part(owner: str, module: nn.Module, part: Part, *, argument: str = "features") -> Callable[..., Any]:
     """The callable that `part` names.
 
     Args:
         owner: who asks, for the message.
         module: where a path starts.
         part: e.g. ``"teacher.backbone"``; a callable is given back as it is.
+        argument: the name under which `owner` was given it.
 
     Raises:
         ValueError: there is no such attribute, or it cannot be called; says where the path ends and what is there.
@@ -34,12 +35,12 @@ def find_part(owner: str, module: nn.Module, part: Part) -> Callable[..., Any]:
         if not hasattr(found, name):
             where = ".".join([type(module).__name__, *part.split(".")[:depth]])
             raise ValueError(
-                f"{owner} looks for features={part!r}, and {where} has no attribute {name!r}; it has "
+                f"{owner} looks for {argument}={part!r}, and {where} has no attribute {name!r}; it has "
                 f"{_listed(_parts_of(found))}. Give the path of a network, or a function of images"
             )
         found = getattr(found, name)
     if not callable(found):
-        raise ValueError(f"{owner} needs a network at features={part!r}, found {type(found).__name__}, no callable")
+        raise ValueError(f"{owner} needs a network at {argument}={part!r}, found {type(found).__name__}, no callable")
     return found
 
 

@@ -28,6 +28,8 @@ def match_views(student: list[Tensor], teacher: list[Tensor]) -> dict[tuple[int,
 def matched_share(matches: dict[tuple[int, int], Tensor], num_regions: list[int]) -> Tensor:
     """Share of teacher regions that any student region was matched to, averaged over teacher views; 1 / m is collapse.
 
+    A teacher region lives for one step, so that the mean over steps is the share that is ever matched in them.
+
     Args:
         matches: of `match_views`.
         num_regions: m of each teacher view.

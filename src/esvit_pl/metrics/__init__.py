@@ -4,11 +4,13 @@ from esvit_pl.metrics.baselines import GreyHistogram, RawPixels
 from esvit_pl.metrics.collapse import (
     HEALTHY,
     Healthy,
+    diversity,
     effective_rank,
     entropy_share,
     feature_spread,
     largest_entropy,
     region_diversity,
+    region_statistics,
 )
 from esvit_pl.metrics.features import Extracted, extract_features, gather_uneven, joined, pooled, unpack_batch
 from esvit_pl.metrics.isolation import same_random_state, undisturbed, untracked
@@ -25,6 +27,7 @@ __all__ = [
     "RawPixels",
     "TopK",
     "as_lrs",
+    "diversity",
     "effective_rank",
     "entropy_share",
     "equal_heads",
@@ -42,6 +45,7 @@ __all__ = [
     "linear_metrics",
     "pooled",
     "region_diversity",
+    "region_statistics",
     "same_random_state",
     "undisturbed",
     "unpack_batch",

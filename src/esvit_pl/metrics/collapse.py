@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from esvit_pl.precision import wide
+
 
 class Healthy(NamedTuple):
     """The range of a healthy measure, ends included; None is no bound."""
@@ -121,7 +123,7 @@ def feature_spread(features: Tensor) -> Tensor:
     Returns:
         Scalar; 0 for one row or none.
     """
-    x = _wide(_checked(features, 2, "(n, d)"))
+    x = wide(_checked(features, 2, "(n, d)"))
     if len(x) < 2:
         return x.new_zeros(())
     return F.normalize(x, dim=1).var(0, correction=1).sum()
@@ -141,7 +143,7 @@ def effective_rank(features: Tensor) -> Tensor:
     Returns:
         Scalar; 0 where all rows are equal up to rounding, and for one row or none; nan where a feature is not finite.
     """
-    x = _wide(_checked(features, 2, "(n, d)"))
+    x = wide(_checked(features, 2, "(n, d)"))
     if len(x) < 2:
         return x.new_zeros(())
     finite = x.isfinite().all()
@@ -166,11 +168,24 @@ def region_diversity(regions: Tensor) -> Tensor:
     Returns:
         Scalar in 0-1; 0 where all regions of all images are equal up to rounding; 1 for one image of unequal regions.
     """
-    x = _wide(_checked(regions, 3, "(b, r, c)"))
-    within = x.var(1, correction=0).sum(-1).mean()
-    between = x.mean(1).var(0, correction=0).sum()
+    return diversity(region_statistics(regions))
+
+
+@torch.no_grad()
+def region_statistics(regions: Tensor) -> Tensor:
+    """(b r c) -> (b c + 1): of each image the mean of its regions, then their variance. All that `diversity` needs,
+    and little enough to be gathered from many processes."""
+    x = wide(_checked(regions, 3, "(b, r, c)"))
+    return torch.cat([x.mean(1), x.var(1, correction=0).sum(-1, keepdim=True)], dim=1)
+
+
+@torch.no_grad()
+def diversity(statistics: Tensor) -> Tensor:
+    """`region_diversity` from the `region_statistics` (b c + 1) of all images."""
+    means, within = statistics[:, :-1], statistics[:, -1].mean()
+    between = means.var(0, correction=0).sum()
     total = within + between
-    rounding = (10 * torch.finfo(x.dtype).eps) ** 2 * x.square().sum(-1).mean()
+    rounding = (10 * torch.finfo(means.dtype).eps) ** 2 * (within + means.square().sum(-1).mean())
     return torch.where(total <= rounding, 0.0, within / total)  # a comparison with nan is false, and nan stays
 
 
@@ -185,17 +200,13 @@ def entropy_share(probabilities: Tensor) -> Tensor:
     Returns:
         Scalar in 0-1.
     """
-    p = _wide(probabilities)
+    p = wide(probabilities)
     return torch.special.entr(p).sum(-1).mean() / largest_entropy(p.shape[-1])
 
 
 def largest_entropy(k: int) -> float:
     """ln k, in nats; ln 2 for k = 1, so that it can be divided by."""
     return math.log(max(k, 2))
-
-
-def _wide(x: Tensor) -> Tensor:
-    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _checked(x: Tensor, ndim: int, shape: str) -> Tensor:

@@ -100,6 +100,7 @@ class Pretrainer(LightningModule):
         return {
             "loss": losses.total + self.idle(heads),
             "embedding": (teacher or student).pooled[0].detach(),
+            "regions": torch.cat((teacher or student).regions[: self.num_global]).detach(),
             "label": batch.get("label"),
             "diagnostics": losses.diagnostics,
         }

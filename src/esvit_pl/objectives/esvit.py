@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from esvit_pl.heads import ProjectionHead, Prototypes
 from esvit_pl.losses import Center, RegionLoss, ViewLoss, expected_prototype, log_partition, match_views, matched_share
-from esvit_pl.metrics.collapse import largest_entropy, region_diversity
+from esvit_pl.metrics.collapse import largest_entropy
 from esvit_pl.objectives.interface import Losses, Objective, Progress, Views
+from esvit_pl.precision import wide
 from esvit_pl.schedules import teacher_temperature
 
 
@@ -111,13 +112,12 @@ class EsViTObjective(Objective):
         with torch.autocast(student.pooled[0].device.type, enabled=False):
             for name in names:
                 self._add(losses, name, student, teacher, progress)
-            losses.diagnostics["region_diversity"] = region_diversity(torch.cat(teacher.regions))
         return losses
 
     def _add(self, losses: Losses, name: str, student: Views, teacher: Views, progress: Progress) -> None:
         """One term and its diagnostics."""
-        z, teacher_z = _wide(student.z[name]), _wide(teacher.z[name])
-        prototypes, teacher_prototypes = _wide([student.prototypes[name], teacher.prototypes[name]])
+        z, teacher_z = list(map(wide, student.z[name])), list(map(wide, teacher.z[name]))
+        prototypes, teacher_prototypes = map(wide, (student.prototypes[name], teacher.prototypes[name]))
         center = self.centers[name]
         assert isinstance(center, Center)
 
@@ -173,11 +173,6 @@ class EsViTObjective(Objective):
                 f"(trainer.max_epochs={epochs:g}): the region loss would never join; start earlier, train longer, "
                 "or choose loss=view"
             )
-
-
-def _wide(tensors: list[Tensor]) -> list[Tensor]:
-    """In float32 at least; float64 stays float64."""
-    return [tensor.to(torch.promote_types(tensor.dtype, torch.float32)) for tensor in tensors]
 
 
 def _rows(views: list[Tensor]) -> Tensor:
