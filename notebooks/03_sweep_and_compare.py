@@ -1,8 +1,8 @@
 # %% [markdown]
 # # Sweep, and compare
 #
-# Does the region loss help? Two losses times two seeds, trained by one command; every run of a sweep is an ordinary run
-# with a folder of its own. This needs no download (the images ship inside scikit-image and scikit-learn), and no
+# Does the region loss help? Two losses times two seeds, trained by one command; every run of a sweep is an ordinary
+# run with a folder of its own. This needs no download (the images ship inside scikit-image and scikit-learn), and no
 # GPU.
 
 # %%
@@ -21,9 +21,10 @@ if SHORT:
 # %% [markdown]
 # ## The sweep
 #
-# In a terminal this is `esvit-pretrain -m experiment=embedded loss=view,view_region seed=0,1`. Commas make the sweep; other
-# launchers run the jobs side by side (`hydra/launcher=joblib`) or on a cluster (`hydra/launcher=submitit_slurm`), and
-# `hparams_search=optuna` chooses the values itself (`pip install 'esvit_pl[sweep]'`).
+# In a terminal this is `esvit-pretrain -m experiment=embedded loss=view,view_region seed=0,1`. Commas make the sweep;
+# other launchers run the jobs side by side (`hydra/launcher=joblib`) or on a cluster
+# (`hydra/launcher=submitit_slurm`), and `hparams_search=optuna` chooses the values itself (`pip install
+# 'esvit_pl[sweep]'`).
 
 # %%
 command = ["esvit-pretrain", "-m", "experiment=embedded", "loss=view,view_region", "seed=0,1", *settings]
@@ -68,7 +69,8 @@ print(table.stdout)
 # %% [markdown]
 # ## The best one
 #
-# The folder of a run holds its config, its metrics and its checkpoints, so that anything can be done with it afterwards.
+# The folder of a run holds its config, its metrics and its checkpoints, so that anything can be done with it
+# afterwards.
 
 # %%
 import esvit_pl  # noqa: E402

@@ -24,6 +24,7 @@ from tests.cli.conftest import as_in_a_new_process, write_pictures  # the comman
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*have no `validation_step`"),
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),
+    pytest.mark.filterwarnings("ignore:.*declarative_base"),  # Optuna 2 on SQLAlchemy 2
     pytest.mark.filterwarnings("ignore:.*LeafSpec.*deprecated"),  # Lightning 2.6 on torch 2.14
 ]
 
@@ -149,10 +150,20 @@ def make_past_run() -> None:
         esvit_pl.pretrain("photos", "RUN")
 
 
-@pytest.mark.parametrize("path", documents.documents(), ids=lambda path: path.name)
-def test_every_block_runs(path: Path, desk: Path) -> None:
+def cases() -> Iterator[Any]:
+    """Every document, and once more, slow, those with slow blocks."""
+    for path in documents.documents():
+        yield pytest.param(path, False, id=path.name)
+        if any(block.slow for block in documents.blocks(path)):
+            yield pytest.param(path, True, id=f"{path.name}-slow", marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize(("path", "slow"), list(cases()))
+def test_every_block_runs(path: Path, slow: bool, desk: Path) -> None:
     names: dict[str, Any] = {"__name__": "__main__"}
     for block in documents.blocks(path):
+        if block.slow and not slow:
+            continue
         assert block.language in documents.LANGUAGES, f"{block.document}:{block.line} is in no known language"
         try:
             run_block(block, names)
