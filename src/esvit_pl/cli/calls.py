@@ -54,7 +54,8 @@ def pretrain(
     Args:
         data: a folder of images, the name of a ``dataset`` option ("photographs"), or ``datasets.Splits`` of your own.
             May be left out where an ``experiment`` brings its images.
-        out: folder of the run; by default a new one, ``logs/pretrain/runs/<time>``.
+        out: folder of the run; by default a new one, ``logs/pretrain/runs/<time>``. With ``trainer="ddp"`` give one,
+            so that the script means the same folder on every process.
         backbone: one of `list_backbones()`.
         epochs: length of the training.
         overrides: every other setting of the command: an option of a group (``loss="view"``, ``trainer="gpu"``,
