@@ -27,7 +27,7 @@ test: $(VENV)/.installed-dev  ## the tests that CI runs
 test-all: $(VENV)/.installed-dev  ## every test, whole runs included
 	$(BIN)/pytest $(ARGS)
 
-# Its floor pins every dependency: `torch>=2.10` in setup.cfg is `torch==2.10` in .venv-floors/floors.txt.
+# `torch>=2.10` in setup.cfg is `torch==2.10` in floors.txt. Some of these versions have no wheel for Python 3.13.
 test-floors:  ## `make test` in .venv-floors, with the oldest dependencies that setup.cfg allows
 	@mkdir -p .venv-floors
 	@sed -nE 's/^    ([a-z-]+)>=([^,]+).*/\1==\2/p' setup.cfg > .venv-floors/floors.txt

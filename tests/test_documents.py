@@ -37,7 +37,7 @@ SHORT = {"warmup_epochs": "0"}
 def reduced(command: str, words: list[str]) -> list[str]:
     """The same command line on a tiny model, tiny views and a CPU, for an epoch; our value of a key wins."""
     chosen = dict(word.split("=", 1) for word in words if "=" in word)
-    ours = {"datamodule.batch_size": "8", "datamodule.num_workers": "0"}
+    ours = {"datamodule.batch_size": "8", "datamodule.num_workers": "0", "trainer.devices": "1"}
     if "trainer" not in chosen or chosen["trainer"] in ("gpu", "ddp", "slurm", "default"):
         ours["trainer"] = "cpu"
     if command in ("pretrain", "linear"):
@@ -71,6 +71,8 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
     for hue, name in enumerate(("red", "green", "blue")):
         write_pictures(tmp_path / "photos" / name, 12, hue)
+        for part, number in (("train", 10), ("val", 4)):
+            write_pictures(tmp_path / "imagenet" / part / f"n0000000{hue}", number, hue)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setenv("ESVIT_LOG_DIR", "logs")
@@ -106,7 +108,7 @@ def run_block(block: Block, names: dict[str, Any]) -> None:
 
 
 def run_line(line: str) -> None:
-    words = shlex.split(line)
+    words = [word.replace("=/data/imagenet", "=imagenet") for word in shlex.split(line)]
     program = words[0]
     if program == "export":
         os.environ.update(word.split("=", 1) for word in words[1:])

@@ -11,9 +11,12 @@ import subprocess
 import sys
 import time
 import zipfile
+from importlib import metadata
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 
 ROOT = Path(__file__).parents[1]
 SETUP = configparser.ConfigParser()
@@ -81,6 +84,43 @@ def test_one_version_everywhere():
     assert version is not None
     assert citation is not None
     assert version[1] == citation[1]
+
+
+# -- the floors of setup.cfg, and `make test-floors`, which runs these tests at them
+
+
+FLOORS = [
+    Requirement(line)
+    for lines in (SETUP["options"]["install_requires"], *SETUP["options.extras_require"].values())
+    for line in lines.strip().splitlines()
+    if not line.startswith(("#", "esvit_pl["))
+]
+
+
+def floor(requirement: Requirement) -> str:
+    (version,) = [part.version for part in requirement.specifier if part.operator == ">="]
+    return version
+
+
+def test_make_pins_every_dependency_at_its_floor(tmp_path):
+    """With `:` in place of the make that would install and test, only the list of pins is left to do."""
+    for name in ("Makefile", "setup.cfg"):
+        shutil.copy(ROOT / name, tmp_path)
+    environment = {**os.environ, "MAKEFLAGS": ""}
+    subprocess.run(["make", "test-floors", "MAKE=:"], cwd=tmp_path, env=environment, check=True, timeout=60)
+    pins = (tmp_path / ".venv-floors" / "floors.txt").read_text().splitlines()
+    assert {"torch==2.10", "torchvision==0.25", "hydra-core==1.3.7"} < set(pins)
+    assert pins == [f"{requirement.name}=={floor(requirement)}" for requirement in FLOORS]
+
+
+@pytest.mark.skipif(not Path(sys.prefix, "floors.txt").is_file(), reason="not in the environment of make test-floors")
+def test_what_runs_here_are_the_floors():
+    """All but wandb: it needs an account, so no test runs it and `[dev]` does not bring it."""
+    here = {
+        requirement.name: metadata.version(requirement.name) for requirement in FLOORS if requirement.name != "wandb"
+    }
+    floors = {requirement.name: SpecifierSet(f"=={floor(requirement)}") for requirement in FLOORS}
+    assert not {f"{name} {version}": floors[name] for name, version in here.items() if version not in floors[name]}
 
 
 # -- the wheel
