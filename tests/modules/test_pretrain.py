@@ -7,6 +7,7 @@ import pytorch_lightning as pl
 import torch
 import toys
 from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.plugins import MixedPrecision
 from torch import nn
 
 from esvit_pl.backbones import Backbone, Features
@@ -212,6 +213,56 @@ def test_two_processes_are_one_at_the_same_global_batch(tmp_path, dtype, precisi
     two = _train(dtype, precision, tmp_path, "ddp_spawn", 2, 8, **parts)
     assert toys.largest_difference(one, two) < tolerance
     assert toys.largest_difference(one, toys.state(toys.pretrainer(**parts).to(dtype))) > 1e-3
+
+
+# Precision
+
+
+@pytest.mark.parametrize("precision", [32, "bf16-mixed"])
+def test_losses_are_computed_in_float32_whatever_the_networks_run_in(tmp_path, precision):
+    seen: set[torch.dtype] = set()
+
+    class Look(pl.Callback):
+        def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+            seen.update({outputs["loss"].dtype, *(value.dtype for value in outputs["diagnostics"].values())})
+
+    module = toys.pretrainer()
+    before = toys.state(module)
+    fit(module, tmp_path, precision=precision, callbacks=[Look()])
+    assert seen == {torch.float32}
+    assert all(torch.isfinite(value).all() for value in toys.state(module).values())
+    assert toys.largest_difference(before, toys.state(module)) > 1e-3
+    assert all(p.dtype == torch.float32 for p in module.parameters())
+
+
+def in_float16(scale: float):
+    """16-mixed as on a GPU, loss scaling included."""
+    return MixedPrecision("16-mixed", "cpu", scaler=torch.amp.GradScaler("cpu", init_scale=scale))
+
+
+def test_gradients_are_clipped_after_the_loss_scale_is_taken_out(tmp_path):
+    states = []
+    for scale in (64.0, 4096.0):
+        module = toys.pretrainer(optimizer={"name": "sgd", "lr": 2.0, "warmup_epochs": 0}, clip_grad=0.01)
+        fit(module, tmp_path, plugins=[in_float16(scale)], max_epochs=1)
+        states.append(toys.state(module))
+    moved = toys.largest_difference(states[0], toys.state(toys.pretrainer()))
+    assert toys.largest_difference(*states) < moved / 10  # float16 rounds; the scales differ by 64
+
+
+def test_a_step_that_the_scaler_skips_still_moves_centre_and_teacher(tmp_path):
+    module = toys.pretrainer(optimizer={"warmup_epochs": 0})
+    before = toys.state(module)
+    with torch.no_grad():  # so that the teacher has a way to go
+        for p in module.student.parameters():
+            p.add_(0.01)
+    student = toys.state(module.student)
+    fit(module, tmp_path, plugins=[in_float16(1e38)], max_epochs=1, length=8)
+    after = toys.state(module)
+    assert toys.largest_difference(student, toys.state(module.student)) == 0
+    assert not torch.equal(after["objective.centers.view.value"], before["objective.centers.view.value"])
+    name = "teacher.heads.view.mlp.0.weight"
+    assert not torch.equal(after[name], before[name])
 
 
 # What is not finite
