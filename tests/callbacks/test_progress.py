@@ -60,5 +60,8 @@ def test_a_bar_only_where_there_is_a_terminal(monkeypatch) -> None:
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
     assert isinstance(progress_bar(refresh_rate=7), TQDMProgressBar)
     assert progress_bar(refresh_rate=7).refresh_rate == 7
+    monkeypatch.setitem(sys.modules, "ipykernel", sys)  # a notebook's stdout says that it is a terminal
+    assert isinstance(progress_bar(), PlainProgress)
+    monkeypatch.delitem(sys.modules, "ipykernel")
     monkeypatch.setattr(sys.stdout, "isatty", lambda: False, raising=False)
     assert isinstance(progress_bar(), PlainProgress)

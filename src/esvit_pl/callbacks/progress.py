@@ -90,10 +90,10 @@ class TerminalProgress(TQDMProgressBar):
 
 
 def progress_bar(refresh_rate: int = 1) -> ProgressBar:
-    """The bar where there is a terminal or a notebook, plain lines elsewhere.
+    """The bar where there is a terminal, plain lines elsewhere: a notebook would keep every state of the bar.
 
     Args:
         refresh_rate: batches between two updates of the bar.
     """
-    notebook = "ipykernel" in sys.modules
-    return TerminalProgress(refresh_rate=refresh_rate) if notebook or sys.stdout.isatty() else PlainProgress()
+    notebook = "ipykernel" in sys.modules  # whose stdout says that it is a terminal
+    return TerminalProgress(refresh_rate=refresh_rate) if sys.stdout.isatty() and not notebook else PlainProgress()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import json
 from base64 import b64encode
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,19 +37,27 @@ class Result:
         return {path.stem: path for path in sorted((self.folder / "figures").glob("*.png"))}
 
     def __repr__(self) -> str:
-        shown = ", ".join(f"{name}={value:.4g}" for name, value in self.metrics.items())
-        return f"Result({str(self.folder)!r}, checkpoint={str(self.checkpoint)!r}, {shown})"
+        shown = "".join(f", {name}={value:.4g}" for name, value in self.metrics.items() if _is_main(name))
+        return f"Result({str(self.folder)!r}, checkpoint={str(self.checkpoint)!r}{shown})"
 
     def _repr_html_(self) -> str:
-        rows = "".join(
-            f"<tr><td>{html.escape(name)}</td><td>{value:.4g}</td></tr>" for name, value in self.metrics.items()
-        )
+        main = {name: value for name, value in self.metrics.items() if _is_main(name)}
         pictures = "".join(
             f'<p><img alt="{html.escape(name)}" style="max-width:100%" '
             f'src="data:image/png;base64,{b64encode(path.read_bytes()).decode()}"></p>'
             for name, path in self.figures.items()
         )
-        return f"<p><code>{html.escape(str(self.folder))}</code></p>{pictures}<table>{rows}</table>"
+        rest = f"<details><summary>all metrics</summary>{_table(self.metrics)}</details>"
+        return f"<p><code>{html.escape(str(self.folder))}</code></p>{_table(main)}{pictures}{rest}"
+
+
+def _is_main(name: str) -> bool:
+    return name.endswith(("_loss", "/top1")) and name.count("/") == 1
+
+
+def _table(metrics: Mapping[str, float]) -> str:
+    rows = (f"<tr><td>{html.escape(name)}</td><td>{value:.4g}</td></tr>" for name, value in metrics.items())
+    return f"<table>{''.join(rows)}</table>"
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
