@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
-from hydra.core.singleton import Singleton
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
@@ -242,14 +241,14 @@ def _composed(command: str, overrides: Sequence[str]) -> tuple[DictConfig, dict[
 
 @contextmanager
 def hydra_of_our_own() -> Iterator[None]:
-    """Hydra on our configs inside, and its global state as before afterwards, even in another Hydra application."""
-    state = Singleton.get_state()
+    """Hydra on our configs inside; afterwards the Hydra that was there before, even that of another application."""
+    before = GlobalHydra.instance().hydra
     GlobalHydra.instance().clear()
     try:
         with hydra.initialize_config_module(CONFIGS, **version_base()):
             yield
     finally:
-        Singleton.set_state(state)
+        GlobalHydra.instance().hydra = before
 
 
 def _prepared(
