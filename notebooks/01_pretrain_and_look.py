@@ -15,7 +15,7 @@ import torch.nn.functional as F
 
 import esvit_pl
 from esvit_pl.augment import Recipe
-from esvit_pl.datasets import photographs
+from esvit_pl.datasets import FREE_TO_SHOW, photographs
 from esvit_pl.metrics import extract_features, knn_accuracy
 
 SHORT = os.environ.get("ESVIT_SHORT") == "1"  # the size of a test
@@ -81,22 +81,28 @@ query = extract_features(run.backbone, data.query_dataloader())
 accuracy = knn_accuracy(bank.features, bank.labels, query.features, query.labels, k=[1, 20])
 print({k: f"{100 * top.top1:.1f} %" for k, top in accuracy.items()})
 
+
 # %%
-asked = range(0, len(splits.query), len(splits.query) // 6)
-cosine = F.normalize(query.features[list(asked)], dim=1) @ F.normalize(bank.features, dim=1).T
-nearest = cosine.topk(6, dim=1).indices
-figure, cells = plt.subplots(len(nearest), 7, figsize=(7, 1.05 * len(nearest)), layout="constrained")
+def free(images) -> list[int]:
+    """Patches of photographs that may be shown in a published notebook."""
+    return [index for index in range(len(images)) if images.name(index).split("/")[0] in FREE_TO_SHOW]
+
+
+shown = free(splits.bank)
+asked = free(splits.query)[:: len(free(splits.query)) // 6][:6]
+cosine = F.normalize(query.features[asked], dim=1) @ F.normalize(bank.features[shown], dim=1).T
+nearest = [[shown[column] for column in row] for row in cosine.topk(6, dim=1).indices.tolist()]
+figure, cells = plt.subplots(len(asked), 7, figsize=(7, 1.05 * len(asked)), layout="constrained")
+figure.suptitle("left: asked; then the nearest in the bank, green if from the same photograph", fontsize=10)
 for row, index, neighbours in zip(cells, asked, nearest):
     patch, label = splits.query[index]
     row[0].imshow(patch.permute(1, 2, 0))
-    for cell, neighbour in zip(row[1:], neighbours.tolist()):
+    for cell, neighbour in zip(row[1:], neighbours):
         found, its_label = splits.bank[neighbour]
         cell.imshow(found.permute(1, 2, 0))
         cell.spines[:].set(color="#009E73" if its_label == label else "#D55E00", linewidth=3)
     for cell in row:
         cell.set(xticks=[], yticks=[])
-cells[0][0].set_title("asked", fontsize=9)
-cells[0][1].set_title("nearest in the bank: green from the same photograph", fontsize=9, loc="left")
 plt.show()
 
 # %% [markdown]

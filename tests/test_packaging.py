@@ -216,6 +216,22 @@ def test_every_command_composes_its_config_from_any_folder(shell, command):
     assert "log_dir: ${oc.env:ESVIT_LOG_DIR,logs}" in done.stdout
 
 
+@pytest.mark.parametrize(
+    ("choice", "plugin"),
+    [
+        ("hparams_search=optuna", "hydra_optuna_sweeper"),
+        ("hydra/launcher=joblib", "hydra_joblib_launcher"),
+        ("hydra/launcher=submitit_slurm", "hydra_submitit_launcher"),
+    ],
+)
+def test_our_settings_of_a_sweep_are_known_to_the_plugin(shell, choice, plugin):
+    """Also at its floor: the sweeps themselves are slow tests. Version 1.2 of Optuna's has no max_failure_rate."""
+    pytest.importorskip(f"hydra_plugins.{plugin}")
+    done = shell(f"esvit-pretrain {choice} --cfg hydra")
+    assert done.returncode == 0, done.stderr
+    assert f"_target_: hydra_plugins.{plugin}" in done.stdout
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_says_what_it_needs(shell, tmp_path, command):
     done = shell(command)

@@ -171,11 +171,12 @@ def test_compose_inside_another_hydra_application_leaves_it_alone(tmp_path):
     import hydra
 
     (tmp_path / "theirs.yaml").write_text("answer: 42\n")
+    was_initialized = HydraConfig.initialized()
     with hydra.initialize_config_dir(str(tmp_path), version_base="1.3"):
         esvit_pl.compose("knn", "seed=3")
         assert hydra.compose("theirs").answer == 42
     assert not GlobalHydra.instance().is_initialized()
-    assert not HydraConfig.initialized()
+    assert HydraConfig.initialized() == was_initialized
 
 
 def test_compose_says_what_is_wrong():

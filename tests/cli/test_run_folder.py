@@ -10,7 +10,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from esvit_pl.cli import run_folder
-from esvit_pl.cli.run_folder import RunFolder, environment, git_state
+from esvit_pl.cli.run_folder import RunFolder, environment, git_state, remove_empty
 
 
 def results(run: RunFolder) -> dict:
@@ -117,3 +117,20 @@ def test_a_package_that_is_not_there_is_null(monkeypatch):
 def test_the_command_is_kept_as_it_was_typed(monkeypatch):
     monkeypatch.setattr("sys.argv", ["/usr/bin/esvit-knn", "ckpt_path=a b.ckpt"])
     assert environment()["command"] == ["esvit-knn", "ckpt_path=a b.ckpt"]
+
+
+def test_empty_folders_go_but_never_the_one_we_stand_in(tmp_path, monkeypatch):
+    here = tmp_path / "here"
+    (here / "logs" / "runs" / "one").mkdir(parents=True)
+    monkeypatch.chdir(here)
+    remove_empty(Path("logs/runs/one"))
+    assert list(tmp_path.iterdir()) == [here]
+    assert list(here.iterdir()) == []
+    remove_empty(Path("."))
+    assert here.is_dir()
+    (here / "logs" / "runs").mkdir(parents=True)
+    (here / "logs" / "kept.txt").touch()
+    remove_empty(Path("logs/runs"))
+    assert [path.name for path in (here / "logs").iterdir()] == ["kept.txt"]
+    with pytest.raises(OSError, match="not empty"):
+        remove_empty(Path("logs"))

@@ -28,6 +28,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from esvit_pl.cli import near_match, sweep
 from esvit_pl.cli.instantiation import hydra_has_whitelist, import_plugins, trusted_patterns
+from esvit_pl.cli.run_folder import remove_empty
 
 Task = Callable[[DictConfig], Any]
 
@@ -197,7 +198,7 @@ def discard_run_folder() -> None:
             path.unlink(missing_ok=True)
         for inner in sorted((path for path in folder.rglob("*") if path.is_dir()), reverse=True):
             inner.rmdir()
-        os.removedirs(folder)  # and the parents that are empty now
+        remove_empty(folder)
 
 
 def _flatten(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -8,7 +8,7 @@ import platform
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -66,6 +66,24 @@ class RunFolder:
             self.update(status="failed", error=f"{type(error).__name__}: {error}")
             raise
         self.update(status="finished")
+
+
+def remove_empty(folder: Path) -> None:
+    """Remove an empty folder and those above it that are empty then; never the one we stand in, nor one above it.
+
+    Raises:
+        OSError: the folder is not empty.
+    """
+    here = Path.cwd()
+    folder = folder.resolve()
+    kept = {here, *here.parents}
+    if folder not in kept:
+        folder.rmdir()
+    with suppress(OSError):  # the first one that holds something
+        for above in folder.parents:
+            if above in kept:
+                break
+            above.rmdir()
 
 
 def environment() -> dict[str, Any]:

@@ -22,7 +22,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from esvit_pl.cli.processes import processes
-from esvit_pl.cli.run_folder import RunFolder
+from esvit_pl.cli.run_folder import RunFolder, remove_empty
 from esvit_pl.cli.run_table import COLUMNS, dots, goal, ranked, report, run_table, smaller_is_better, write_csv
 from esvit_pl.cli.runs import Run, find_runs
 
@@ -108,7 +108,7 @@ def _discard(folder: Path) -> None:
     if folder.is_dir() and {path.name for path in folder.iterdir()} <= {"multirun.yaml"}:
         with suppress(OSError):  # it stays, and so what
             (folder / "multirun.yaml").unlink(missing_ok=True)
-            os.removedirs(folder)
+            remove_empty(folder)
 
 
 # -- jobs of several processes

@@ -72,7 +72,8 @@ def learning_curve(
             axes[-1].plot(steps / per_epoch, 100 * values, color=GREEN, marker=mark, markersize=4, label="pretraining")
         _baselines(axes[-1], {ROWS.get(name, name): 100 * value for name, value in (baselines or {}).items()})
         _finish(axes[-1], "k-NN top-1 accuracy (%)" if accuracy == "knn/top1" else f"{accuracy} (%)")
-        axes[-1].set_ylim(bottom=0)
+        highest = 100 * max([*values, *(baselines or {}).values()], default=1.0)
+        axes[-1].set_ylim(0, 1.1 * highest if highest > 0 else 1)
     axes[-1].set_xlabel("epoch" if any("epoch" in row for row in rows) else "step")
     return figure
 
