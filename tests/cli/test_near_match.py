@@ -15,6 +15,15 @@ SPACE = ConfigSpace(
 )
 
 
+@pytest.mark.parametrize("setting", ["hydra/launcher=joblib", "hydra/sweeper=optuna", "hparams_search=optuna"])
+def test_a_missing_plugin_of_hydra_is_named_with_the_extra_that_brings_it(setting):
+    groups = {"hydra/launcher": ["basic"], "hydra/sweeper": ["basic"], "hparams_search": ["optuna"]}
+    without = explain_setting(setting, ConfigSpace(groups=groups))
+    assert without == f"{setting}: a plugin of Hydra is not installed; pip install 'esvit_pl[sweep]'"
+    groups |= {"hydra/launcher": ["basic", "joblib"], "hydra/sweeper": ["basic", "optuna"]}
+    assert explain_setting(setting, ConfigSpace(groups=groups)) is None
+
+
 @pytest.mark.parametrize(
     ("setting", "line"),
     [

@@ -21,6 +21,15 @@ class ConfigSpace:
     unchosen: Sequence[str] = ()
 
 
+_LAUNCHERS = ("joblib", "submitit_local", "submitit_slurm")
+# What a setting needs that Hydra has only with the plugins of the extra `sweep`: group and option.
+_PLUGINS = {
+    **{f"hydra/launcher={name}": ("hydra/launcher", name) for name in _LAUNCHERS},
+    "hydra/sweeper=optuna": ("hydra/sweeper", "optuna"),
+    "hparams_search=optuna": ("hydra/sweeper", "optuna"),
+}
+
+
 def near(word: str, options: Iterable[str]) -> list[str]:
     """The options that look like ``word``, nearest first: the best and those almost as near; empty where none is."""
     score = {option: SequenceMatcher(None, option.lower(), word.lower()).ratio() for option in options}
@@ -44,6 +53,9 @@ def explain_setting(setting: str, space: ConfigSpace) -> str | None:
         key = setting[1:].partition("=")[0]
         known = key in space.keys or key in space.groups
         return None if known else _did_you_mean(f"~{key}", [f"~{name}" for name in near_keys(key, space)])
+    group, option = _PLUGINS.get(setting, ("", ""))
+    if option not in space.groups.get(group, [option]):
+        return f"{setting}: a plugin of Hydra is not installed; pip install 'esvit_pl[sweep]'"
     appended = setting.startswith("+")
     key, equals, value = setting.lstrip("+").partition("=")
     key = key.partition("@")[0]  # `group@package=option`
