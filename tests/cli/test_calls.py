@@ -75,6 +75,16 @@ def test_the_function_and_the_command_give_the_same_weights(run, commands, pictu
     assert run.metrics["knn/top1"] == outcome.results["knn"]["pretrained"]
 
 
+def test_esvit_table_shows_what_was_changed(run):
+    from esvit_pl.cli.runs import read_run
+
+    told = read_run(run.folder)
+    assert told.status == "finished"
+    assert told.overrides["backbone"] == "swin_micro_32px"
+    assert told.overrides["loss.num_prototypes"] == "16"
+    assert told.results["knn/top1"] == run.metrics["knn/top1"]
+
+
 def test_it_shows_itself_in_a_notebook(run):
     shown = run._repr_html_()
     assert shown.count("data:image/png;base64,") == 2

@@ -160,3 +160,8 @@ def test_words_stand_left_and_numbers_right():
         "a     view         finished       2      8     50.0%",
         "long  view_region  finished       2      8      5.0%",
     ]
+
+
+def test_runs_without_notes_are_no_seeds_of_one_another():
+    runs = [Run(Path(name), status="finished", results={"knn/top1": 0.5}) for name in ("a", "b")]
+    assert seed_table(runs) is None

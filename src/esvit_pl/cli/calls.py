@@ -71,6 +71,7 @@ def pretrain(
     _need("pretrain", cfg, images, ())
     if cfg.dry_run:
         raise ValueError("dry_run is for the command; esvit_pl.plan(...) takes the same arguments and starts nothing")
+    _note(Path(cfg.paths.output_dir), words)
     with nothing_left_behind():
         return job.pretrain(cfg, images, default_callbacks=choices.get("callbacks") == "default")
 
@@ -303,6 +304,13 @@ def _new_folder(command: str, out: str | os.PathLike[str] | None, *, going_on: b
             f"ckpt_path='{folder}/checkpoints/last.ckpt'"
         )
     return folder
+
+
+def _note(folder: Path, words: Sequence[str]) -> None:
+    """What was changed, where Hydra notes it for a command and ``esvit-table`` looks for it."""
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        (folder / ".hydra").mkdir(parents=True, exist_ok=True)
+        OmegaConf.save(OmegaConf.create(list(words)), folder / ".hydra" / "overrides.yaml")
 
 
 @contextmanager

@@ -118,10 +118,11 @@ def groups(runs: Sequence[Run]) -> dict[tuple[str | None, ...], list[Run]]:
 def seed_table(runs: Sequence[Run], columns: Iterable[str] = COLUMNS) -> Table | None:
     """Mean and deviation over the finished runs that differ in the seed; None if there are no two of a kind."""
     metrics = measured(runs, columns)
-    finished = [(key, [run for run in some if run.status == "finished"]) for key, some in groups(runs).items()]
+    known = [run for run in runs if run.overrides]  # of a run without notes nobody knows what it was
+    finished = [(key, [run for run in some if run.status == "finished"]) for key, some in groups(known).items()]
     if not metrics or all(len(some) < 2 for _, some in finished):
         return None
-    header = [*(key for key in differing(runs) if key != SEED), "seeds", *metrics]
+    header = [*(key for key in differing(known) if key != SEED), "seeds", *metrics]
     rows: list[list[Cell]] = [
         [*key, len(some), *(_spread([run.results[name] for run in some if name in run.results]) for name in metrics)]
         for key, some in finished
