@@ -18,6 +18,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from esvit_pl.backbones import Backbone, build
+from esvit_pl.backbones.cvt import from_released as cvt_from_released
 
 FOLDER = Path(os.environ.get("ESVIT_GOLDEN", Path(__file__).parent / "golden"))
 
@@ -77,6 +78,27 @@ def swin_from(weights: dict[str, Tensor], window: int, **overrides: Any) -> Back
         **overrides,
     )
     backbone.load_state_dict({to_timm(key): value for key, value in weights.items()})
+    return backbone
+
+
+def cvt_from(file: Golden) -> Backbone:
+    """A CvT whose sizes follow from the released weights and the file's settings, with them inside."""
+    weights = file.part("w")
+    stages = sorted({int(match[1]) for key in weights if (match := re.match(r"stage(\d+)\.", key))})
+    embeddings = [weights[f"stage{stage}.0.proj.weight"] for stage in stages]
+    blocks = {match[0] for key in weights if (match := re.match(r"stage\d+\.1\.layers\.\d+\.", key))}
+    window = file.settings["window"]
+    backbone = build(
+        "cvt",
+        dims=[embedding.shape[0] for embedding in embeddings],
+        in_chans=embeddings[0].shape[1],
+        depths=[sum(block.startswith(f"stage{stage}.") for block in blocks) for stage in stages],
+        num_heads=file.settings["num_heads"],
+        windows=window if isinstance(window, list) else [window] * len(stages),
+        mlp_ratio=weights["stage0.1.layers.0.1.fn.net.0.weight"].shape[0] / embeddings[0].shape[0],
+        drop_path_rate=0.0,
+    )
+    backbone.load_state_dict(cvt_from_released(weights))
     return backbone
 
 

@@ -6,10 +6,12 @@ from collections.abc import Callable
 from difflib import get_close_matches
 from typing import Any
 
+from esvit_pl.backbones.cvt import CvT
 from esvit_pl.backbones.interface import Attention, Backbone, Features
 from esvit_pl.backbones.swin import Swin
+from esvit_pl.backbones.vil import ViL
 
-FAMILIES: dict[str, Callable[..., Backbone]] = {"swin": Swin}
+FAMILIES: dict[str, Callable[..., Backbone]] = {"swin": Swin, "cvt": CvT, "vil": ViL}
 """Family name -> class. A family of your own is one more entry: ``FAMILIES["mine"] = MyBackbone``."""
 
 
@@ -27,4 +29,4 @@ def build(name: str, **kwargs: Any) -> Backbone:
     )
 
 
-__all__ = ["FAMILIES", "Attention", "Backbone", "Features", "Swin", "build"]
+__all__ = ["FAMILIES", "Attention", "Backbone", "CvT", "Features", "Swin", "ViL", "build"]

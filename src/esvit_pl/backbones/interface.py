@@ -62,7 +62,8 @@ class Backbone(nn.Module):
     def attention(self, x: Tensor, block: int = -1) -> Attention:
         """Attention weights of one block, counted over all stages; -1 is the last."""
         raise NotImplementedError(
-            f"{type(self).__name__} has no attention weights to show; the Swin family has (backbone=swin_tiny_w7)"
+            f"{type(self).__name__} has no attention weights to show; Swin, CvT and ViL's full blocks have "
+            "(backbone=swin_tiny_w7, cvt_tiny_w7, vil_tiny)"
         )
 
 

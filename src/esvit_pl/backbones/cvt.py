@@ -1,0 +1,291 @@
+"""CvT (Wu et al., arXiv 2103.15808) with window attention and the arithmetic of the EsViT release.
+
+Position enters through the zero padding of convolutions only: there is no position table, no class token and no shift
+of the windows. docs/recipes.md, "CvT", has the numbers.
+"""
+
+# b images | h, w rows and columns of a map | p, q the same after padding | s side of a window | w2 = s * s | c channels
+# d = c / heads
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from math import isqrt
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from timm.layers import DropPath, LayerNorm2d
+from torch import Tensor, nn
+
+from esvit_pl.backbones.interface import Attention, Backbone, Features, check_block_count
+
+EPS = 1e-5
+
+
+class CvT(Backbone):
+    """A CvT of any size for inputs of any size from 4 px on.
+
+    Args:
+        dims: channels of each stage.
+        depths: blocks of each stage.
+        num_heads: attention heads of each stage.
+        windows: side of an attention window in tokens, for each stage. A map with a shorter side gets windows of that
+            side. As in the release, every input decides anew.
+        in_chans: channels of the images.
+        mlp_ratio: width of the MLP's hidden layer over the block's.
+        drop_path_rate: stochastic depth of the last block; it grows linearly from 0 at the first (docs/recipes.md).
+
+    The batch norm in front of queries, keys and values has statistics of its own in student and teacher, each from the
+    views that it sees. On several GPUs set ``trainer.sync_batchnorm=true``, as released.
+    """
+
+    def __init__(
+        self,
+        *,
+        dims: Sequence[int] = (64, 192, 384, 768),
+        depths: Sequence[int] = (2, 2, 6, 2),
+        num_heads: Sequence[int] = (1, 3, 6, 12),
+        windows: Sequence[int] = (7, 7, 7, 7),
+        in_chans: int = 3,
+        mlp_ratio: float = 4.0,
+        drop_path_rate: float = 0.1,
+    ) -> None:
+        super().__init__()
+        self.spec = {
+            "name": "cvt",
+            "dims": list(dims),
+            "depths": list(depths),
+            "num_heads": list(num_heads),
+            "windows": list(windows),
+            "in_chans": in_chans,
+            "mlp_ratio": mlp_ratio,
+            "drop_path_rate": drop_path_rate,
+        }
+        _check(self.spec)
+        self.patch_size = 4
+        last = max(sum(depths) - 1, 1)
+        rates = iter([drop_path_rate * block / last for block in range(sum(depths))])
+        self.stages = nn.ModuleList()
+        for stage, (width, depth, heads, window) in enumerate(zip(dims, depths, num_heads, windows, strict=True)):
+            if stage == 0:
+                embed = Embedding(in_chans, width, kernel=7, stride=self.patch_size, padding=2)
+            else:
+                embed = Embedding(dims[stage - 1], width, kernel=3, stride=2, padding=1)
+            blocks = [Block(width, heads, window, int(mlp_ratio * width), next(rates)) for _ in range(depth)]
+            self.stages.append(Stage(embed, blocks))
+        self.norm = LayerNorm2d(dims[-1], eps=EPS)
+        self.apply(_initialise)
+        self.width = self.region_width = dims[-1]
+
+    def forward(self, x: Tensor) -> Features:
+        for stage in self.stages:
+            x = stage(x)
+        regions = self.norm(x).flatten(2).mT  # (b n c)
+        return Features(regions.mean(1), regions, (x.shape[2], x.shape[3]))
+
+    def last_blocks(self, x: Tensor, n: int) -> Tensor:
+        check_block_count(n, sum(self.spec["depths"]))
+        last_stage = len(self.stages) - 1
+        pooled = [
+            (self.norm(feature) if stage == last_stage else feature).mean((2, 3))
+            for stage, feature in list(self.walk(x))[-n:]
+        ]
+        return torch.cat(pooled, dim=-1)
+
+    def last_blocks_width(self, n: int) -> int:
+        check_block_count(n, sum(self.spec["depths"]))
+        dims, depths = self.spec["dims"], self.spec["depths"]
+        return sum([width for width, depth in zip(dims, depths, strict=True) for _ in range(depth)][-n:])
+
+    def attention(self, x: Tensor, block: int = -1) -> Attention:
+        depths = self.spec["depths"]
+        if not -sum(depths) <= block < sum(depths):
+            raise ValueError(f"attention needs a block between {-sum(depths)} and {sum(depths) - 1}, got {block}")
+        index, inside = [(index, j) for index, depth in enumerate(depths) for j in range(depth)][block]
+        for earlier in self.stages[:index]:
+            x = earlier(x)
+        stage = cast(Stage, self.stages[index])
+        return cast(Block, stage.blocks[inside]).attention(stage.blocks[:inside](stage.embed(x)))
+
+    def walk(self, x: Tensor) -> Iterator[tuple[int, Tensor]]:
+        """(stage, (b c h w) map) after every block."""
+        for index, module in enumerate(self.stages):
+            stage = cast(Stage, module)
+            x = stage.embed(x)
+            for block in stage.blocks:
+                x = block(x)
+                yield index, x
+
+
+class Embedding(nn.Module):
+    """A strided convolution, then a norm over the channels of each position."""
+
+    def __init__(self, in_chans: int, width: int, *, kernel: int, stride: int, padding: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(in_chans, width, kernel, stride, padding)
+        self.norm = LayerNorm2d(width, eps=EPS)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(b c h w) -> (b width h/stride w/stride)"""
+        return self.norm(self.proj(x))
+
+
+class Stage(nn.Module):
+    """Embedding, then blocks."""
+
+    def __init__(self, embed: Embedding, blocks: Sequence[Block]) -> None:
+        super().__init__()
+        self.embed = embed
+        self.blocks = nn.Sequential(*blocks)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(b c h w) -> (b width h/stride w/stride)"""
+        return self.blocks(self.embed(x))
+
+
+class Block(nn.Module):
+    """Window attention and MLP, each with a residual that stochastic depth drops on its own."""
+
+    def __init__(self, width: int, heads: int, window: int, hidden: int, drop_path: float) -> None:
+        super().__init__()
+        self.norm1 = LayerNorm2d(width, eps=EPS)
+        self.attn = WindowAttention(width, heads, window)
+        self.norm2 = LayerNorm2d(width, eps=EPS)
+        self.mlp = MLP(width, hidden)
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(b c h w) -> (b c h w)"""
+        x = x + self.drop_path(self.attn(self.norm1(x)))
+        return x + self.drop_path(self.mlp(self.norm2(x)))
+
+    def attention(self, x: Tensor) -> Attention:
+        """(b c h w) -> the block's attention weights (b windows heads w2 w2) and its map of windows."""
+        return self.attn.weights(self.norm1(x))
+
+
+class WindowAttention(nn.Module):
+    """Attention inside windows that do not overlap; queries, keys and values are made by convolution.
+
+    Two peculiarities of the release: the scale is the whole width ** -0.5, not a head's, and the zeros that fill up the
+    last windows go in before the convolution and take part like any other token.
+    """
+
+    def __init__(self, width: int, heads: int, window: int) -> None:
+        super().__init__()
+        self.heads, self.window, self.scale = heads, window, width**-0.5
+        self.depthwise = nn.Conv2d(width, width, 3, padding=1, groups=width, bias=False)
+        self.bn = nn.BatchNorm2d(width)
+        self.qkv = nn.Conv2d(width, 3 * width, 1)
+        self.proj = nn.Conv2d(width, width, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(b c h w) -> (b c h w)"""
+        (query, key, value), grid = self.query_key_value(x)
+        mixed = F.scaled_dot_product_attention(query, key, value, scale=self.scale)  # (b*windows heads w2 d)
+        return self.proj(self.unwindow(mixed, grid)[..., : x.shape[2], : x.shape[3]])
+
+    def weights(self, x: Tensor) -> Attention:
+        """(b c h w) -> the attention weights (b windows heads w2 w2) and the map of windows."""
+        (query, key, _), grid = self.query_key_value(x)
+        weights = (query @ key.mT * self.scale).softmax(-1)
+        return Attention(weights.unflatten(0, (len(x), -1)), grid)
+
+    def query_key_value(self, x: Tensor) -> tuple[tuple[Tensor, ...], tuple[int, int]]:
+        """(b c h w) -> three of (b*windows heads w2 d), and the map of windows (p/s, q/s)."""
+        side = min(self.window, x.shape[2], x.shape[3])
+        x = F.pad(x, (0, -x.shape[3] % side, 0, -x.shape[2] % side))  # (b c p q)
+        qkv = self.qkv(self.bn(self.depthwise(x)))  # (b 3c p q)
+        qkv = qkv.unflatten(3, (-1, side)).unflatten(2, (-1, side)).unflatten(1, (3, self.heads, -1))
+        grid = (qkv.shape[4], qkv.shape[6])  # (b 3 heads d p/s s q/s s)
+        return qkv.permute(1, 0, 4, 6, 2, 5, 7, 3).flatten(5, 6).flatten(1, 3).unbind(0), grid
+
+    def unwindow(self, mixed: Tensor, grid: tuple[int, int]) -> Tensor:
+        """(b*windows heads w2 d) -> (b c p q): the way back."""
+        side = isqrt(mixed.shape[2])
+        x = mixed.unflatten(2, (side, side)).unflatten(0, (-1, *grid))  # (b p/s q/s heads s s d)
+        return x.permute(0, 1, 4, 2, 5, 3, 6).flatten(5).flatten(3, 4).flatten(1, 2).permute(0, 3, 1, 2)
+
+
+class MLP(nn.Module):
+    """Two Linear layers at each position, as 1 x 1 convolutions, with CLIP's cheap GELU between them."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Conv2d(width, hidden, 1)
+        self.fc2 = nn.Conv2d(hidden, width, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(b c h w) -> (b c h w)"""
+        x = self.fc1(x)
+        return self.fc2(x * torch.sigmoid(1.702 * x))
+
+
+RELEASED_PARTS = {
+    "0.norm": "norm1",
+    "0.fn.qkv.dw": "attn.depthwise",
+    "0.fn.qkv.bn": "attn.bn",
+    "0.fn.qkv.pw": "attn.qkv",
+    "0.fn.proj_out": "attn.proj",
+    "1.norm": "norm2",
+    "1.fn.net.0": "mlp.fc1",
+    "1.fn.net.2": "mlp.fc2",
+}
+"""A block's parts: name in the released checkpoints -> name here."""
+
+
+def from_released(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Released parameter names of a CvT without its heads -> ours. Values and shapes are the same.
+
+    A name that the release's published models do not have stays as it is, so that strict loading can tell it.
+    """
+    renamed = {}
+    for name, value in state.items():
+        if embedding := re.fullmatch(r"stage(\d+)\.0\.(.+)", name):
+            name = f"stages.{embedding[1]}.embed.{embedding[2]}"
+        elif (block := re.fullmatch(r"stage(\d+)\.1\.layers\.(\d+)\.(.+)\.(\w+)", name)) and block[3] in RELEASED_PARTS:
+            name = f"stages.{block[1]}.blocks.{block[2]}.{RELEASED_PARTS[block[3]]}.{block[4]}"
+        renamed[name] = value
+    return renamed
+
+
+def to_released(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The way back of `from_released`."""
+    released = {ours: theirs for theirs, ours in RELEASED_PARTS.items()}
+    renamed = {}
+    for name, value in state.items():
+        if embedding := re.fullmatch(r"stages\.(\d+)\.embed\.(.+)", name):
+            name = f"stage{embedding[1]}.0.{embedding[2]}"
+        elif block := re.fullmatch(r"stages\.(\d+)\.blocks\.(\d+)\.(.+)\.(\w+)", name):
+            name = f"stage{block[1]}.1.layers.{block[2]}.{released.get(block[3], block[3])}.{block[4]}"
+        renamed[name] = value
+    return renamed
+
+
+def _initialise(module: nn.Module) -> None:
+    if isinstance(module, nn.Conv2d):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+def _check(spec: dict[str, Any]) -> None:
+    lists = {name: spec[name] for name in ("dims", "depths", "num_heads", "windows")}
+    if len({len(values) for values in lists.values()}) > 1 or not spec["dims"]:
+        got = ", ".join(f"{name}={values}" for name, values in lists.items())
+        raise ValueError(f"CvT needs dims, depths, num_heads and windows of equal length, one per stage; got {got}")
+    for name, values in lists.items():
+        if min(values) < 1:
+            raise ValueError(f"CvT needs {name} of 1 or more, got {name}={values}")
+    for stage, (width, heads) in enumerate(zip(spec["dims"], spec["num_heads"], strict=True)):
+        if width % heads:
+            raise ValueError(
+                f"CvT's stage {stage} is {width} wide, which {heads} heads do not divide; change num_heads or dims"
+            )
+    for name in ("in_chans", "mlp_ratio"):
+        if spec[name] <= 0:
+            raise ValueError(f"CvT needs a positive {name}, got {spec[name]}")
+    if not 0 <= spec["drop_path_rate"] < 1:
+        raise ValueError(f"CvT needs drop_path_rate in [0, 1), got {spec['drop_path_rate']}")

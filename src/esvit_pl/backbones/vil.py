@@ -1,0 +1,420 @@
+"""ViL, the Vision Longformer (Zhang et al., arXiv 2103.15358), with the arithmetic of the EsViT release.
+
+Early stages attend within sliding chunks, late ones fully (vil_attention.py). Every stage starts with learnt global
+tokens of its own, in front of the map's tokens, and drops them at its end. Parameter names are the released ones.
+"""
+
+# b images | g globals | h, w rows and columns of a map | n = h * w locals | c channels
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal, cast
+
+import torch
+from timm.layers import DropPath, Mlp
+from torch import Tensor, nn
+
+from esvit_pl.backbones.interface import Attention, Backbone, Features, check_block_count
+from esvit_pl.backbones.vil_attention import (
+    AROUND,
+    OWN,
+    FullAttention,
+    Grid,
+    SlidingAttention,
+    cubic_weights,
+    relative_index,
+)
+
+EPS = 1e-6
+PER_STAGE = ("dims", "depths", "num_heads", "patch_sizes", "windows", "num_globals", "sliding", "positions")
+
+
+class ViL(Backbone):
+    """A ViL of any size for inputs of any size, square or not, from one token in the last stage on.
+
+    Args:
+        dims: channels of each stage.
+        depths: blocks of each stage.
+        num_heads: attention heads of each stage.
+        patch_sizes: each stage merges patches of so many pixels or tokens a side. As released, rows and columns that
+            fill no whole patch are left out.
+        windows: side of a chunk in tokens, in stages with sliding attention.
+        num_globals: global tokens of each stage.
+        sliding: whether a stage attends within sliding chunks, or fully.
+        positions: of each stage, "relative" for a bias in the attention or "absolute" for an embedding of rows and
+            columns.
+        mode: which chunks a local token sees besides its own: 0 the 8 around it; -1 none; 1 while training one of the
+            8, drawn anew in every attention and pass, student and teacher alike, and in evaluation all.
+        share_projections: whether globals are projected like locals; it saves parameters, as released.
+        norm_embed: layer norm after the merging of patches.
+        avg_pool: pool the mean of all tokens of the last stage even if it has globals, instead of the first global.
+        img_size: nominal input side in pixels, for which position tables are made; others resize them.
+        in_chans: channels of the images.
+        mlp_ratio: width of the MLP's hidden layer over the block's.
+        drop_path_rate: stochastic depth of the last block; it grows linearly from 0 at the first (docs/recipes.md).
+
+    The global tokens of a last stage that has them are no regions.
+    """
+
+    def __init__(
+        self,
+        *,
+        dims: Sequence[int] = (96, 192, 384, 768),
+        depths: Sequence[int] = (2, 2, 6, 2),
+        num_heads: Sequence[int] = (3, 6, 12, 24),
+        patch_sizes: Sequence[int] = (4, 2, 2, 2),
+        windows: Sequence[int] = (7, 7, 7, 7),
+        num_globals: Sequence[int] = (1, 1, 1, 0),
+        sliding: Sequence[bool] = (True, True, False, False),
+        positions: Sequence[Literal["relative", "absolute"]] = ("relative",) * 4,
+        mode: int = 1,
+        share_projections: bool = True,
+        norm_embed: bool = True,
+        avg_pool: bool = False,
+        img_size: int = 224,
+        in_chans: int = 3,
+        mlp_ratio: float = 4.0,
+        drop_path_rate: float = 0.1,
+    ) -> None:
+        super().__init__()
+        self.spec = {
+            "name": "vil",
+            "dims": list(dims),
+            "depths": list(depths),
+            "num_heads": list(num_heads),
+            "patch_sizes": list(patch_sizes),
+            "windows": list(windows),
+            "num_globals": list(num_globals),
+            "sliding": list(sliding),
+            "positions": list(positions),
+            "mode": mode,
+            "share_projections": share_projections,
+            "norm_embed": norm_embed,
+            "avg_pool": avg_pool,
+            "img_size": img_size,
+            "in_chans": in_chans,
+            "mlp_ratio": mlp_ratio,
+            "drop_path_rate": drop_path_rate,
+        }
+        _check(self.spec)
+        last = max(sum(depths) - 1, 1)
+        rates = iter([drop_path_rate * block / last for block in range(sum(depths))])
+        for stage, depth in enumerate(depths):
+            self.add_module(f"layer{stage + 1}", _stage(self.spec, stage, [next(rates) for _ in range(depth)]))
+        self.norm = nn.LayerNorm(dims[-1], eps=EPS)
+        self.apply(_initialise)
+        self.patch_size = math.prod(patch_sizes)
+        self.width = self.region_width = dims[-1]
+
+    def forward(self, x: Tensor) -> Features:
+        for _, tokens, grid in self.walk(x):
+            last, shape = tokens, grid
+        z = self.norm(last)
+        return Features(self.pool(z, self.stages[-1]), z[:, self.stages[-1].num_globals :], shape)
+
+    def last_blocks(self, x: Tensor, n: int) -> Tensor:
+        check_block_count(n, sum(self.spec["depths"]))
+        pooled = [
+            self.pool(self.norm(tokens) if stage is self.stages[-1] else tokens, stage)
+            for stage, tokens, _ in list(self.walk(x))[-n:]
+        ]
+        return torch.cat(pooled, dim=-1)
+
+    def last_blocks_width(self, n: int) -> int:
+        check_block_count(n, sum(self.spec["depths"]))
+        dims, depths = self.spec["dims"], self.spec["depths"]
+        return sum([dim for dim, depth in zip(dims, depths, strict=True) for _ in range(depth)][-n:])
+
+    def attention(self, x: Tensor, block: int = -1) -> Attention:
+        """Weights of a block with full attention, (b heads g+n g+n): the stage's g global tokens come first.
+
+        Raises:
+            NotImplementedError: for a block with sliding attention, whose weights are no matrix of tokens by tokens.
+        """
+        branches = [branch for stage in self.stages for branch, _ in stage.blocks]
+        if not -len(branches) <= block < len(branches):
+            raise ValueError(f"attention needs a block between {-len(branches)} and {len(branches) - 1}, got {block}")
+        wanted = branches[block]
+        if not isinstance(wanted.attn, FullAttention):
+            full = [index for index, branch in enumerate(branches) if isinstance(branch.attn, FullAttention)]
+            raise NotImplementedError(
+                f"block {block} attends within sliding chunks and has no matrix of tokens by tokens to show; "
+                f"blocks with full attention: {full or 'none in this ViL'}"
+            )
+        for stage in self.stages:
+            tokens, grid = stage.embed(x)
+            for branch, mlp in stage.blocks:
+                if branch is wanted:
+                    return Attention(wanted.attn.weights(branch.norm(tokens), grid), grid)
+                tokens = mlp(branch(tokens, grid))
+            x = stage.as_map(tokens, grid)
+        raise AssertionError("the wanted block is in one of the stages")
+
+    @property
+    def stages(self) -> list[Stage]:
+        return [cast(Stage, self.get_submodule(f"layer{stage + 1}")) for stage in range(len(self.spec["dims"]))]
+
+    def walk(self, x: Tensor) -> Iterator[tuple[Stage, Tensor, Grid]]:
+        """The stage, (b g+n c) tokens and (h, w) of their map after every block."""
+        if min(x.shape[-2:]) < self.patch_size:
+            raise ValueError(
+                f"ViL needs images of {self.patch_size} px or more, so that the last stage has a token; "
+                f"got {x.shape[-2]} x {x.shape[-1]}"
+            )
+        for stage in self.stages:
+            tokens, grid = stage.embed(x)
+            for branch, mlp in stage.blocks:
+                tokens = mlp(branch(tokens, grid))
+                yield stage, tokens, grid
+            x = stage.as_map(tokens, grid)
+
+    def pool(self, tokens: Tensor, stage: Stage) -> Tensor:
+        """(b g+n c) -> (b c): the first global token, or the mean of all tokens."""
+        return tokens[:, 0] if stage.num_globals and not self.spec["avg_pool"] else tokens.mean(1)
+
+
+class Stage(nn.Sequential):
+    """An embedding, then attention and MLP in turn: items 0, 2j + 1 and 2j + 2, as released."""
+
+    @property
+    def embed(self) -> Embedding:
+        return cast(Embedding, self[0])
+
+    @property
+    def blocks(self) -> list[tuple[AttentionBranch, MlpBranch]]:
+        parts = list(self)[1:]
+        return list(zip(cast(list[AttentionBranch], parts[::2]), cast(list[MlpBranch], parts[1::2]), strict=True))
+
+    @property
+    def num_globals(self) -> int:
+        return self.embed.num_globals
+
+    def as_map(self, tokens: Tensor, grid: Grid) -> Tensor:
+        """(b g+n c) -> (b c h w): the stage's globals end here."""
+        return tokens[:, self.num_globals :].mT.unflatten(2, grid)
+
+
+class Embedding(nn.Module):
+    """Patches to tokens, the stage's globals in front, and absolute positions if it has them.
+
+    Args:
+        in_chans: channels of the map.
+        dim: c, channels of the tokens.
+        patch_size: side of a patch in cells of the map.
+        num_globals: g.
+        native: side of the token map at the nominal image size, for absolute positions; None: without.
+        norm: layer norm of the map's tokens.
+    """
+
+    def __init__(
+        self, in_chans: int, dim: int, *, patch_size: int, num_globals: int, native: int | None, norm: bool
+    ) -> None:
+        super().__init__()
+        self.num_globals = num_globals
+        self.proj = nn.Conv2d(in_chans, dim, patch_size, patch_size)
+        self.norm_embed = nn.LayerNorm(dim, eps=EPS) if norm else nn.Identity()
+        self.cls_token = _normal(1, num_globals, dim) if num_globals else None
+        self.cls_pos_embed = _normal(1, num_globals, dim) if num_globals and native is not None else None
+        self.x_pos_embed = _normal(1, native, dim // 2) if native is not None else None
+        self.y_pos_embed = _normal(1, native, dim // 2) if native is not None else None
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Grid]:
+        """(b in_chans H W) -> (b g+n c), (h, w)"""
+        x = self.proj(x)
+        grid = (x.shape[2], x.shape[3])
+        tokens = self.norm_embed(x.flatten(2).mT)
+        if self.cls_token is not None:
+            tokens = torch.cat([self.cls_token.expand(len(tokens), -1, -1), tokens], dim=1)
+        positions = self.positions(grid)
+        return (tokens if positions is None else tokens + positions), grid
+
+    def positions(self, grid: Grid) -> Tensor | None:
+        """(1 g+n c): the globals' own, then for every token its row's (first half of the channels) and its column's.
+
+        As released, the table is resized by sqrt((g + n) / native^2): with globals it is resampled even at the nominal
+        size. The release knows square maps only; here each axis is resized by its own part of that number.
+        """
+        if self.x_pos_embed is None or self.y_pos_embed is None:
+            return None
+        h, w = grid
+        stretch = math.sqrt((self.num_globals + h * w) / (h * w))
+        rows, columns = resized(self.x_pos_embed, h, stretch), resized(self.y_pos_embed, w, stretch)
+        table = torch.cat([rows[:, :, None].expand(-1, -1, w, -1), columns[:, None].expand(-1, h, -1, -1)], dim=-1)
+        table = table.flatten(1, 2)
+        return table if self.cls_pos_embed is None else torch.cat([self.cls_pos_embed, table], dim=1)
+
+
+def resized(table: Tensor, length: int, stretch: float) -> Tensor:
+    """(1 native c) -> (1 length c): bicubic, at `stretch` times the scale that would fit it to the length.
+
+    A bicubic picture of rows and columns that are added or concatenated is two bicubic lines.
+    """
+    native = table.shape[1]
+    return cubic_weights(length, native, stretch * length / native, table.device, table.dtype) @ table
+
+
+class AttentionBranch(nn.Module):
+    """x + attention(norm(x)), the second part dropped for some images."""
+
+    def __init__(self, attention: SlidingAttention | FullAttention, dim: int, rate: float) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(dim, eps=EPS)
+        self.attn = attention
+        self.drop_path = DropPath(rate)
+
+    def forward(self, x: Tensor, grid: Grid) -> Tensor:
+        """(b g+n c) -> (b g+n c)"""
+        return x + self.drop_path(self.attn(self.norm(x), grid))
+
+
+class MlpBranch(nn.Module):
+    """x + mlp(norm(x)), the second part dropped for some images."""
+
+    def __init__(self, dim: int, hidden: int, rate: float) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(dim, eps=EPS)
+        self.mlp = Mlp(dim, hidden)
+        self.drop_path = DropPath(rate)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(b g+n c) -> (b g+n c)"""
+        return x + self.drop_path(self.mlp(self.norm(x)))
+
+
+def parse_arch(arch: str) -> dict[str, list[Any]]:
+    """Arguments of `ViL` from a released architecture string, for example ``l1,h3,d96,n2,s1,g1,p4,f7,a0_l2,...``.
+
+    Stages are joined by ``_``; a letter and a number each, what is not there has the released default: l stage (1), h
+    heads (3), d channels (192), n blocks (1), s 1 for sliding attention (1), g globals (1), p patch (2), f chunk (7), a
+    1 for absolute positions, 0 for the relative bias (1). As released, all stages after the first s0 are full, whatever
+    they say.
+
+    Raises:
+        ValueError: with the stage and the part of it that cannot be.
+    """
+    stages = [_parse_stage(text, number) for number, text in enumerate(arch.split("_"), start=1)]
+    sliding = [all(stage["s"] for stage in stages[: index + 1]) for index in range(len(stages))]
+    letters = {"dims": "d", "depths": "n", "num_heads": "h", "patch_sizes": "p", "windows": "f", "num_globals": "g"}
+    lists: dict[str, list[Any]] = {name: [stage[letter] for stage in stages] for name, letter in letters.items()}
+    positions = ["absolute" if stage["a"] else "relative" for stage in stages]
+    return {**lists, "sliding": sliding, "positions": positions}
+
+
+def from_released(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Released weights of the backbone -> ours: the same names, without index tables and empty tensors."""
+    return {
+        name: value for name, value in state.items() if value.numel() and not name.endswith("relative_position_index")
+    }
+
+
+def to_released(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Our weights -> released ones: the way back of `from_released`."""
+    released = dict(state)
+    for name, value in state.items():
+        module, _, parameter = name.rpartition(".")
+        if parameter == "x_pos_embed" and f"{module}.cls_pos_embed" not in state:
+            released[f"{module}.cls_pos_embed"] = value.new_empty(1, 0, 2 * value.shape[-1])
+        if parameter == "local_relative_position_bias_table":
+            reach = (math.isqrt(len(value)) - 1) // 2
+            side, offsets = ((reach + 1) // 2, AROUND) if f"{module}.query.weight" in state else (reach + 1, OWN)
+            released[f"{module}.relative_position_index"] = relative_index(side, offsets, reach, value.device).clone()
+    return released
+
+
+def _parse_stage(text: str, number: int) -> dict[str, int]:
+    stage = {"l": 1, "h": 3, "d": 192, "n": 1, "s": 1, "g": 1, "p": 2, "f": 7, "a": 1, "r": 0}
+    for part in text.split(","):
+        match = re.fullmatch(r"([a-z])(\d+)", part.strip())
+        if match is None or match[1] not in stage:
+            raise ValueError(
+                f"arch: stage {number} has the part {part!r}; "
+                f"wanted is one of the letters {' '.join(stage)}, followed by a number"
+            )
+        stage[match[1]] = int(match[2])
+    if stage["l"] != number:
+        raise ValueError(f"arch: stage {number} says l{stage['l']}; stages are written in their order, from l1 on")
+    if stage["s"] > 1 or stage["a"] > 1:
+        raise ValueError(f"arch: stage {number} has s{stage['s']} and a{stage['a']}; both are 0 or 1")
+    if stage["r"]:
+        raise ValueError(
+            f"arch: stage {number} has r{stage['r']}, which no published model uses; only r0 is known here"
+        )
+    return stage
+
+
+def _stage(spec: dict[str, Any], stage: int, rates: list[float]) -> Stage:
+    """Stage number `stage` of a ViL, counted from 0, with a stochastic depth for each of its blocks."""
+    dim, heads, num_globals, patch = (spec[key][stage] for key in ("dims", "num_heads", "num_globals", "patch_sizes"))
+    native = spec["img_size"] // math.prod(spec["patch_sizes"][: stage + 1])
+    relative = spec["positions"][stage] == "relative"
+
+    def attention() -> SlidingAttention | FullAttention:
+        if not spec["sliding"][stage]:
+            return FullAttention(dim, heads, num_globals=num_globals, native=native if relative else None)
+        return SlidingAttention(
+            dim,
+            heads,
+            num_globals=num_globals,
+            side=spec["windows"][stage],
+            mode=spec["mode"],
+            relative=relative,
+            shared=spec["share_projections"],
+        )
+
+    embed = Embedding(
+        spec["dims"][stage - 1] if stage else spec["in_chans"],
+        dim,
+        patch_size=patch,
+        num_globals=num_globals,
+        native=None if relative else native,
+        norm=spec["norm_embed"],
+    )
+    blocks = [
+        (AttentionBranch(attention(), dim, rate), MlpBranch(dim, int(spec["mlp_ratio"] * dim), rate)) for rate in rates
+    ]
+    return Stage(embed, *(branch for block in blocks for branch in block))
+
+
+def _normal(*shape: int) -> nn.Parameter:
+    return nn.Parameter(nn.init.trunc_normal_(torch.empty(shape), std=0.02))
+
+
+def _initialise(module: nn.Module) -> None:
+    """Truncated normal 0.02 for Linear layers; the convolutions keep torch's default, as released."""
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        nn.init.zeros_(module.bias)
+
+
+def _check(spec: dict[str, Any]) -> None:
+    stages = len(spec["dims"])
+    for name in PER_STAGE:
+        if len(spec[name]) != stages or not stages:
+            raise ValueError(f"ViL needs one of {name} for each stage; got dims={spec['dims']}, {name}={spec[name]}")
+    for name in ("dims", "depths", "num_heads", "patch_sizes", "windows"):
+        if min(spec[name]) < 1:
+            raise ValueError(f"ViL needs {name} of 1 or more, got {spec[name]}")
+    if min(spec["num_globals"]) < 0:
+        raise ValueError(f"ViL needs num_globals of 0 or more, got {spec['num_globals']}")
+    for stage, (dim, count) in enumerate(zip(spec["dims"], spec["num_heads"], strict=True)):
+        if dim % count:
+            raise ValueError(f"ViL's stage {stage} is {dim} wide, which {count} heads do not divide; change num_heads")
+        if spec["positions"][stage] not in ("relative", "absolute"):
+            raise ValueError(f"ViL needs positions 'relative' or 'absolute', got {spec['positions'][stage]!r}")
+        if spec["positions"][stage] == "absolute" and dim % 2:
+            raise ValueError(f"ViL's stage {stage} is {dim} wide; absolute positions need an even width")
+    for name in ("img_size", "in_chans", "mlp_ratio"):
+        if spec[name] <= 0:
+            raise ValueError(f"ViL needs a positive {name}, got {spec[name]}")
+    if spec["img_size"] < math.prod(spec["patch_sizes"]):
+        raise ValueError(
+            f"ViL needs an img_size of {math.prod(spec['patch_sizes'])} px or more with patch_sizes "
+            f"{spec['patch_sizes']}, got {spec['img_size']}"
+        )
+    if spec["mode"] < -1:
+        raise ValueError(f"ViL needs mode 0 (all chunks around), -1 (none) or 1 (one of them), got {spec['mode']}")
+    if not 0 <= spec["drop_path_rate"] < 1:
+        raise ValueError(f"ViL needs drop_path_rate in [0, 1), got {spec['drop_path_rate']}")
