@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+import toys
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -156,18 +157,7 @@ def make(kind: type, package: str = PACKAGES[0]) -> Any:
 
 
 def trainer(root: Any, package: str = PACKAGES[0], **options: Any) -> Any:
-    quiet = {
-        "accelerator": "cpu",
-        "devices": 1,
-        "logger": False,
-        "enable_checkpointing": False,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-        "use_distributed_sampler": False,
-        "default_root_dir": root,
-        "max_epochs": 2,
-    }
-    return import_module(package).Trainer(**{**quiet, **options})
+    return import_module(package).Trainer(**{**toys.QUIET, "default_root_dir": root, **options})
 
 
 def fit(module: Any, root: Any, *callbacks: Any, package: str = PACKAGES[0], ckpt_path: Any = None, **options: Any):

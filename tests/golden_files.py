@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -119,6 +120,33 @@ def to_network(key: str) -> str:
         if key.startswith(released):
             return ours + to_head(key.removeprefix(released))
     return "backbone." + to_timm(key)
+
+
+def check_features(file: Golden, backbone: Backbone, error: Callable[[Tensor, Tensor], float], bound: float) -> None:
+    """Pooled and region features at every size in the file."""
+    assert file.sizes("global")
+    for side in file.sizes("global"):
+        features = backbone(image(2, side))
+        assert error(features.pooled, file.tensors[f"global.{side}"]) < bound
+        assert error(features.regions, file.tensors[f"region.{side}"]) < bound
+        assert features.grid[0] * features.grid[1] == features.regions.shape[1]
+
+
+def check_last_blocks(file: Golden, backbone: Backbone, error: Callable[[Tensor, Tensor], float], bound: float) -> None:
+    """Features of the last blocks, for every number of blocks and size in the file."""
+    keys = [key for key in file.tensors if key.startswith("last")]
+    assert keys
+    for key in keys:
+        name, _, side = key.partition(".")
+        n, reference = int(name.removeprefix("last")), file.tensors[key]
+        assert error(backbone.last_blocks(image(2, int(side)), n), reference) < bound
+        assert backbone.last_blocks_width(n) == reference.shape[1]
+
+
+def largest_error(value: Tensor, reference: Tensor) -> float:
+    """Largest difference."""
+    assert value.shape == reference.shape, f"{tuple(value.shape)} against {tuple(reference.shape)}"
+    return (value - reference).abs().max().item()
 
 
 def relative_error(value: Tensor, reference: Tensor) -> float:

@@ -73,19 +73,20 @@ def loader(length: int, batch_size: int, dtype: torch.dtype = torch.float32) -> 
     return DataLoader(Noise(length, dtype), batch_sampler=RankSlices(length, batch_size))
 
 
+QUIET = {
+    "accelerator": "cpu",
+    "devices": 1,
+    "logger": False,
+    "enable_checkpointing": False,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+    "use_distributed_sampler": False,
+    "max_epochs": 2,
+}
+
+
 def trainer(root: Any, **overrides: Any) -> pl.Trainer:
-    quiet = {
-        "accelerator": "cpu",
-        "devices": 1,
-        "logger": False,
-        "enable_checkpointing": False,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-        "use_distributed_sampler": False,
-        "default_root_dir": root,
-        "max_epochs": 2,
-    }
-    return pl.Trainer(**{**quiet, **overrides})
+    return pl.Trainer(**{**QUIET, "default_root_dir": root, **overrides})
 
 
 def state(module: torch.nn.Module) -> dict[str, torch.Tensor]:

@@ -5,7 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import toys
-from golden_files import image
+from golden_files import largest_error
 from torch import Tensor, nn
 
 from esvit_pl.backbones import build
@@ -16,11 +16,6 @@ from esvit_pl.optim import OptimizerRecipe
 
 TINY = {"dims": [8, 16], "depths": [2, 2], "num_heads": [1, 2], "windows": [4, 4], "drop_path_rate": 0.0}
 BATCH_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
-
-
-def largest_error(value: Tensor, reference: Tensor) -> float:
-    assert value.shape == reference.shape, f"{tuple(value.shape)} against {tuple(reference.shape)}"
-    return (value - reference).abs().max().item()
 
 
 # The released implementation
@@ -35,28 +30,13 @@ def golden(request):
 @pytest.mark.golden
 @torch.no_grad()
 def test_features_are_the_released_ones(golden):
-    file, backbone = golden
-    assert file.sizes("global")
-    for side in file.sizes("global"):
-        features = backbone(image(2, side))
-        assert largest_error(features.pooled, file.tensors[f"global.{side}"]) < 1e-5
-        assert largest_error(features.regions, file.tensors[f"region.{side}"]) < 1e-5
-        assert features.grid[0] * features.grid[1] == features.regions.shape[1]
+    golden_files.check_features(*golden, largest_error, 1e-5)
 
 
 @pytest.mark.golden
 @torch.no_grad()
 def test_last_blocks_are_the_released_ones(golden):
-    file, backbone = golden
-    checked = 0
-    for key, reference in file.tensors.items():
-        name, _, side = key.partition(".")
-        if name.startswith("last"):
-            n = int(name.removeprefix("last"))
-            assert largest_error(backbone.last_blocks(image(2, int(side)), n), reference) < 1e-5
-            assert backbone.last_blocks_width(n) == reference.shape[1]
-            checked += 1
-    assert checked
+    golden_files.check_last_blocks(*golden, largest_error, 1e-5)
 
 
 @pytest.mark.golden

@@ -72,27 +72,13 @@ def golden(request):
 @pytest.mark.golden
 @torch.no_grad()
 def test_features_are_the_released_ones(golden):
-    file, backbone = golden
-    assert file.sizes("global")
-    for side in file.sizes("global"):
-        features = backbone(image(2, side))
-        torch.testing.assert_close(features.pooled, file.tensors[f"global.{side}"], rtol=0, atol=1e-5)
-        torch.testing.assert_close(features.regions, file.tensors[f"region.{side}"], rtol=0, atol=1e-5)
-        assert features.grid[0] * features.grid[1] == features.regions.shape[1]
+    golden_files.check_features(*golden, golden_files.largest_error, 1e-5)
 
 
 @pytest.mark.golden
 @torch.no_grad()
 def test_last_blocks_are_the_released_ones(golden):
-    file, backbone = golden
-    keys = [key for key in file.tensors if key.startswith("last")]
-    assert keys
-    for key in keys:
-        name, _, side = key.partition(".")
-        n = int(name.removeprefix("last"))
-        mine = backbone.last_blocks(image(2, int(side)), n)
-        torch.testing.assert_close(mine, file.tensors[key], rtol=0, atol=1e-5)
-        assert backbone.last_blocks_width(n) == mine.shape[1]
+    golden_files.check_last_blocks(*golden, golden_files.largest_error, 1e-5)
 
 
 @pytest.mark.golden

@@ -52,6 +52,12 @@ def test_the_published_run_of_swin_b_by_hand():
     assert made.checkpoints == 31
 
 
+def test_parameters_under_two_names_are_counted_once():
+    made = plan.make(compose("backbone=vil_tiny", "loss=view", "augment=multi_crop"))
+    assert made.backbone == 27_569_352
+    assert made.weights == 4 * (2 * (made.backbone + made.heads) + 65536)  # student, teacher, one centre
+
+
 def test_accumulation_limits_and_steps_count():
     made = plan.make(
         compose("trainer.accumulate_grad_batches=2", "trainer.limit_train_batches=11", "trainer.max_epochs=10")

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from timm.layers import DropPath, LayerNorm2d
 from torch import Tensor, nn
 
-from esvit_pl.backbones.interface import Attention, Backbone, Features, check_block_count
+from esvit_pl.backbones.interface import Attention, Backbone, Features, check_block_count, width_of_last
 
 EPS = 1e-5
 
@@ -95,9 +95,7 @@ class CvT(Backbone):
         return torch.cat(pooled, dim=-1)
 
     def last_blocks_width(self, n: int) -> int:
-        check_block_count(n, sum(self.spec["depths"]))
-        dims, depths = self.spec["dims"], self.spec["depths"]
-        return sum([width for width, depth in zip(dims, depths, strict=True) for _ in range(depth)][-n:])
+        return width_of_last(n, self.spec["dims"], self.spec["depths"])
 
     def attention(self, x: Tensor, block: int = -1) -> Attention:
         depths = self.spec["depths"]

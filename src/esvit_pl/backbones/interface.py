@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
@@ -65,6 +66,12 @@ class Backbone(nn.Module):
             f"{type(self).__name__} has no attention weights to show; Swin, CvT and ViL's full blocks have "
             "(backbone=swin_tiny_w7, cvt_tiny_w7, vil_tiny)"
         )
+
+
+def width_of_last(n: int, widths: Sequence[int], depths: Sequence[int]) -> int:
+    """Channels of the last `n` blocks side by side, from the width and the number of blocks of each stage."""
+    check_block_count(n, sum(depths))
+    return sum([width for width, depth in zip(widths, depths, strict=True) for _ in range(depth)][-n:])
 
 
 def check_block_count(n: int, available: int) -> None:

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from timm.models.swin_transformer import SwinTransformer, SwinTransformerBlock, SwinTransformerStage
 from torch import Tensor, nn
 
-from esvit_pl.backbones.interface import Attention, Backbone, Features, check_block_count
+from esvit_pl.backbones.interface import Attention, Backbone, Features, check_block_count, width_of_last
 
 
 class Swin(Backbone):
@@ -109,11 +109,7 @@ class Swin(Backbone):
         return torch.cat(pooled, dim=-1)
 
     def last_blocks_width(self, n: int) -> int:
-        check_block_count(n, sum(self.spec["depths"]))
-        widths = [
-            width for width, depth in zip(self.stage_widths, self.spec["depths"], strict=True) for _ in range(depth)
-        ]
-        return sum(widths[-n:])
+        return width_of_last(n, self.stage_widths, self.spec["depths"])
 
     def attention(self, x: Tensor, block: int = -1) -> Attention:
         depth = sum(self.spec["depths"])

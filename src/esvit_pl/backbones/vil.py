@@ -17,7 +17,7 @@ import torch
 from timm.layers import DropPath, Mlp
 from torch import Tensor, nn
 
-from esvit_pl.backbones.interface import Attention, Backbone, Features, check_block_count
+from esvit_pl.backbones.interface import Attention, Backbone, Features, check_block_count, width_of_last
 from esvit_pl.backbones.vil_attention import (
     AROUND,
     OWN,
@@ -124,9 +124,7 @@ class ViL(Backbone):
         return torch.cat(pooled, dim=-1)
 
     def last_blocks_width(self, n: int) -> int:
-        check_block_count(n, sum(self.spec["depths"]))
-        dims, depths = self.spec["dims"], self.spec["depths"]
-        return sum([dim for dim, depth in zip(dims, depths, strict=True) for _ in range(depth)][-n:])
+        return width_of_last(n, self.spec["dims"], self.spec["depths"])
 
     def attention(self, x: Tensor, block: int = -1) -> Attention:
         """Weights of a block with full attention, (b heads g+n g+n): the stage's g global tokens come first.

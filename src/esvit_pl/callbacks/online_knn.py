@@ -15,6 +15,7 @@ from esvit_pl.callbacks.parts import (
     find_loader,
     find_part,
     is_due,
+    log_accuracies,
     named_parts,
     need_labels,
 )
@@ -97,9 +98,7 @@ class OnlineKNN(Callback):
         with undisturbed(pl_module):
             results, num_query = self.measure(trainer, pl_module)
         self.last = knn_metrics(self.prefix, results)
-        for name, value in self.last.items():
-            main = name == f"{self.prefix}/top1"
-            pl_module.log(name, value, on_step=False, on_epoch=True, prog_bar=main, batch_size=num_query)
+        log_accuracies(pl_module, self.prefix, self.last, num_query)
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
         self._loaders = {}

@@ -94,6 +94,13 @@ def is_due(trainer: Any, every_n_epochs: int) -> bool:
     return epoch % every_n_epochs == 0 or epoch == trainer.max_epochs
 
 
+def log_accuracies(module: Any, prefix: str, metrics: Mapping[str, float], num_query: int) -> None:
+    """Log what was measured on so many images at the end of an epoch; the bar shows ``<prefix>/top1``."""
+    for name, value in metrics.items():
+        main = name == f"{prefix}/top1"
+        module.log(name, value, on_step=False, on_epoch=True, prog_bar=main, batch_size=num_query)
+
+
 def unpack_first_view(batch: Any) -> tuple[Any, Tensor | None]:
     """`unpack_batch`; of a training batch of views, ``{"views": [...], "label"}``, the first view."""
     if isinstance(batch, Mapping) and "image" not in batch and "views" in batch:

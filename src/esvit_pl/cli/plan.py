@@ -102,7 +102,10 @@ def make(cfg: DictConfig, images: Splits | None = None) -> Plan:
     epochs = assemble.check_epochs(cfg)
     steps = per_epoch * epochs if epochs is not None else cfg.trainer.max_steps
     learning = sum(size(p) for p in module.student.parameters() if p.requires_grad)
-    weights = sum(size(value) for value in module.state_dict().values())
+    kept = module.state_dict(keep_vars=True).values()
+    weights = sum(
+        size(value) for value in {id(value): value for value in kept}.values()
+    )  # a shared one once, as on disk
     state = module.optimizer.states * learning
     return Plan(
         images=len(data.train_images),
