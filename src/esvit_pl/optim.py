@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -40,6 +40,20 @@ def clip_each_(parameters: Iterable[nn.Parameter], max_norm: float) -> None:
         return
     scales = [(max_norm / (norm + 1e-6)).clamp_(max=1.0) for norm in torch._foreach_norm(grads)]
     torch._foreach_mul_(grads, scales)
+
+
+def restore_(optimizer: Optimizer, parameters: Mapping[str, Tensor], state: Mapping[str, Mapping[str, Tensor]]) -> None:
+    """Give `optimizer` what another one had gathered, by names of parameters.
+
+    Args:
+        optimizer: fresh; its groups and their settings stay.
+        parameters: name -> parameter. Shared ones may have several names.
+        state: name -> tensors, as torch's optimizers call them; parameters that are not named start afresh.
+    """
+    held = optimizer.state_dict()
+    places = {id(p): place for place, p in enumerate(p for group in optimizer.param_groups for p in group["params"])}
+    held["state"] = {places[id(parameters[name])]: dict(tensors) for name, tensors in state.items()}
+    optimizer.load_state_dict(held)
 
 
 def scaled_lr(lr: float, global_batch: int) -> float:

@@ -30,3 +30,15 @@ def test_view_takes_them_from_the_view_and_a_uniform_one_stays_finite():
     image[:, :, :2] = 255  # outside the central crop
     view = evaluation_view(Recipe(eval_resize=8, eval_crop=4, normalize="view"), image)
     assert torch.equal(view, torch.zeros(3, 4, 4))
+
+
+@pytest.mark.parametrize("normalize", ["dataset", "image", "view"])
+def test_one_mean_makes_the_grey_view(normalize):
+    image = torch.tensor([100, 200, 50], dtype=torch.uint8)[:, None, None].repeat(1, 4, 4)
+    image[:, :, ::2] = 0  # black columns between columns of luma 0.2989 * 100 + 0.587 * 200 + 0.114 * 50
+    recipe = Recipe(eval_resize=4, eval_crop=4, mean=[0.25], std=[0.5], normalize=normalize)
+    bright = (29.89 + 117.4 + 5.7) / 255
+    view = evaluation_view(recipe, image, normalized=False)
+    torch.testing.assert_close(view, torch.tensor([0.0, bright] * 2).expand(1, 4, 4))
+    low, high = ((0.0 - 0.25) / 0.5, (bright - 0.25) / 0.5) if normalize == "dataset" else (-1.0, 1.0)
+    torch.testing.assert_close(evaluation_view(recipe, image), torch.tensor([low, high] * 2).expand(1, 4, 4))

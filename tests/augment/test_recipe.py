@@ -73,7 +73,9 @@ def test_more_global_views_take_the_last_entry():
     ({"hue": 0.6}, "hue must lie between 0 and 0.5, got 0.6"),
     ({"brightness": -0.1}, "brightness must lie between 0 and 1, got -0.1"),
     ({"noise": -1}, "noise must be 0 or more, got -1"),
-    ({"std": (1, 1, 0)}, "mean and std need three numbers each, std positive"),
+    ({"std": (1, 1, 0)}, "mean and std need three numbers each .*, std positive"),
+    ({"std": (1, 1, 1, 1), "mean": (0, 0, 0, 0)}, "three numbers each .or one each, for grey images"),
+    ({"std": [0.2]}, r"got \(0.485, 0.456, 0.406\) and \(0.2,\)"),
     ({"normalize": "batch"}, "normalize must be 'dataset', 'image' or 'view', got 'batch'"),
     ({"eval_crop": 300}, "eval_crop must be at most eval_resize, got 300 and 256"),
 ])  # fmt: skip

@@ -6,6 +6,7 @@ import torch
 
 from esvit_pl.augment import OFF, PARAMS, Recipe, crop_resize, draw, make_views
 from esvit_pl.augment.crop import absolute
+from esvit_pl.augment.photometric import luma
 from esvit_pl.seeding import numpy_generator
 
 SMALL = Recipe(global_size=16, num_local=3, local_size=8)
@@ -115,6 +116,16 @@ def test_noise_is_in_units_of_the_normalised_view_and_the_same_every_time(image)
     torch.testing.assert_close(difference[0], difference[2], atol=1e-5, rtol=0)  # one field for the three channels
     again = make_views(noisy, image, drawn(noisy, index=2))[1]
     assert torch.equal(again, make_views(noisy, image, parameters)[1])
+
+
+def test_one_mean_makes_every_view_grey_after_its_colour_changes(image):
+    grey = Recipe(global_size=16, num_local=3, local_size=8, mean=[0.5], std=[0.25])
+    parameters = drawn(grey)
+    coloured = make_views(SMALL, image, parameters, normalized=False)
+    for view, rgb in zip(make_views(grey, image, parameters), coloured, strict=True):
+        torch.testing.assert_close(view, (luma(rgb[None])[0] - 0.5) / 0.25)
+    supervised = draw((grey.supervised_view,), grey, (40, 50), seed=0, epoch=0, index=5)
+    assert make_views(grey, image, supervised)[0].shape == (1, 224, 224)
 
 
 def test_the_supervised_view_is_crop_and_flip(image):

@@ -1,13 +1,13 @@
 from __future__ import annotations
 
-import pickle
-
 import pytest
 import torch
 import toys
 from pytorch_lightning.callbacks import ModelCheckpoint
 
-from esvit_pl.checkpoints import load_backbone, load_training_checkpoint
+from esvit_pl.checkpoints import load_backbone, read_source
+from esvit_pl.checkpoints.pickled import read_pickled
+from esvit_pl.checkpoints.training import is_ours
 
 
 @pytest.fixture(scope="module")
@@ -31,39 +31,37 @@ def test_the_backbone_comes_back_from_the_checkpoint_alone(trained, network):
 
 def test_a_checkpoint_says_what_it_is(trained):
     module, path = trained
-    saved = load_training_checkpoint(path)["esvit_pl"]
-    assert saved["format"] == 1
-    assert saved["backbone"] == module.student.backbone.spec
-    assert saved["loss"]["num_prototypes"] == 12
-    assert saved["config"] == {"note": "plain"}
+    checkpoint = read_pickled(path)
+    assert is_ours(checkpoint)
+    assert checkpoint["esvit_pl"]["format"] == 1
+    source = read_source(path)
+    assert source.format == "esvit_pl"
+    assert source.backbone == module.student.backbone.spec
+    assert source.loss["num_prototypes"] == 12
+    assert source.config == {"note": "plain"}
+    assert source.epoch == 2
+    assert source.guessed == ()
 
 
-def test_broken_files_are_named(tmp_path, trained):
-    with pytest.raises(ValueError, match="none.ckpt is no file"):
-        load_training_checkpoint(tmp_path / "none.ckpt")
-    for content in (b"", b"hello", trained[1].read_bytes()[:1000]):
-        path = tmp_path / "broken.ckpt"
-        path.write_bytes(content)
-        with pytest.raises(ValueError, match="broken.ckpt cannot be read as a checkpoint"):
-            load_training_checkpoint(path)
-    torch.save({"state_dict": {}}, tmp_path / "other.ckpt")
-    with pytest.raises(ValueError, match="other.ckpt is no checkpoint of esvit-pretrain"):
-        load_training_checkpoint(tmp_path / "other.ckpt")
+def test_networks_centers_and_moments_are_the_modules(trained):
+    module, path = trained
+    source = read_source(path, moments=True)
+    assert toys.largest_difference(source.networks["student"], toys.state(module.student)) == 0
+    assert toys.largest_difference(source.networks["teacher"], toys.state(module.teacher)) == 0
+    for name, center in module.objective.centers.items():
+        assert torch.equal(source.centers[name], center.value)
+    optimizer = module.optimizers().optimizer
+    assert source.moments.name == "adamw"
+    for name, parameter in module.student.named_parameters():
+        assert torch.equal(source.moments.of[name]["exp_avg"], optimizer.state[parameter]["exp_avg"])
 
 
-class Malicious:
-    def __init__(self, marker) -> None:
-        self.marker = marker
-
-    def __reduce__(self):
-        return open, (str(self.marker), "w")
-
-
-def test_code_inside_a_checkpoint_does_not_run(tmp_path):
-    path, marker = tmp_path / "bad.ckpt", tmp_path / "marker"
-    torch.save({"esvit_pl": {}, "state_dict": Malicious(marker)}, path)
-    with pytest.raises(ValueError, match="bad.ckpt cannot be read"):
-        load_training_checkpoint(path)
-    assert not marker.exists()
-    pickle.loads(pickle.dumps(Malicious(marker))).close()
-    assert marker.exists()  # it would have
+def test_images_are_prepared_as_in_the_training(tmp_path, trained):
+    checkpoint = read_pickled(trained[1])
+    augment = {"_target_": "esvit_pl.augment.Recipe", "mean": [0.1, 0.2, 0.3], "eval_resize": 40, "eval_crop": 32}
+    checkpoint["esvit_pl"]["config"] = {"augment": augment}
+    torch.save(checkpoint, tmp_path / "a.ckpt")
+    assert read_source(tmp_path / "a.ckpt").recipe.mean == (0.1, 0.2, 0.3)
+    augment["_target_"] = "mine.Recipe"
+    torch.save(checkpoint, tmp_path / "b.ckpt")
+    assert read_source(tmp_path / "b.ckpt").recipe is None

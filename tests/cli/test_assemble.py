@@ -128,6 +128,18 @@ def test_crops_may_be_as_small_as_a_patch(tmp_path):
     assemble.check_crops(Recipe(local_size=3, num_local=0), backbone)
 
 
+@pytest.mark.parametrize(("channels", "recipe", "remedy"), [
+    (1, Recipe(), "length 3 .* set backbone.in_chans=3, or give mean and std .* one each for grey"),
+    (3, Recipe(mean=[0.5], std=[0.2]), "length 1 .* set backbone.in_chans=1, or give mean and std three numbers each"),
+])  # fmt: skip
+def test_backbone_and_views_have_as_many_channels(tmp_path, channels, recipe, remedy):
+    backbone = assemble.construct(compose(tmp_path, f"backbone.in_chans={channels}"), "backbone")
+    with pytest.raises(ValueError, match=f"backbone.in_chans={channels}, and .* of {remedy}"):
+        assemble.check_crops(recipe, backbone)
+    fitting = Recipe() if channels == 3 else Recipe(mean=[0.5], std=[0.2])
+    assemble.check_crops(fitting, backbone)
+
+
 def test_errors_carry_the_key_of_the_config():
     cfg = OmegaConf.create(
         {

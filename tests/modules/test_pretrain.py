@@ -10,7 +10,10 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.plugins import MixedPrecision
 from torch import nn
 
+from esvit_pl.augment import Recipe
 from esvit_pl.backbones import Backbone, Features
+from esvit_pl.datamodule import ImageDataModule
+from esvit_pl.datasets import ArrayDataset, Splits
 from esvit_pl.modules.pretrain import NonFiniteLoss, Pretrainer
 from esvit_pl.optim import OptimizerRecipe
 
@@ -181,6 +184,62 @@ def test_a_resumed_run_ends_bit_for_bit_where_the_uninterrupted_one_does(tmp_pat
     resumed = module()
     fit(resumed, tmp_path, max_epochs=4, ckpt_path=tmp_path / str(stop) / "last.ckpt")
     assert toys.largest_difference(toys.state(whole), toys.state(resumed)) == 0
+
+
+# A later epoch than the first
+
+
+@pytest.mark.filterwarnings("ignore:.*no `validation_step`", "ignore:.*does not have many workers")
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_training_that_starts_at_epoch_2_sees_what_that_epoch_sees(tmp_path, workers):
+    """Images in their order, crops, schedules, counters; with two micro-batches a step."""
+    images = torch.randint(0, 256, (8, 3, 20, 20), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    splits = Splits(ArrayDataset(images, [f"{i}.png" for i in range(8)]))
+    recipe = Recipe(num_local=1, global_size=16, local_size=8)
+
+    class Record(pl.Callback):
+        def __init__(self) -> None:
+            self.seen, self.lr = [], []
+
+        def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+            views = [view.sum().item() for view in batch["views"]]
+            self.seen.append((trainer.current_epoch, trainer.global_step, batch["index"].tolist(), views))
+            self.lr.append(module.lr_at(module.progress))
+
+    def seen(**settings):
+        record = Record()
+        data = ImageDataModule(splits, recipe, batch_size=2, num_workers=workers)
+        trainer = toys.trainer(tmp_path, max_epochs=4, accumulate_grad_batches=2, callbacks=[record])
+        trainer.fit(toys.pretrainer(**settings), data)
+        return record.seen, record.lr
+
+    whole, late = seen(), seen(start_epoch=2)
+    assert late == tuple(column[8:] for column in whole)
+    assert late[0][-1][:2] == (3, 8)
+
+
+def test_a_training_that_started_late_is_resumed_where_it_stopped(tmp_path):
+    whole = toys.pretrainer(start_epoch=2)
+    fit(whole, tmp_path, max_epochs=5)
+    saver = ModelCheckpoint(tmp_path / "stopped", save_last=True)
+    fit(
+        toys.pretrainer(start_epoch=2),
+        tmp_path,
+        max_epochs=5,
+        callbacks=[StopAfter(4), saver],
+        enable_checkpointing=True,
+    )
+    resumed = toys.pretrainer(start_epoch=2)
+    trainer = fit(resumed, tmp_path, max_epochs=5, ckpt_path=tmp_path / "stopped" / "last.ckpt")
+    assert (trainer.current_epoch, trainer.global_step) == (5, 10)
+    assert toys.largest_difference(toys.state(whole), toys.state(resumed)) == 0
+
+
+def test_a_start_after_the_end_is_refused(tmp_path):
+    with pytest.raises(
+        ValueError, match=r"start_epoch=2 lies at or after the end of training \(trainer.max_epochs=2\)"
+    ):
+        fit(toys.pretrainer(start_epoch=2), tmp_path, max_epochs=2)
 
 
 def test_a_region_loss_that_would_never_join_is_refused(tmp_path):
@@ -388,7 +447,9 @@ def test_a_teacher_that_shares_storage_is_refused(tmp_path):
         fit(module, tmp_path)
 
 
-@pytest.mark.parametrize(("name", "value"), [("momentum", 1.5), ("clip_grad", -1.0), ("freeze_prototypes_epochs", -1)])
+@pytest.mark.parametrize(
+    ("name", "value"), [("momentum", 1.5), ("clip_grad", -1.0), ("freeze_prototypes_epochs", -1), ("start_epoch", -1)]
+)
 def test_impossible_numbers_are_refused(name, value):
     with pytest.raises(ValueError, match=f"{name} .*got {value}"):
         toys.pretrainer(**{name: value})

@@ -44,8 +44,9 @@ class Recipe:
             pixels (Pillow's radius). `global_blur` has one entry for each global view; the last holds for all further.
         global_solarize, local_solarize: probability that values from 128/255 on are inverted; entries as above.
         noise: Gaussian noise is added to the finished view; its standard deviation is drawn from 0 to `noise`, in units
-            of the normalised view. 0 for none. One field for the three channels.
-        mean, std: of each channel, for `normalize="dataset"`.
+            of the normalised view. 0 for none. One field for all channels.
+        mean, std: of each channel, for `normalize="dataset"`. Three numbers each, or one: then every view becomes one
+            channel of grey after its colour changes, whatever `normalize` says.
         normalize: "dataset" subtracts `mean` and divides by `std`; "image" takes both numbers from the whole image
             before crop and colour; "view" from each finished view.
         eval_resize, eval_crop: evaluation resizes the shorter side to the first and cuts the second from the centre.
@@ -109,8 +110,11 @@ class Recipe:
                 raise ValueError(f"{name} must lie between 0 and {most:g}, got {getattr(self, name)}")
         if self.noise < 0:
             raise ValueError(f"noise must be 0 or more, got {self.noise}")
-        if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
-            raise ValueError(f"mean and std need three numbers each, std positive, got {self.mean} and {self.std}")
+        if len(self.mean) not in (1, 3) or len(self.std) != len(self.mean) or min(self.std) <= 0:
+            raise ValueError(
+                "mean and std need three numbers each (or one each, for grey images), std positive, "
+                f"got {self.mean} and {self.std}"
+            )
         if self.normalize not in ("dataset", "image", "view"):
             raise ValueError(f"normalize must be 'dataset', 'image' or 'view', got {self.normalize!r}")
 
@@ -156,6 +160,11 @@ class Recipe:
     def sizes(self) -> tuple[int, ...]:
         """The side of every view in pixels, in the order of `views`."""
         return tuple(view.size for view in self.views)
+
+    @property
+    def channels(self) -> int:
+        """Channels of a view: 3, or 1 for grey images."""
+        return len(self.mean)
 
     @property
     def num_views(self) -> int:

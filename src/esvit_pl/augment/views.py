@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from esvit_pl.augment.crop import TRIES, absolute, crop_resize, random_box, relative
-from esvit_pl.augment.evaluation import normalize, to_unit
+from esvit_pl.augment.evaluation import normalize, to_channels, to_unit
 from esvit_pl.augment.photometric import OFF, ORDERS, PARAMS, apply_color
 from esvit_pl.augment.recipe import Recipe, ViewRecipe
 from esvit_pl.seeding import numpy_generator
@@ -82,9 +82,10 @@ def draw(
 
 
 def make_views(recipe: Recipe, image: Tensor, parameters: ViewParameters, *, normalized: bool = True) -> list[Tensor]:
-    """Cut, colour and normalise: float32 (3 size size) for every view, from `image` uint8 (3 h w).
+    """Cut, colour and normalise: float32 (c size size) for every view from `image` uint8 (3 h w).
 
-    Without `normalized` the views stay in 0-1 and get no noise (which is in units of the normalised view).
+    c is `recipe.channels`. Without `normalized` the views stay in 0-1 and get no noise (which is in units of the
+    normalised view).
     """
     image_size = (image.shape[-2], image.shape[-1])
     boxes = [absolute(box, image_size) for box in parameters.boxes.tolist()]
@@ -92,7 +93,7 @@ def make_views(recipe: Recipe, image: Tensor, parameters: ViewParameters, *, nor
     for size in dict.fromkeys(parameters.size):  # views of one size are coloured together
         rows = [view for view, side in enumerate(parameters.size) if side == size]
         crops = torch.stack([crop_resize(image, boxes[row], size, bool(parameters.flipped[row])) for row in rows])
-        batch = apply_color(to_unit(crops), parameters.params[rows])
+        batch = to_channels(recipe, apply_color(to_unit(crops), parameters.params[rows]))
         if normalized:
             batch = normalize(recipe, batch, image)
         for row, view in zip(rows, batch.unbind(0), strict=True):

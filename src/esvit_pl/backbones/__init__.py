@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from difflib import get_close_matches
 from typing import Any
+
+from timm import is_model
 
 from esvit_pl.backbones.cvt import CvT
 from esvit_pl.backbones.interface import Attention, Backbone, Features
+from esvit_pl.backbones.registry import ModelForTimm
 from esvit_pl.backbones.swin import Swin
+from esvit_pl.backbones.timm_backbone import TimmBackbone, unknown
 from esvit_pl.backbones.vil import ViL
 
 FAMILIES: dict[str, Callable[..., Backbone]] = {"swin": Swin, "cvt": CvT, "vil": ViL}
@@ -16,17 +19,34 @@ FAMILIES: dict[str, Callable[..., Backbone]] = {"swin": Swin, "cvt": CvT, "vil":
 
 
 def build(name: str, **kwargs: Any) -> Backbone:
-    """Build a backbone of a family from plain numbers; the target of every ``conf/backbone/*.yaml``.
+    """Build a backbone from plain numbers; the target of every ``conf/backbone/*.yaml``.
+
+    Args:
+        name: one of our families, or any timm model, as "convnextv2_atto".
+        kwargs: of the family's class, or of `TimmBackbone`.
 
     Raises:
-        ValueError: unknown family, with the near ones; or a size that the family cannot be built with.
+        ValueError: unknown name, with the near ones; or a size that the family cannot be built with.
     """
-    if name not in FAMILIES:
-        near = get_close_matches(name, FAMILIES, n=3, cutoff=0.4) or list(FAMILIES)
-        raise ValueError(f"unknown backbone family {name!r}; did you mean {' or '.join(near)}?")
-    return FAMILIES[name](
-        **{key: list(value) if isinstance(value, (tuple, list)) else value for key, value in kwargs.items()}
-    )
+    plain: dict[str, Any] = {
+        key: list(value) if isinstance(value, (tuple, list)) else value for key, value in kwargs.items()
+    }
+    if name in FAMILIES:
+        return FAMILIES[name](**plain)
+    if not is_model(name):
+        raise ValueError(unknown(name, FAMILIES))
+    return TimmBackbone(name, **plain)
 
 
-__all__ = ["FAMILIES", "Attention", "Backbone", "CvT", "Features", "Swin", "ViL", "build"]
+__all__ = [
+    "FAMILIES",
+    "Attention",
+    "Backbone",
+    "CvT",
+    "Features",
+    "ModelForTimm",
+    "Swin",
+    "TimmBackbone",
+    "ViL",
+    "build",
+]

@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
@@ -38,12 +38,14 @@ class Backbone(nn.Module):
         region_width: channels of a region.
         patch_size: side of a patch in pixels; no crop may be smaller.
         spec: the plain dict from which ``backbones.build(**spec)`` makes the same backbone again.
+        transform: from one image to the (c h w) tensor that the backbone was trained on; ``load_backbone`` sets it.
     """
 
     width: int
     region_width: int
     patch_size: int
     spec: dict[str, Any]
+    transform: Callable[[Any], Tensor] | None = None
 
     def forward(self, x: Tensor) -> Features:
         """(b c h w) normalised images of any size -> features."""
@@ -63,8 +65,8 @@ class Backbone(nn.Module):
     def attention(self, x: Tensor, block: int = -1) -> Attention:
         """Attention weights of one block, counted over all stages; -1 is the last."""
         raise NotImplementedError(
-            f"{type(self).__name__} has no attention weights to show; Swin, CvT and ViL's full blocks have "
-            "(backbone=swin_tiny_w7, cvt_tiny_w7, vil_tiny)"
+            f"{type(self).__name__} has no attention weights to show; Swin, CvT, ViL's full blocks, ViT and DeiT have "
+            "(backbone=swin_tiny_w7, cvt_tiny_w7, vil_tiny, vit_base_p16, deit_small_p16)"
         )
 
 

@@ -9,14 +9,21 @@ does it in the released order; parameter names stay timm's.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache, partial
 from itertools import product
+from math import isqrt
 from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
-from timm.models.swin_transformer import SwinTransformer, SwinTransformerBlock, SwinTransformerStage
+from timm.models.swin_transformer import (
+    SwinTransformer,
+    SwinTransformerBlock,
+    SwinTransformerStage,
+    get_relative_position_index,
+)
 from torch import Tensor, nn
 
 from esvit_pl.backbones.interface import Attention, Backbone, Features, check_block_count, width_of_last
@@ -250,6 +257,36 @@ def shifted_window_mask(
     origin = origin.unflatten(1, (-1, window)).unflatten(0, (-1, window)).transpose(1, 2).flatten(2).flatten(0, 1)
     strangers = origin[:, :, None] != origin[:, None, :]
     return torch.zeros(strangers.shape, device=device, dtype=dtype).masked_fill_(strangers, -100.0)
+
+
+def from_released(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Released parameter names of a Swin without its heads -> ours, which are timm's.
+
+    The release merges patches at the end of a stage, timm at the beginning of the next. Tables that follow from the
+    window are left out.
+    """
+    return {
+        re.sub(r"^layers\.(\d+)\.downsample", lambda match: f"layers.{int(match[1]) + 1}.downsample", name): value
+        for name, value in state.items()
+        if not name.endswith(("relative_position_index", "attn_mask"))
+    }
+
+
+def to_released(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The way back of `from_released`, in the order of the released model's parameters."""
+    released: dict[str, Tensor] = {}
+    for name, value in state.items():
+        if name.endswith("downsample.reduction.weight"):
+            continue  # it stands in front of its norm there
+        if merging := re.fullmatch(r"layers\.(\d+)\.downsample\.norm\.weight", name):
+            earlier = f"layers.{int(merging[1]) - 1}.downsample.reduction.weight"
+            released[earlier] = state[name.replace("norm", "reduction")]
+        name = re.sub(r"^layers\.(\d+)\.downsample", lambda match: f"layers.{int(match[1]) - 1}.downsample", name)
+        released[name] = value
+        if name.endswith("relative_position_bias_table"):
+            side = (isqrt(len(value)) + 1) // 2
+            released[name.replace("bias_table", "index")] = get_relative_position_index(side, side)
+    return released
 
 
 def _fan_in(module: nn.Module) -> None:

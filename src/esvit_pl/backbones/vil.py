@@ -225,7 +225,7 @@ class Embedding(nn.Module):
         grid = (x.shape[2], x.shape[3])
         tokens = self.norm_embed(x.flatten(2).mT)
         if self.cls_token is not None:
-            tokens = torch.cat([self.cls_token.expand(len(tokens), -1, -1), tokens], dim=1)
+            tokens = torch.cat([self.cls_token.expand(tokens.shape[0], -1, -1), tokens], dim=1)
         positions = self.positions(grid)
         return (tokens if positions is None else tokens + positions), grid
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from esvit_pl.augment import Recipe
 from esvit_pl.backbones import Backbone, build
+from esvit_pl.checkpoints.source import Moments, Source, part
+from esvit_pl.network import MultiCropNetwork
+from esvit_pl.objectives import EsViTObjective
 from esvit_pl.objectives.interface import Objective
+from esvit_pl.optim import parameter_groups
 
 FORMAT = 1
 
@@ -19,43 +23,36 @@ def describe(backbone: Backbone, objective: Objective, config: dict[str, Any] | 
     return {"format": FORMAT, "backbone": dict(backbone.spec), "loss": dict(objective.spec), "config": config}
 
 
-def load_training_checkpoint(path: str | Path) -> dict[str, Any]:
-    """Read a checkpoint of `Pretrainer`, safely.
-
-    Raises:
-        ValueError: no such file, not readable as a checkpoint, or not one of ours.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise ValueError(
-            f"ckpt_path={path} is no file; give the path of a checkpoint, such as RUN/checkpoints/last.ckpt"
-        )
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises OSError, EOFError, KeyError or UnpicklingError, by the damage
-        raise ValueError(f"{path} cannot be read as a checkpoint ({type(error).__name__}: {error})") from error
-    if not isinstance(checkpoint, dict) or "esvit_pl" not in checkpoint:
-        raise ValueError(f"{path} is no checkpoint of esvit-pretrain: it has no entry 'esvit_pl'")
-    return checkpoint
+def is_ours(checkpoint: object) -> bool:
+    """Whether this is a checkpoint of `Pretrainer`."""
+    return isinstance(checkpoint, dict) and "esvit_pl" in checkpoint
 
 
-def load_backbone(path: str | Path, *, network: Literal["teacher", "student"] = "teacher") -> Backbone:
-    """The pretrained backbone of a checkpoint, in eval mode and without gradients.
+def read_training(checkpoint: dict[str, Any], path: str, *, moments: bool = False) -> Source:
+    """A checkpoint of `Pretrainer`.
 
     Args:
-        path: a checkpoint of `Pretrainer`.
-        network: whose backbone; the teacher's is the one that the release evaluates.
+        checkpoint: as `read_pickled` gives it.
+        path: for messages.
+        moments: read the optimizer, too.
     """
-    checkpoint = load_training_checkpoint(path)
-    backbone = build(**checkpoint["esvit_pl"]["backbone"])
-    prefix = f"{network}.backbone."
-    state = {
-        key.removeprefix(prefix): value for key, value in checkpoint["state_dict"].items() if key.startswith(prefix)
-    }
-    if not state:
-        raise ValueError(f"{path} holds no {network} backbone; its networks are {_networks(checkpoint)}")
-    backbone.load_state_dict(state)
-    return backbone.eval().requires_grad_(False)
+    about, weights = checkpoint["esvit_pl"], checkpoint["state_dict"]
+    networks = {name: part(weights, f"{name}.") for name in ("student", "teacher")}
+    centers = part(weights, "objective.centers.")
+    augment = (about.get("config") or {}).get("augment") or {}
+    known = augment.get("_target_") == "esvit_pl.augment.Recipe"
+    return Source(
+        path=path,
+        format="esvit_pl",
+        backbone=about["backbone"],
+        networks={name: state for name, state in networks.items() if state},
+        loss=about["loss"],
+        centers={name.removesuffix(".value"): value for name, value in centers.items() if name.endswith(".value")},
+        epoch=checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"],
+        moments=_moments(checkpoint) if moments else None,
+        config=about.get("config"),
+        recipe=Recipe(**{name: value for name, value in augment.items() if name != "_target_"}) if known else None,
+    )
 
 
 def check_same_architecture(
@@ -97,5 +94,18 @@ def check_same_architecture(
         )
 
 
-def _networks(checkpoint: dict[str, Any]) -> list[str]:
-    return sorted({key.split(".")[0] for key in checkpoint["state_dict"] if ".backbone." in key})
+def _moments(checkpoint: dict[str, Any]) -> Moments | None:
+    """The optimizer's state by name. Its names are those of a student built of the checkpoint's specs."""
+    about = checkpoint["esvit_pl"]
+    if about["loss"].get("name") != "esvit" or not checkpoint.get("optimizer_states"):
+        return None
+    with torch.device("meta"):
+        backbone = build(**about["backbone"])
+        objective = EsViTObjective(**{name: value for name, value in about["loss"].items() if name != "name"})
+        student = MultiCropNetwork(backbone, objective.heads(backbone.width, backbone.region_width))
+    names = {parameter: name for name, parameter in student.named_parameters()}
+    order = [names[parameter] for group in parameter_groups(student) for parameter in group["params"]]
+    saved = checkpoint["optimizer_states"][0]
+    group = saved["param_groups"][0]
+    name = "adamw" if "betas" in group else "lars" if "trust" in group else "sgd"
+    return Moments(name, {order[place]: state for place, state in saved["state"].items()})

@@ -64,6 +64,7 @@ def pretrainer(cfg: DictConfig, recipe: Recipe) -> Pretrainer:
         optimizer=construct(cfg, "optimizer"),
         num_global=recipe.num_global,
         seed=cfg.seed,
+        start_epoch=cfg.start_epoch,
         config=plain(cfg),
     )
     if epochs is not None and not cfg.trainer.fast_dev_run:
@@ -91,7 +92,7 @@ def check_epochs(cfg: DictConfig) -> int | None:
 
 
 def check_crops(recipe: Recipe, backbone: Backbone) -> None:
-    """Refuse crops that are smaller than one patch."""
+    """Refuse crops that are smaller than one patch, and views of another number of channels."""
     smallest = min(recipe.sizes)
     if smallest < backbone.patch_size:
         raise ValueError(
@@ -99,30 +100,43 @@ def check_crops(recipe: Recipe, backbone: Backbone) -> None:
             "raise augment.local_size or augment.global_size"
         )
     channels = backbone.spec.get("in_chans", 3)
-    if channels != 3:
-        raise ValueError(f"backbone.in_chans={channels}, and the images of all data sets here have 3 channels")
+    if channels != recipe.channels:
+        raise ValueError(
+            f"backbone.in_chans={channels}, and augment.mean and augment.std of length {recipe.channels} make views of "
+            f"as many channels; set backbone.in_chans={recipe.channels}, or give mean and std three numbers each, or "
+            "one each for grey views"
+        )
+
+
+def start(cfg: DictConfig, module: Pretrainer) -> tuple[str | None, str | None]:
+    """Weights that the training begins with, from ``init_from`` or ``ckpt_path``.
+
+    Returns:
+        The checkpoint that Lightning is to resume from, if it is one of ours, and a line to print.
+    """
+    from esvit_pl.checkpoints import read_source
+
+    if cfg.ckpt_path is not None:
+        source = read_source(cfg.ckpt_path, moments=True)
+        if source.format == "esvit_pl":
+            return cfg.ckpt_path, None
+        return None, module.continue_from(source)
+    if cfg.init_from is not None:
+        return None, module.start_from(read_source(cfg.init_from), **plain(cfg.init))
+    if cfg.start_epoch:
+        raise ValueError(
+            f"start_epoch={cfg.start_epoch} leaves out the first epochs, and there are no weights of an earlier "
+            "training; give init_from="
+        )
+    return None, None
 
 
 def frozen_backbone(cfg: DictConfig) -> Backbone:
-    """The backbone of ``ckpt_path``; ``backbone=`` beside it is only compared with it."""
+    """The backbone of ``ckpt_path``; ``backbone=`` beside it settles what the file leaves open, and is compared."""
     from esvit_pl.checkpoints import load_backbone
 
-    backbone = load_backbone(cfg.ckpt_path, network=cfg.network)
-    if cfg.get("backbone") is not None:
-        wanted = construct(cfg, "backbone").spec
-        names = sorted({*wanted, *backbone.spec})
-        differences = [
-            f"{name}: checkpoint {backbone.spec.get(name)!r}, backbone= {wanted.get(name)!r}"
-            for name in names
-            if backbone.spec.get(name) != wanted.get(name)
-        ]
-        if differences:
-            raise ValueError(
-                f"the checkpoint {cfg.ckpt_path} is of another backbone than backbone= asks for; "
-                f"{'; '.join(differences)}. "
-                "Leave backbone= out: the checkpoint knows its own"
-            )
-    return backbone
+    wanted = construct(cfg, "backbone").spec if cfg.get("backbone") is not None else None
+    return load_backbone(cfg.ckpt_path, network=cfg.network, backbone=wanted)
 
 
 def probe(cfg: DictConfig, key: str, backbone: Backbone, **parts: Any) -> LightningModule:

@@ -59,6 +59,7 @@ def pretrain(cfg: DictConfig, images: Splits | None = None, *, default_callbacks
     splits, recipe = assemble.images(cfg, images)
     data = assemble.datamodule(cfg, splits, recipe)
     module = assemble.pretrainer(cfg, recipe)
+    ckpt_path, beginning = assemble.start(cfg, module)
     if default_callbacks and not data.has_labels:
         cfg = assemble.without_labels(cfg)
     trainer = assemble.trainer(cfg, data)
@@ -68,12 +69,14 @@ def pretrain(cfg: DictConfig, images: Splits | None = None, *, default_callbacks
         evaluation.check(cfg, learnt, data.num_classes)
     run = RunFolder(cfg.paths.output_dir, writes=trainer.is_global_zero)
     run.describe(cfg)
+    if beginning and run.writes:
+        print(beginning, flush=True)
     untrained = make_teacher(module.student.backbone) if probes and cfg.evaluation.baselines else None
 
     with run.status():
         if run.writes:
             pictures.draw_crops(run.path / "figures", splits.train, recipe, seed=cfg.seed)
-        assemble.fit(trainer, module, data, cfg.ckpt_path)
+        assemble.fit(trainer, module, data, ckpt_path)
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
         run.update(metrics=metrics)
         table = evaluation.measure(cfg, splits, recipe, learnt, untrained) if probes else {}

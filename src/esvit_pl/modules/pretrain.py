@@ -7,11 +7,13 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from pytorch_lightning import LightningModule
+from pytorch_lightning import LightningModule, Trainer
 from torch import Tensor
 from torch.optim import Optimizer
 
 from esvit_pl.backbones.interface import Backbone
+from esvit_pl.checkpoints.source import Moments, Source
+from esvit_pl.checkpoints.start import check_continues, start_from_
 from esvit_pl.checkpoints.training import check_same_architecture, describe
 from esvit_pl.datamodule import batch_size_of
 from esvit_pl.distributed import sum_over_ranks
@@ -19,7 +21,7 @@ from esvit_pl.ema import check_apart, ema_update_, make_teacher
 from esvit_pl.heads import Prototypes
 from esvit_pl.network import MultiCropNetwork
 from esvit_pl.objectives.interface import Losses, Objective, Progress, Views
-from esvit_pl.optim import OptimizerRecipe, clip_each_, parameter_groups, scaled_lr
+from esvit_pl.optim import OptimizerRecipe, clip_each_, parameter_groups, restore_, scaled_lr
 from esvit_pl.schedules import cosine, in_steps
 from esvit_pl.seeding import seed_torch
 
@@ -41,6 +43,8 @@ class Pretrainer(LightningModule):
         freeze_prototypes_epochs: the student's prototypes stand still for so many epochs; may be a fraction.
         num_global: the first so many views are global ones, and the teacher's.
         seed: of the randomness inside the step (stochastic depth).
+        start_epoch: a new training stands here in all its schedules, as if so many epochs lay behind it; for one that
+            starts from weights of an earlier training (`start_from`).
         config: plain dict that is kept in the checkpoints.
 
     Logs ``train/<term>_loss``, the objective's diagnostics and every schedule as ``train/...``.
@@ -62,6 +66,7 @@ class Pretrainer(LightningModule):
         freeze_prototypes_epochs: float = 1,
         num_global: int = 2,
         seed: int = 0,
+        start_epoch: int = 0,
         config: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
@@ -71,6 +76,8 @@ class Pretrainer(LightningModule):
         for name, value in (("clip_grad", clip_grad or 0), ("freeze_prototypes_epochs", freeze_prototypes_epochs)):
             if value < 0:
                 raise ValueError(f"Pretrainer needs {name} of 0 or more, got {value}")
+        if start_epoch < 0:
+            raise ValueError(f"Pretrainer needs start_epoch of 0 or later, got {start_epoch}")
         heads = objective.heads(backbone.width, backbone.region_width)
         self.teacher = MultiCropNetwork(make_teacher(backbone), make_teacher(heads)) if objective.uses_teacher else None
         heads.update(dict(objective.student_only_heads().items()))
@@ -82,6 +89,8 @@ class Pretrainer(LightningModule):
         self.freeze_prototypes_epochs = freeze_prototypes_epochs
         self.num_global = num_global
         self.seed = seed
+        self.start_epoch = start_epoch
+        self.moments: Moments | None = None
         self.config = config
         self.steps_per_epoch = self.total_steps = self.global_batch = 0
         self._seen: list[Losses] = []
@@ -207,10 +216,41 @@ class Pretrainer(LightningModule):
         for name, value in values.items():
             self.log(f"train/{name}", value, prog_bar=name.endswith("_loss"), batch_size=self.global_batch)
 
+    # Weights of an earlier training
+
+    def start_from(self, source: Source, **how: Any) -> str:
+        """Begin with a checkpoint's weights; optimizer and schedules are new.
+
+        Args:
+            source: `checkpoints.read_source(path_or_name)`.
+            how: ``network``, ``heads`` and ``resize_positions`` of `checkpoints.start.start_from_`.
+
+        Returns:
+            One line that says what came from where.
+        """
+        return start_from_(self.student, self.teacher, self.objective, source, **how)
+
+    def continue_from(self, source: Source) -> str:
+        """Go on with the training of another code's checkpoint: weights, centres, optimizer, epoch.
+
+        Args:
+            source: `checkpoints.read_source(path, moments=True)`.
+
+        Raises:
+            ValueError: it is another training: architecture, loss or optimizer differ.
+        """
+        check_continues(self.student, self.teacher, self.objective, self.optimizer.name, source)
+        line = self.start_from(source)
+        self.start_epoch, self.moments = source.epoch or 0, source.moments
+        return line.replace("init_from=", "ckpt_path=", 1)
+
     # Around the fit
 
     def configure_optimizers(self) -> Optimizer:
-        return self.optimizer.build(parameter_groups(self.student))
+        optimizer = self.optimizer.build(parameter_groups(self.student))
+        if self.moments is not None:
+            restore_(optimizer, dict(self.student.named_parameters(remove_duplicate=False)), self.moments.of)
+        return optimizer
 
     def on_fit_start(self) -> None:
         if self.trainer.gradient_clip_val:
@@ -243,6 +283,8 @@ class Pretrainer(LightningModule):
         self.total_steps = trainer.max_steps if endless else self.steps_per_epoch * int(trainer.max_epochs or 0)
         if self.total_steps <= 0:
             raise ValueError("training without an end has no schedules; set trainer.max_epochs or trainer.max_steps")
+        if self.start_epoch and not trainer.global_step:  # a resumed training knows its place
+            stand_at(trainer, self.start_epoch, int(batches), self.steps_per_epoch)
         self.global_batch = batch_size_of(trainer.train_dataloader) * trainer.world_size * accumulate
         epochs = self.total_steps / self.steps_per_epoch
         if not getattr(trainer, "fast_dev_run", False):
@@ -260,6 +302,11 @@ class Pretrainer(LightningModule):
             raise ValueError(
                 f"optimizer.warmup_epochs={self.optimizer.warmup_epochs:g} is longer than training "
                 f"(trainer.max_epochs={epochs:g}); shorten the warm-up or train longer"
+            )
+        if self.start_epoch >= epochs:
+            raise ValueError(
+                f"start_epoch={self.start_epoch} lies at or after the end of training (trainer.max_epochs={epochs:g}), "
+                "which counts from epoch 0; raise trainer.max_epochs"
             )
         self.objective.check(epochs)
 
@@ -285,3 +332,20 @@ class Pretrainer(LightningModule):
             prototypes = [module for module in self.student.heads.modules() if isinstance(module, Prototypes)]
             still += [p for module in prototypes for p in module.parameters()]
         return still
+
+
+def stand_at(trainer: Trainer, epoch: int, batches: int, steps: int) -> None:
+    """Let a Trainer that has not begun count as if `epoch` epochs of so many batches and optimizer steps were done."""
+    fit, inner = trainer.fit_loop, trainer.fit_loop.epoch_loop
+    optimizer = inner.automatic_optimization.optim_progress.optimizer
+    counts = [
+        (epoch, (fit.epoch_progress.total, fit.epoch_progress.current)),
+        (epoch * batches, (inner.batch_progress.total,)),
+        (epoch * steps, (optimizer.step.total, optimizer.zero_grad.total)),
+    ]
+    for count, trackers in counts:
+        for tracker in trackers:
+            for name in ("ready", "started", "processed", "completed"):
+                if getattr(tracker, name, None) is not None:
+                    setattr(tracker, name, count)
+    inner._batches_that_stepped = epoch * steps  # the step that loggers see

@@ -1,0 +1,45 @@
+"""The evaluation view as a transform, for code that takes ``transform(image)``: notebooks, torchvision's data sets."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from esvit_pl.augment.evaluation import evaluation_view
+from esvit_pl.augment.recipe import Recipe
+from esvit_pl.datasets.folder import _as_rgb as as_rgb
+
+
+@dataclass(frozen=True)
+class EvaluationTransform:
+    """One image -> what a backbone of this recipe is evaluated on; the same pixels as ``esvit-knn`` sees.
+
+        transform = EvaluationTransform(Recipe())
+        features = backbone(transform(Image.open("dog.jpg"))[None])
+
+    Args:
+        recipe: its evaluation part and its normalisation count.
+    """
+
+    recipe: Recipe
+
+    def __call__(self, image: Image.Image | Tensor) -> Tensor:
+        """A PIL image of any mode, or uint8 (3 h w) -> float32 (c s s), s = `recipe.eval_crop`, normalised.
+
+        Raises:
+            ValueError: something else.
+        """
+        if isinstance(image, Image.Image):
+            image = torch.from_numpy(np.array(as_rgb(ImageOps.exif_transpose(image)))).permute(2, 0, 1)
+        if not isinstance(image, Tensor):
+            raise ValueError(f"the transform takes a PIL image or a uint8 tensor (3 h w), got {type(image).__name__}")
+        if image.dtype != torch.uint8 or image.ndim != 3 or len(image) != 3:
+            raise ValueError(
+                f"the transform takes a uint8 tensor (3 h w), got {image.dtype} {tuple(image.shape)}; "
+                "give one image with values 0-255, channels first"
+            )
+        return evaluation_view(self.recipe, image)

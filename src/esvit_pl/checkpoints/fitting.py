@@ -1,0 +1,105 @@
+"""Putting weights into a module: strictly, or with position tables resized."""
+
+# l entries of a table | h heads | c channels | p prefix tokens
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import isqrt
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+SHOWN = 6
+"""Names of one kind that a message lists."""
+
+
+@torch.no_grad()
+def load_(module: nn.Module, state: Mapping[str, Tensor], what: str, *, resize: bool = False) -> None:
+    """Load every parameter and buffer of `module`, by name.
+
+    Args:
+        module: changed in place, all of it or, when this raises, nothing.
+        state: weights of exactly its names and shapes.
+        what: for the message, as in "released.pth (teacher)".
+        resize: let position tables of another size be resized (`resized`).
+
+    Raises:
+        ValueError: names that are missing, unexpected, or of another shape, with both shapes.
+    """
+    wanted = module.state_dict()
+    state = {name: _sized(name, value, wanted.get(name)) if resize else value for name, value in state.items()}
+    problems = misfits(state, wanted)
+    if problems:
+        raise ValueError(f"{what} does not fit:\n  " + "\n  ".join(problems))
+    module.load_state_dict(dict(state))
+
+
+def misfits(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> list[str]:
+    """Lines that say what is missing, what is too much, and what has another shape."""
+    missing = [name for name in wanted if name not in state]
+    unexpected = [name for name in state if name not in wanted]
+    others = [
+        f"{name} {tuple(state[name].shape)} instead of {tuple(value.shape)}{_meaning(name, state[name], value)}"
+        for name, value in wanted.items()
+        if name in state and state[name].shape != value.shape
+    ]
+    kinds = {"missing": missing, "not in the model": unexpected, "of another shape": others}
+    return [f"{kind}: {_some(names)}" for kind, names in kinds.items() if names]
+
+
+def resized(name: str, table: Tensor, shape: torch.Size) -> Tensor:
+    """A position table made for another window or image side, by bicubic interpolation; others come back as they are.
+
+    Relative tables (l h), l = (2 side - 1) ** 2, are resized as pictures of offsets, as Swin's authors do; absolute
+    ones (1 p+l c) as pictures of places, their p prefix tokens untouched; ViL's rows and columns (1 l c) as lines.
+    """
+    if name.endswith("relative_position_bias_table"):
+        return _picture(table.T[None], isqrt(shape[0]))[0].T.contiguous()
+    if name.endswith(("x_pos_embed", "y_pos_embed")):
+        line = F.interpolate(table.mT[..., None].float(), size=(shape[1], 1), mode="bicubic")
+        return line[..., 0].mT.to(table.dtype).contiguous()
+    if name.endswith("pos_embed"):
+        prefix = _prefix(table.shape[1], shape[1])
+        if prefix is not None:
+            places = _picture(table[:, prefix:].mT, isqrt(shape[1] - prefix)).mT
+            return torch.cat([table[:, :prefix], places], dim=1)
+    return table
+
+
+def _sized(name: str, value: Tensor, wanted: Tensor | None) -> Tensor:
+    same_rank = wanted is not None and wanted.ndim == value.ndim and wanted.shape[-1] == value.shape[-1]
+    if wanted is None or not same_rank or wanted.shape == value.shape:
+        return value
+    return resized(name, value, wanted.shape)
+
+
+def _picture(table: Tensor, side: int) -> Tensor:
+    """(b c l) of a square picture -> (b c side*side)"""
+    old = isqrt(table.shape[-1])
+    picture = F.interpolate(table.unflatten(-1, (old, old)).float(), size=(side, side), mode="bicubic")
+    return picture.flatten(-2).to(table.dtype)
+
+
+def _prefix(old: int, new: int) -> int | None:
+    """Tokens in front of both tables after which each is a square: class, distillation and register tokens."""
+    for prefix in range(9):
+        if all(isqrt(length - prefix) ** 2 == length - prefix for length in (old, new)):
+            return prefix
+    return None
+
+
+def _meaning(name: str, state: Tensor, wanted: Tensor) -> str:
+    """What two shapes stand for, where it is a setting that people know."""
+    if name.endswith(".relative_position_bias_table") and state.shape[1] == wanted.shape[1]:
+        of, asked = ((isqrt(len(table)) + 1) // 2 for table in (state, wanted))
+        return f" (windows of {of} and {asked})"
+    if name.endswith("prototypes.direction") and state.shape[1] == wanted.shape[1]:
+        return f" ({len(state)} and {len(wanted)} prototypes)"
+    return ""
+
+
+def _some(names: list[str]) -> str:
+    rest = len(names) - SHOWN
+    return "; ".join(names[:SHOWN]) + (f"; and {rest} more" if rest > 0 else "")

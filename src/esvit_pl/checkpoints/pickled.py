@@ -1,0 +1,40 @@
+"""Reading files of ``torch.save`` without running what may be in them."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def read_pickled(path: str | Path) -> Any:
+    """Tensors and plain Python of a file that ``torch.save`` wrote; beside them only ``argparse.Namespace``, which
+    holds the settings in released checkpoints. Nothing in the file is called.
+
+    Raises:
+        ValueError: the file holds anything else, told by its name; or it is damaged.
+    """
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises OSError, EOFError, KeyError or UnpicklingError, by the damage
+        names = _offending(path, str(error))
+        if not names:
+            first = str(error).partition("\n")[0]
+            raise ValueError(f"{path} cannot be read as a checkpoint ({type(error).__name__}: {first})") from error
+        raise ValueError(
+            f"{path} is refused: beside weights it holds {', '.join(names)}, which would run when it is loaded; "
+            "nothing of it was run. If you trust whoever made it, let them save the weights alone, as safetensors"
+        ) from error
+
+
+def _offending(path: str | Path, message: str) -> list[str]:
+    """Names of what the file would call, read off it without calling anything."""
+    try:
+        names = torch.serialization.get_unsafe_globals_in_checkpoint(str(path))
+    except Exception:  # not of today's format, or damaged: what torch's own message says
+        names = re.findall(r"GLOBAL ([\w.]+\.\w+)", message)
+    return sorted({name for name in names if name != "argparse.Namespace"})

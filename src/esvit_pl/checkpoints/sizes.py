@@ -1,0 +1,179 @@
+"""What sizes a backbone has, read off its weights alone: files of others say no more.
+
+Names are the released ones (docs/checkpoints.md), without the heads'.
+"""
+
+# w side of a window | m side of a token map
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from math import isqrt, prod
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+State = Mapping[str, Tensor]
+
+
+class Sizes(NamedTuple):
+    """Arguments of ``backbones.build``, as far as weights tell."""
+
+    spec: dict[str, Any]
+    guessed: tuple[str, ...] = ()
+    """Names of arguments that the weights leave open, and that hold the published models' values here."""
+
+
+def sizes_of(state: State) -> Sizes | None:
+    """The sizes of a backbone with these weights; None where no family is recognised."""
+    for recognised, read in _FAMILIES.items():
+        if all(any(re.match(pattern, name) for name in state) for pattern in recognised):
+            return read(state)
+    return None
+
+
+def _swin(state: State) -> Sizes:
+    stages = _count(state, r"layers\.(\d+)\.blocks\.")
+    tables = [state[f"layers.{stage}.blocks.0.attn.relative_position_bias_table"] for stage in range(stages)]
+    windows = [(isqrt(len(table)) + 1) // 2 for table in tables]
+    projection = state["patch_embed.proj.weight"]
+    patch = projection.shape[-1]
+    # A window smaller than the first stage's is that stage's whole map, which tells the nominal image.
+    nominal = [w * patch * 2**stage for stage, w in enumerate(windows) if w < windows[0]]
+    fits_224 = [min(windows[0], 224 // (patch * 2**stage)) for stage in range(stages)] == windows
+    spec = {
+        "name": "swin",
+        "embed_dim": projection.shape[0],
+        "depths": [_count(state, rf"layers\.{stage}\.blocks\.(\d+)\.") for stage in range(stages)],
+        "num_heads": [table.shape[1] for table in tables],
+        "window": windows[0],
+        "img_size": 224 if fits_224 or not nominal else nominal[0],
+        "patch_size": patch,
+        "in_chans": projection.shape[1],
+        "mlp_ratio": state["layers.0.blocks.0.mlp.fc1.weight"].shape[0] / projection.shape[0],
+    }
+    return Sizes(spec, ("img_size", "drop_path_rate", "init"))
+
+
+def _cvt(state: State) -> Sizes:
+    stages = _count(state, r"stage(\d+)\.")
+    embeddings = [state[f"stage{stage}.0.proj.weight"] for stage in range(stages)]
+    dims = [embedding.shape[0] for embedding in embeddings]
+    head = 64 if dims[:2] == [64, 192] else 32  # channels of a head in CvT-T and CvT-S
+    spec = {
+        "name": "cvt",
+        "dims": dims,
+        "depths": [_count(state, rf"stage{stage}\.1\.layers\.(\d+)\.") for stage in range(stages)],
+        "num_heads": [max(dim // head, 1) for dim in dims],
+        "windows": [7] * stages,
+        "in_chans": embeddings[0].shape[1],
+        "mlp_ratio": state["stage0.1.layers.0.1.fn.net.0.weight"].shape[0] / dims[0],
+    }
+    return Sizes(spec, ("num_heads", "windows", "drop_path_rate"))
+
+
+def _vil(state: State) -> Sizes:
+    stages = [f"layer{number}" for number in range(1, 1 + max(int(m[1]) for m in _matches(state, r"layer(\d+)\.")))]
+    embeddings = [state[f"{stage}.0.proj.weight"] for stage in stages]
+    dims, patches = [e.shape[0] for e in embeddings], [e.shape[-1] for e in embeddings]
+    sliding = [f"{stage}.1.attn.query.weight" in state for stage in stages]
+    tables = [state.get(f"{stage}.1.attn.local_relative_position_bias_table") for stage in stages]
+    rows = [state.get(f"{stage}.0.x_pos_embed") for stage in stages]
+    maps = [_vil_map(*stage) for stage in zip(sliding, tables, rows, strict=True)]
+    shared = [
+        _same(state, f"{stage}.1.attn.query") for stage in stages if f"{stage}.1.attn.query_global.weight" in state
+    ]
+    sides = [m * prod(patches[: stage + 1]) for stage, m in enumerate(maps) if m is not None]
+    fits_224 = all(m in (None, 224 // prod(patches[: stage + 1])) for stage, m in enumerate(maps))
+    tokens = [state.get(f"{stage}.0.cls_token") for stage in stages]
+    spec = {
+        "name": "vil",
+        "dims": dims,
+        "depths": [_count(state, rf"{stage}\.(\d+)\.attn\.") for stage in stages],
+        "num_heads": [
+            max(dim // 32, 1) if table is None else table.shape[1] for dim, table in zip(dims, tables, strict=True)
+        ],
+        "patch_sizes": patches,
+        "windows": [
+            (isqrt(len(table)) + 1) // 4 if slides and table is not None else 7
+            for slides, table in zip(sliding, tables, strict=True)
+        ],
+        "num_globals": [0 if token is None else token.shape[1] for token in tokens],
+        "sliding": sliding,
+        "positions": ["absolute" if row is not None else "relative" for row in rows],
+        "share_projections": all(shared),
+        "norm_embed": "layer1.0.norm_embed.weight" in state,
+        "img_size": 224 if fits_224 or not sides else sides[-1],
+        "in_chans": embeddings[0].shape[1],
+        "mlp_ratio": state["layer1.2.mlp.fc1.weight"].shape[0] / dims[0],
+    }
+    absolute = [] if all(table is not None for table in tables) else ["num_heads"]
+    unknown_windows = any(slides and table is None for slides, table in zip(sliding, tables, strict=True))
+    windows = ["windows"] if unknown_windows else []
+    return Sizes(spec, (*absolute, *windows, "mode", "avg_pool", "img_size", "drop_path_rate"))
+
+
+def _vil_map(sliding: bool, table: Tensor | None, rows: Tensor | None) -> int | None:
+    """Side of the token map that a stage's position table was made for."""
+    if rows is not None:
+        return rows.shape[1]
+    return None if sliding or table is None else (isqrt(len(table)) + 1) // 2
+
+
+def _vit(state: State) -> Sizes:
+    projection, depth = state["patch_embed.proj.weight"], _count(state, r"blocks\.(\d+)\.")
+    width, patch = projection.shape[0], projection.shape[-1]
+    known = {(192, 12): "tiny", (384, 12): "small", (768, 12): "base", (1024, 24): "large"}
+    if (width, depth) not in known:
+        raise ValueError(
+            f"a ViT of width {width} and {depth} blocks is none that the release trains (tiny, small, base, large); "
+            "name its timm model: backbone=timm backbone.name=..."
+        )
+    table = state["pos_embed"]
+    side = isqrt(table.shape[1] - 1) * patch
+    name = f"vit_{known[width, depth]}_patch{patch}_224"
+    return Sizes({"name": name, "img_size": side, "in_chans": projection.shape[1]}, ("drop_path_rate", "pool"))
+
+
+def _resnet(state: State) -> Sizes:
+    depths = [_count(state, rf"layer{stage}\.(\d+)\.") for stage in range(1, 5)]
+    kind = ("bottleneck" if "layer1.0.conv3.weight" in state else "basic", *depths)
+    known = {
+        ("basic", 2, 2, 2, 2): "resnet18",
+        ("basic", 3, 4, 6, 3): "resnet34",
+        ("bottleneck", 3, 4, 6, 3): "resnet50",
+        ("bottleneck", 3, 4, 23, 3): "resnet101",
+        ("bottleneck", 3, 8, 36, 3): "resnet152",
+    }
+    if kind not in known:
+        raise ValueError(
+            f"a ResNet of {kind[0]} blocks {depths} is none that torchvision has; name its timm model: backbone=timm "
+            "backbone.name=..."
+        )
+    return Sizes({"name": known[kind], "in_chans": state["conv1.weight"].shape[1]}, ("img_size", "drop_path_rate"))
+
+
+_FAMILIES: dict[tuple[str, ...], Callable[[State], Sizes]] = {
+    (r"patch_embed\.proj\.weight$", r"layers\.0\.blocks\.0\.attn\.relative_position_bias_table$"): _swin,
+    (r"stage0\.0\.proj\.weight$", r"stage0\.1\.layers\.0\.0\.fn\.qkv\.dw\.weight$"): _cvt,
+    (r"layer1\.0\.proj\.weight$", r"layer1\.1\.attn\."): _vil,
+    (r"patch_embed\.proj\.weight$", r"cls_token$", r"pos_embed$", r"blocks\.0\.attn\.qkv\.weight$"): _vit,
+    (r"conv1\.weight$", r"bn1\.weight$", r"layer4\.0\.conv1\.weight$"): _resnet,
+}
+"""Names that a family's weights have -> how its sizes are read."""
+
+
+def _matches(state: State, pattern: str) -> list[re.Match[str]]:
+    return [match for name in state if (match := re.match(pattern, name))]
+
+
+def _count(state: State, pattern: str) -> int:
+    """How many different numbers the pattern finds."""
+    return len({int(match[1]) for match in _matches(state, pattern)})
+
+
+def _same(state: State, name: str) -> bool:
+    """Whether a ViL's globals are projected like its locals."""
+    local, of_globals = state[f"{name}.weight"], state[f"{name}_global.weight"]
+    return local.data_ptr() == of_globals.data_ptr() or bool((local == of_globals).all())

@@ -1,0 +1,205 @@
+"""A backbone as a folder that timm loads: ``timm.create_model("local-dir:FOLDER", pretrained=True)``, offline.
+
+    backbone        architecture in the folder
+    Swin            timm's own Swin, so that nobody needs this package; three differences, below
+    timm's models   the same, bit for bit
+    CvT, ViL        esvit_cvt_*, esvit_vil_*, which ``import esvit_pl.backbones`` registers with timm
+
+Weights are the same to the last bit. What timm's Swin computes of them differs in three ways from ours:
+its layer norms add 1e-5 to the variance, the released ones 1e-6: with
+``timm.create_model("local-dir:FOLDER", pretrained=True, norm_layer=timm.layers.LayerNorm)`` they add 1e-6, too, and at
+224 px the output is ours to the last bit. On maps that are no multiple of the window timm rolls before it pads, and
+the release after. And timm refuses sides that are no multiple of the patch. docs/checkpoints.md has the numbers.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+import timm
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from esvit_pl.augment import Recipe
+from esvit_pl.backbones import Backbone
+from esvit_pl.backbones.registry import FIRST_CONV, PREFIX, SIZES
+from esvit_pl.checkpoints import safetensors_file
+from esvit_pl.checkpoints.pickled import read_pickled
+
+CONFIG, WEIGHTS, PICKLED = "config.json", "model.safetensors", "pytorch_model.bin"
+SWINS = {
+    (96, 6): "swin_tiny_patch4_window7_224",
+    (96, 18): "swin_small_patch4_window7_224",
+    (128, 18): "swin_base_patch4_window7_224",
+    (192, 18): "swin_large_patch4_window7_224",
+}
+"""(channels of the first stage, blocks of the third) -> timm's Swin that is named after this size."""
+NOT_OURS = ("num_classes", "global_pool", "drop_rate", "drop_path_rate", "dynamic_img_size", "strict_img_size")
+"""Arguments of a timm model that are no business of a backbone, or that it settles by itself."""
+
+
+class TimmFolder(NamedTuple):
+    """What a folder of timm's holds."""
+
+    architecture: str
+    model_args: dict[str, Any]
+    pretrained_cfg: dict[str, Any]
+    state: dict[str, Tensor]
+    """Weights under timm's names, as in the file; with a classifier if it has one."""
+    description: dict[str, Any] | None
+    """What we have written of the backbone (`safetensors_file.description`); None in a folder of others."""
+
+
+def save(backbone: Backbone, folder: str | Path, *, about: Mapping[str, Any] | None = None) -> None:
+    """Write ``config.json`` and ``model.safetensors``; files of these names are replaced.
+
+    Args:
+        backbone: of any family; its `transform`, if it has one, tells timm how to prepare images.
+        folder: is made.
+        about: whatever else ``config.json`` shall say, under ``esvit_pl``; fit for JSON.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    architecture, model_args, cfg, state = _for_timm(backbone)
+    config = {
+        "architecture": architecture,
+        "num_classes": 0,
+        "num_features": backbone.width,
+        "model_args": {**model_args, "num_classes": 0},
+        "pretrained_cfg": {**_preparation(backbone), **cfg, "num_classes": 0},
+        safetensors_file.KEY: safetensors_file.description(backbone, about),
+    }
+    (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    save_file(safetensors_file.separate(state), folder / WEIGHTS, metadata={"format": "pt"})
+
+
+def read(folder: str | Path) -> TimmFolder:
+    """The way back, from a folder of ours or of timm's own making.
+
+    Raises:
+        ValueError: one of the two files is missing or unreadable; the message names it.
+    """
+    folder = Path(folder)
+    config = _config(folder)
+    if (folder / WEIGHTS).is_file():
+        state = safetensors_file.read(folder / WEIGHTS)[0]
+    elif (folder / PICKLED).is_file():
+        state = cast(dict[str, Tensor], read_pickled(folder / PICKLED))
+    else:
+        raise ValueError(f"{folder} holds no weights: neither {WEIGHTS} nor {PICKLED}")
+    cfg = config.get("pretrained_cfg", config)  # timm's older files have one level
+    return TimmFolder(
+        config["architecture"], config.get("model_args", {}), cfg, state, config.get(safetensors_file.KEY)
+    )
+
+
+def spec_of(folder: str | Path) -> dict[str, Any]:
+    """The dict from which ``backbones.build(**spec)`` makes the folder's backbone.
+
+    Ours where ``config.json`` tells; timm's Swin in a folder of others stays timm's Swin, whose arithmetic it was
+    trained with.
+
+    Raises:
+        ValueError: no readable ``config.json``.
+    """
+    config = _config(Path(folder))
+    if said := config.get(safetensors_file.KEY):
+        return dict(said["backbone"])
+    args = {name: value for name, value in config.get("model_args", {}).items() if name not in NOT_OURS}
+    if isinstance(args.get("img_size"), list):
+        args["img_size"] = max(args["img_size"])  # timm writes both sides; ours are nominal
+    size = config["architecture"].removeprefix(PREFIX)
+    if config["architecture"].startswith(PREFIX) and size in SIZES:
+        return {**SIZES[size], **args}
+    return {"name": config["architecture"], **args}
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    path = folder / CONFIG
+    if not path.is_file():
+        raise ValueError(f"{folder} is no folder of timm's: it holds no {CONFIG}")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be read as JSON: {error}") from error
+    if not isinstance(config, dict) or "architecture" not in config:
+        raise ValueError(f"{path} names no architecture; timm's own files do")
+    if said := config.get(safetensors_file.KEY):
+        safetensors_file.known(said, path)
+    return config
+
+
+# -- families
+
+
+def _for_timm(backbone: Backbone) -> tuple[str, dict[str, Any], dict[str, Any], Mapping[str, Tensor]]:
+    """Architecture, its arguments, what timm must know of its layers, and the weights under timm's names."""
+    family = backbone.spec["name"]
+    if family == "swin":
+        return *_swin(backbone.spec), _layers(FIRST_CONV["swin"], "head.fc"), backbone.state_dict()
+    if family in FIRST_CONV:
+        state = {f"backbone.{name}": value for name, value in backbone.state_dict().items()}
+        return *_ours(backbone.spec), _layers(f"backbone.{FIRST_CONV[family]}", "head"), state
+    model = getattr(backbone, "model", None)
+    if not isinstance(model, nn.Module) or not timm.is_model(family):
+        raise ValueError(
+            f"a backbone of the family {family!r} has no architecture in timm; save it as safetensors, or register "
+            "one with timm"
+        )
+    return *_timms(model), _layers_of(model), model.state_dict()
+
+
+def _swin(spec: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    depths = spec["depths"]
+    third = depths[2] if len(depths) == 4 else 0
+    args = {name: spec[name] for name in ("img_size", "patch_size", "in_chans", "embed_dim", "depths", "num_heads")}
+    args |= {"window_size": spec["window"], "mlp_ratio": spec["mlp_ratio"], "strict_img_size": False}
+    return SWINS.get((spec["embed_dim"], third), SWINS[96, 6]), args
+
+
+def _ours(spec: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """The registered size that is most like it; all numbers are written, so that a size of one's own comes back."""
+    args = {name: value for name, value in spec.items() if name not in ("name", "drop_path_rate")}
+    sizes = [size for size in SIZES if SIZES[size]["name"] == spec["name"]]
+    nearest = max(sizes, key=lambda size: sum(SIZES[size].get(name) == value for name, value in args.items()))
+    return f"{PREFIX}{nearest}", args
+
+
+def _timms(model: nn.Module) -> tuple[str, dict[str, Any]]:
+    args = getattr(model, "_model_args", {})  # timm's own record of what the model was built with
+    kept = {name: value for name, value in args.items() if not name.endswith(("drop_rate", "drop_path_rate"))}
+    return cast(dict[str, Any], model.pretrained_cfg)["architecture"], kept
+
+
+def _layers(first_conv: str, classifier: str) -> dict[str, Any]:
+    return {"fixed_input_size": False, "first_conv": first_conv, "classifier": classifier}
+
+
+def _layers_of(model: nn.Module) -> dict[str, Any]:
+    cfg = cast(dict[str, Any], model.pretrained_cfg)
+    kept = {name: cfg.get(name) for name in ("fixed_input_size", "first_conv", "classifier", "pool_size")}
+    if cfg.get("fixed_input_size"):
+        kept["input_size"] = cfg["input_size"]
+    return kept
+
+
+def _preparation(backbone: Backbone) -> dict[str, Any]:
+    """How images become inputs, in timm's words. It has none for a normalisation of each image by itself."""
+    transform = getattr(backbone, "transform", None)
+    if transform is None:
+        side = backbone.spec.get("img_size", 224)
+        mean, std = (getattr(backbone, name, getattr(Recipe, name)) for name in ("mean", "std"))  # timm's know theirs
+        recipe = Recipe(eval_resize=round(side / 0.875), eval_crop=side, mean=mean, std=std)
+    else:
+        recipe = transform.recipe
+    return {
+        "input_size": [backbone.spec.get("in_chans", len(recipe.mean)), recipe.eval_crop, recipe.eval_crop],
+        "interpolation": "bicubic",
+        "crop_pct": recipe.eval_crop / recipe.eval_resize,
+        "crop_mode": "center",
+        "mean": list(recipe.mean),
+        "std": list(recipe.std),
+    }

@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+import golden_files
+import pytest
+import timm
+import torch
+import toys
+from safetensors.torch import save_file
+
+from esvit_pl.backbones import build, cvt, swin
+from esvit_pl.checkpoints import load_backbone, read_source
+from esvit_pl.checkpoints.loading import recipe_of_timm, settled
+
+x = torch.randn(2, 3, 64, 64)
+
+
+def test_bare_weights_are_recognised_with_or_without_wrapping(tmp_path):
+    backbone = build("swin", embed_dim=8, depths=[1, 2], num_heads=[1, 2])
+    released = swin.to_released(backbone.state_dict())
+    files = {
+        "released": released,
+        "timm": backbone.state_dict(),
+        "wrapped": {f"module.{name}": value for name, value in released.items()},
+        "as a state": {"state_dict": released},
+        "with a classifier": {**released, "head.weight": torch.zeros(5, 16), "head.bias": torch.zeros(5)},
+    }
+    for name, content in files.items():
+        torch.save(content, tmp_path / "a.pth")
+        again = load_backbone(tmp_path / "a.pth")
+        assert toys.largest_difference(toys.state(again), toys.state(backbone)) == 0, name
+
+
+def test_safetensors_of_others_are_recognised(tmp_path):
+    backbone = build("swin", embed_dim=8, depths=[1, 2], num_heads=[1, 2])
+    save_file(backbone.state_dict(), tmp_path / "a.safetensors")
+    again = load_backbone(tmp_path / "a.safetensors")
+    assert torch.equal(again(x).pooled, backbone.eval()(x).pooled)
+
+
+@pytest.mark.golden
+def test_what_a_file_leaves_open_is_said_and_settled(tmp_path):
+    file = golden_files.read(golden_files.paths("cvt")[0])
+    backbone = golden_files.cvt_from(file).eval()
+    torch.save(cvt.to_released(backbone.state_dict()), tmp_path / "cvt.pth")
+    spec = {**backbone.spec, "windows": [14, 14, 14, 7][: len(backbone.spec["dims"])]}
+    assert load_backbone(tmp_path / "cvt.pth", backbone=spec).spec == spec
+    with pytest.warns(UserWarning, match=r"cvt.pth does not say num_heads=.*windows=\[7.*backbone= settles it"):
+        load_backbone(tmp_path / "cvt.pth")
+
+
+def test_a_file_of_another_backbone_is_told_by_its_settings(tmp_path):
+    backbone = toys.backbone()
+    torch.save(backbone.state_dict(), tmp_path / "a.pth")
+    other = toys.backbone(depths=[2, 1], window=2).spec
+    with pytest.raises(
+        ValueError, match=r"depths: checkpoint \[1, 1\], backbone= \[2, 1\]; window: checkpoint 4, back"
+    ):
+        load_backbone(tmp_path / "a.pth", backbone=other)
+    same = {**backbone.spec, "drop_path_rate": 0.3, "img_size": 32}
+    assert settled(read_source(tmp_path / "a.pth"), same) == same
+
+
+def test_names_of_timm_models(monkeypatch):
+    """Nothing is downloaded: the model that timm would have filled with weights is a random one."""
+    made = timm.create_model("vit_tiny_patch16_224", num_classes=0)
+    asked = {}
+    monkeypatch.setattr(timm, "create_model", lambda name, **kwargs: asked.update({"name": name, **kwargs}) or made)
+    source = read_source("vit_tiny_patch16_224.augreg_in21k")
+    assert asked == {"name": "vit_tiny_patch16_224.augreg_in21k", "pretrained": True, "num_classes": 0}
+    assert source.backbone == {"name": "vit_tiny_patch16_224.augreg_in21k"}
+    assert torch.equal(source.networks["backbone"]["backbone.model.cls_token"], made.cls_token)
+    assert read_source("timm/vit_tiny_patch16_224.augreg_in21k").backbone == source.backbone
+
+
+def test_names_that_nobody_has():
+    with pytest.raises(ValueError, match=r"RUN/last.ckpt is no file, no folder and no timm model$"):
+        read_source("RUN/last.ckpt")
+    with pytest.raises(ValueError, match="vit_tiny_patch16_225 is no file.*timm has .*vit_tiny_patch16_224"):
+        read_source("vit_tiny_patch16_225")
+    with pytest.raises(
+        ValueError, match="timm has no pretrained weights for vit_tiny_patch16_224.none; it has vit_tiny"
+    ):
+        read_source("vit_tiny_patch16_224.none")
+
+
+def test_preparation_of_timm_models():
+    cfg = timm.get_pretrained_cfg("vit_base_patch16_224.augreg_in21k").to_dict()
+    recipe = recipe_of_timm(cfg)
+    assert (recipe.mean, recipe.std, recipe.eval_crop, recipe.eval_resize) == ((0.5,) * 3, (0.5,) * 3, 224, 249)
+
+
+def test_files_that_are_no_weights(tmp_path):
+    torch.save({"epoch": 3, "weights": [1, 2]}, tmp_path / "a.pth")
+    with pytest.raises(
+        ValueError, match=r"a.pth is no checkpoint that is known here; it holds a dict with epoch, weights\."
+    ):
+        read_source(tmp_path / "a.pth")
+    torch.save({"features.weight": torch.zeros(2)}, tmp_path / "b.pth")
+    with pytest.raises(
+        ValueError, match=r"b.pth holds weights of no backbone that is recognised .*\(features.weight, "
+    ):
+        read_source(tmp_path / "b.pth")

@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from esvit_pl.backbones import build
+from esvit_pl.checkpoints import onnx_graph
+
+onnxruntime = pytest.importorskip("onnxruntime")
+pytest.importorskip("onnxscript")
+
+SPECS = {
+    "swin": {"embed_dim": 8, "depths": [2], "num_heads": [1], "window": 4, "img_size": 32},
+    "cvt": {"dims": [8], "depths": [1], "num_heads": [2], "windows": [4]},
+    "vil": {
+        "dims": [8, 16],
+        "depths": [1, 1],
+        "num_heads": [1, 2],
+        "patch_sizes": [4, 2],
+        "windows": [3, 3],
+        "num_globals": [1, 0],
+        "sliding": [True, False],
+        "positions": ["absolute", "relative"],
+        "img_size": 32,
+    },
+}
+
+
+@pytest.mark.parametrize("family", SPECS)
+def test_onnxruntime_computes_the_same_for_any_number_of_images(family, tmp_path):
+    """Of 40 px, which is no multiple of the window, so that masks and padding are part of the graph."""
+    torch.manual_seed(0)
+    backbone = build(family, **SPECS[family])
+    path = tmp_path / "new" / "backbone.onnx"
+    difference = onnx_graph.export(backbone, path, size=40)
+    assert 0 < difference < 1e-5
+    assert [file.name for file in path.parent.iterdir()] == ["backbone.onnx"]
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    assert [output.name for output in session.get_outputs()] == ["pooled", "regions"]
+    images = torch.randn(5, 3, 40, 40)
+    pooled, regions = session.run(["pooled", "regions"], {"image": images.numpy()})
+    with torch.no_grad():
+        wanted = backbone(images)
+    np.testing.assert_allclose(pooled, wanted.pooled.numpy(), atol=1e-5)
+    np.testing.assert_allclose(regions, wanted.regions.numpy(), atol=1e-5)
+
+
+def test_the_backbone_goes_on_training(tmp_path):
+    """Nothing that tracing has made stays in the masks that a Swin keeps, not even of a size that is new to it."""
+    backbone = build("swin", **SPECS["swin"])
+    onnx_graph.export(backbone, tmp_path / "backbone.onnx", size=56)
+    backbone.train()(torch.randn(2, 3, 56, 56)).pooled.sum().backward()
+    assert all(parameter.grad is not None for parameter in backbone.parameters())
+
+
+def test_a_graph_that_differs_is_refused_and_gone(tmp_path, monkeypatch):
+    path = tmp_path / "backbone.onnx"
+    monkeypatch.setattr(onnx_graph, "TOLERANCE", 0.0)
+    with pytest.raises(ValueError, match=r"differs from the backbone by .* more than 0: it is not written"):
+        onnx_graph.export(build("cvt", **SPECS["cvt"]), path, size=16)
+    assert not path.exists()
+
+
+class OfTwo(torch.nn.Module):
+    """A backbone that turns the number of images into a plain one."""
+
+    spec = {"name": "of_two"}
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(1))
+
+    def forward(self, x):
+        pooled = x.mean((2, 3)) * self.weight.expand(len(x), 1)
+        return pooled, pooled[:, None], (1, 1)
+
+
+def test_a_graph_for_one_number_of_images_is_refused_and_gone(tmp_path):
+    with pytest.raises(ValueError, match="takes 2 images at a time and no other number"):
+        onnx_graph.export(OfTwo(), tmp_path / "backbone.onnx", size=16)
+    assert not (tmp_path / "backbone.onnx").exists()
+
+
+def test_missing_packages_are_named_with_their_extra(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(ValueError, match=r"onnxruntime is not installed.*pip install 'esvit_pl\[onnx\]'"):
+        onnx_graph.export(build("cvt", **SPECS["cvt"]), tmp_path / "backbone.onnx")

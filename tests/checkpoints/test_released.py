@@ -1,0 +1,199 @@
+from __future__ import annotations
+
+import json
+from argparse import Namespace
+from functools import cache
+
+import golden_files
+import pytest
+import torch
+import toys
+from torch import nn
+
+from esvit_pl.backbones import build
+from esvit_pl.checkpoints import load_backbone, read_source
+from esvit_pl.checkpoints.released import to_released
+from esvit_pl.checkpoints.source import Moments, Source, part, under
+from esvit_pl.heads import ProjectionHead, Prototypes
+from esvit_pl.network import MultiCropNetwork
+from esvit_pl.optim import OptimizerRecipe, parameter_groups
+
+FILES = sorted(golden_files.FOLDER.glob("checkpoint_*.pth"))
+
+
+@cache
+def outputs(path):
+    return golden_files.read(path.with_name(f"{path.stem}_outputs.safetensors"))
+
+
+@pytest.mark.golden
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+@torch.no_grad()
+def test_golden_checkpoint(path):
+    """Features of both networks, the view logits, epoch and sizes."""
+    file, source = outputs(path), read_source(path)
+    for key, reference in file.tensors.items():
+        kind, _, side = key.partition(".")
+        if kind.endswith("_features"):
+            backbone = load_backbone(path, network=kind.removesuffix("_features"))
+            assert golden_files.largest_error(backbone(golden_files.image(2, int(side))).regions, reference) < 1e-5
+    weights = part(source.networks["teacher"], "heads.view.")
+    prototypes, width = weights["prototypes.direction"].shape
+    head = ProjectionHead(
+        source.networks["teacher"]["backbone.norm.weight"].shape[0],
+        hidden_dim=weights["mlp.0.weight"].shape[0],
+        out_dim=width,
+        prototypes=Prototypes(width, prototypes),
+    )
+    head.load_state_dict(weights)
+    pooled = load_backbone(path)(golden_files.image(2, 224)).pooled
+    logits = head(pooled) @ head.prototypes().T
+    assert golden_files.largest_error(logits, file.tensors["teacher_view_logits"]) < 1e-5
+    said = {key: json.loads(value) if isinstance(value, str) else value for key, value in file.settings.items()}
+    assert source.epoch == said["epoch"]
+    for name in ("window", "num_heads", "embed_dim", "depths"):
+        assert source.backbone[name] == said[name]
+    assert source.loss == {
+        "heads": ["view", "region"],
+        "num_prototypes": said["out_dim"],
+        "out_dim": said["head_bottleneck_dim"],
+        "hidden_dim": said["head_hidden_dim"],
+    }
+
+
+@pytest.mark.golden
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_released_to_ours_to_released_is_bit_exact(path):
+    """Names and their order, every tensor, the optimizer's state dict, centres, epoch and settings."""
+    with torch.serialization.safe_globals([Namespace]):
+        original = torch.load(path, weights_only=True)
+    again = to_released(read_source(path, moments=True))
+    for network in ("student", "teacher"):
+        assert list(again[network]) == list(original[network])
+        assert all(torch.equal(again[network][name], value) for name, value in original[network].items())
+    assert again["optimizer"] == original["optimizer"]
+    assert again["dino_loss"].keys() == original["dino_loss"].keys()
+    assert all(torch.equal(again["dino_loss"][name], value) for name, value in original["dino_loss"].items())
+    assert (again["epoch"], again["args"]) == (original["epoch"], original["args"])
+    assert original.keys() - again.keys() == {"fp16_scaler"}  # Lightning scales losses by its own
+
+
+SMALL = {
+    "swin": {"embed_dim": 8, "depths": [1, 2], "num_heads": [1, 2], "window": 7},
+    "cvt": {"dims": [64, 128], "depths": [1, 1], "num_heads": [2, 4], "windows": [7, 7]},
+    "vil": {
+        "dims": [32, 64],
+        "depths": [1, 1],
+        "num_heads": [1, 2],
+        "patch_sizes": [4, 4],
+        "windows": [7, 7],
+        "num_globals": [1, 0],
+        "sliding": [True, False],
+        "positions": ["relative", "relative"],
+    },
+}
+
+
+def trained(name: str, optimizer: str = "adamw") -> tuple[MultiCropNetwork, Source]:
+    """A network, and a source with its weights and with moments that tell parameters apart."""
+    torch.manual_seed(0)
+    backbone = build(name, **SMALL[name])
+    network = MultiCropNetwork(backbone, toys.objective(num_layers=1).heads(backbone.width, backbone.region_width))
+    made = OptimizerRecipe(optimizer).build(parameter_groups(network))
+    network([torch.randn(2, 3, 64, 64)]).z["view"][0].sum().backward()
+    for group in made.param_groups:
+        group["lr"] = 0.01
+    made.step()
+    names = {id(parameter): key for key, parameter in network.named_parameters()}
+    of = {names[id(p)]: dict(state) for p, state in made.state.items()}
+    weights = {key: value.clone() for key, value in network.state_dict().items()}
+    if name == "vil":  # a file keeps what is shared
+        weights |= {k: weights[k.replace("_global", "")] for k in weights if "_global." in k}
+    teacher = {key: value.clone() for key, value in weights.items()}
+    source = Source(
+        "a.pth", "esvit_pl", backbone.spec, {"student": weights, "teacher": teacher}, moments=Moments(optimizer, of)
+    )
+    return network, source
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_every_family_comes_back_from_the_released_format(tmp_path, name):
+    network, source = trained(name)
+    file = to_released(source)
+    assert all(key.startswith("module.") for key in file["student"])
+    assert all(key.startswith("module.") for key in file["teacher"]) == (name == "cvt")
+    torch.save(file, tmp_path / "a.pth")
+    again = read_source(tmp_path / "a.pth", moments=True)
+    assert again.format == "released EsViT"
+    assert again.backbone["name"] == name
+    assert toys.largest_difference(again.networks["student"], toys.state(network)) == 0
+    assert ("optimizer" in file) == (name == "swin")
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_moments_go_by_name_through_positions(tmp_path, optimizer):
+    _, source = trained("swin", optimizer)
+    torch.save(to_released(source), tmp_path / "a.pth")
+    moments = read_source(tmp_path / "a.pth", moments=True).moments
+    assert moments.name == optimizer
+    assert moments.of.keys() == source.moments.of.keys()
+    for name, state in source.moments.of.items():
+        assert state.keys() == moments.of[name].keys()
+        assert all(torch.equal(torch.as_tensor(value), moments.of[name][key]) for key, value in state.items())
+
+
+def test_the_released_optimizer_counts_as_the_release_does(tmp_path):
+    """Written out by hand: two groups, what decays first, in the order of the model; held gains are not counted."""
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = nn.LayerNorm(4)
+            self.head = nn.ModuleDict({"mlp": nn.Linear(4, 2), "last_layer": nn.Module()})
+            last = self.head["last_layer"]
+            last.weight_g = nn.Parameter(torch.ones(3, 1), requires_grad=False)
+            last.weight_v = nn.Parameter(torch.randn(3, 2))
+
+    _, source = trained("swin")
+    body = {k: v for k, v in part(to_released(source)["student"], "module.").items() if not k.startswith("head")}
+    model = Model()
+    student = {**body, **{name: value for name, value in model.state_dict().items() if name.startswith("head")}}
+    learning = [k for k in student if not k.endswith("index") and k != "head.last_layer.weight_g"]
+    order = [k for k in learning if student[k].ndim > 1 and not k.endswith(".bias")]
+    decaying = len(order)
+    order += [k for k in learning if k not in order]
+    state = {
+        i: {"step": torch.tensor(1.0), "exp_avg": torch.full_like(student[k], i), "exp_avg_sq": student[k] ** 2}
+        for i, k in enumerate(order)
+    }
+    groups = [{"params": list(range(decaying)), "betas": (0.9, 0.999)}, {"params": list(range(decaying, len(order)))}]
+    file = {"student": under("module.", student), "optimizer": {"state": state, "param_groups": groups}, "epoch": 3}
+    torch.save(file, tmp_path / "a.pth")
+    moments = read_source(tmp_path / "a.pth", moments=True).moments
+    place = order.index("layers.0.downsample.reduction.weight")
+    assert moments.of["backbone.layers.1.downsample.reduction.weight"]["exp_avg"].unique().tolist() == [place]
+    place = order.index("head.mlp.bias")
+    assert moments.of["heads.view.mlp.0.bias"]["exp_avg"].unique().tolist() == [place]
+    assert "heads.view.prototypes.gain" not in moments.of
+
+    groups[1]["params"] += [len(order), len(order) + 1]
+    torch.save(file, tmp_path / "b.pth")
+    with pytest.raises(
+        ValueError, match=f"its optimizer has {len(order) + 2} parameters, .* its student {len(order) + 1}"
+    ):
+        read_source(tmp_path / "b.pth", moments=True)
+
+
+def test_dino_keeps_backbone_and_head_apart(tmp_path):
+    import timm
+
+    model = timm.create_model("vit_tiny_patch16_224", num_classes=0)
+    head = {"mlp.0.weight": torch.randn(4, 192), "mlp.2.weight": torch.randn(4, 4)}
+    head["last_layer.weight_v"] = torch.randn(8, 4)
+    teacher = under("backbone.", model.state_dict()) | under("head.", head)
+    torch.save({"student": under("module.", teacher), "teacher": teacher, "epoch": 2}, tmp_path / "dino.pth")
+    source = read_source(tmp_path / "dino.pth")
+    assert (source.format, source.backbone["name"], source.epoch) == ("released DINO", "vit_tiny_patch16_224", 2)
+    assert torch.equal(source.networks["teacher"]["backbone.model.cls_token"], model.cls_token)
+    assert torch.equal(source.networks["student"]["heads.view.prototypes.direction"], head["last_layer.weight_v"])
+    assert to_released(source)["teacher"].keys() == teacher.keys()

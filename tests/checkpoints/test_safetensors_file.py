@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from esvit_pl.augment import EvaluationTransform, Recipe
+from esvit_pl.backbones import build
+from esvit_pl.checkpoints import safetensors_file
+
+SPECS = {
+    "swin": {"embed_dim": 8, "depths": [1, 1], "num_heads": [1, 2], "window": 4, "img_size": 32},
+    "cvt": {"dims": [8, 16], "depths": [1, 1], "num_heads": [1, 2], "windows": [4, 4]},
+    "vil": {
+        "dims": [8, 16],
+        "depths": [1, 1],
+        "num_heads": [1, 2],
+        "patch_sizes": [4, 2],
+        "windows": [3, 3],
+        "num_globals": [1, 0],
+        "sliding": [True, False],
+        "positions": ["relative", "relative"],
+        "img_size": 32,
+    },
+}
+
+
+@pytest.mark.parametrize("family", SPECS)
+def test_the_backbone_comes_back_from_the_file_alone(family, tmp_path):
+    backbone = build(family, **SPECS[family]).eval()
+    for buffer in backbone.buffers():  # batch norm that has seen something
+        if buffer.is_floating_point():
+            buffer.uniform_(0.5, 2)
+    safetensors_file.save(backbone, tmp_path / "new" / "backbone.safetensors", about={"epoch": 3})
+    weights, said = safetensors_file.read(tmp_path / "new" / "backbone.safetensors")
+    assert said == {"format": 1, "backbone": backbone.spec, "augment": None, "about": {"epoch": 3}}
+    again = build(**said["backbone"]).eval()
+    again.load_state_dict(weights)
+    x = torch.randn(2, 3, 40, 24)
+    with torch.no_grad():
+        assert torch.equal(again(x).regions, backbone(x).regions)
+    assert all(torch.equal(value, backbone.state_dict()[name]) for name, value in again.state_dict().items())
+
+
+def test_a_shared_projection_stays_shared(tmp_path):
+    backbone = build("vil", **SPECS["vil"])
+    safetensors_file.save(backbone, tmp_path / "vil.safetensors")
+    weights, said = safetensors_file.read(tmp_path / "vil.safetensors")
+    assert said is not None
+    attention = "layer1.1.attn."
+    assert torch.equal(weights[f"{attention}query.weight"], weights[f"{attention}query_global.weight"])
+    again = build(**said["backbone"])
+    again.load_state_dict(weights)
+    parameters = dict(again.named_parameters(remove_duplicate=False))
+    assert parameters[f"{attention}query.weight"] is parameters[f"{attention}query_global.weight"]
+
+
+def test_the_recipe_comes_back(tmp_path):
+    backbone = build("swin", **SPECS["swin"])
+    recipe = Recipe(
+        eval_resize=40, eval_crop=32, num_local=[2, 2], local_size=[16, 8], local_scale=[[0.2, 0.4], [0.1, 0.3]]
+    )
+    backbone.transform = EvaluationTransform(recipe)
+    safetensors_file.save(backbone, tmp_path / "backbone.safetensors")
+    said = safetensors_file.read(tmp_path / "backbone.safetensors")[1]
+    assert said is not None
+    assert Recipe(**said["augment"]) == recipe
+
+
+def test_other_libraries_read_it_and_theirs_is_read(tmp_path):
+    backbone = build("swin", **SPECS["swin"])
+    safetensors_file.save(backbone, tmp_path / "ours.safetensors")
+    assert load_file(tmp_path / "ours.safetensors").keys() == backbone.state_dict().keys()
+    save_file({"x": torch.ones(2)}, tmp_path / "theirs.safetensors")
+    weights, said = safetensors_file.read(tmp_path / "theirs.safetensors")
+    assert said is None
+    assert torch.equal(weights["x"], torch.ones(2))
+
+
+def test_what_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"none\.safetensors is no file"):
+        safetensors_file.read(tmp_path / "none.safetensors")
+    (tmp_path / "broken.safetensors").write_bytes(b"hello")
+    with pytest.raises(ValueError, match=r"broken\.safetensors cannot be read as a safetensors file"):
+        safetensors_file.read(tmp_path / "broken.safetensors")
+    save_file({"x": torch.ones(2)}, tmp_path / "new.safetensors", metadata={"esvit_pl": json.dumps({"format": 2})})
+    with pytest.raises(ValueError, match="is of format 2, and this version of esvit_pl reads up to 1"):
+        safetensors_file.read(tmp_path / "new.safetensors")
