@@ -8,8 +8,9 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import redirect_stderr, redirect_stdout
+from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Any
 
 import documents
 import pytest
+import timm
 import yaml
 from documents import ROOT, Block
 from tests.cli.conftest import as_in_a_new_process, write_pictures  # the commands as a user types them
@@ -56,7 +58,10 @@ def reduced(command: str, words: list[str]) -> list[str]:
         if chosen.get("callbacks", "default") in ("default", "knn"):
             ours["callbacks.knn.k"] = "3"
         if chosen.get("experiment") != "squares":
-            ours |= {f"backbone.{key}": value for key, value in SWIN.items()}
+            if chosen.get("backbone") == "timm":
+                ours |= {f"augment.{key}": str(2 * int(value)) for key, value in VIEWS.items()}  # a patch at least
+            else:
+                ours |= {f"backbone.{key}": value for key, value in SWIN.items()}
             ours |= {f"loss.{key}": value for key, value in LOSS.items()}
     merged = {word.split("=", 1)[0]: word for word in words if "=" in word}
     merged |= {key: f"{key}={value}" for key, value in ours.items()}
@@ -78,6 +83,7 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setenv("ESVIT_LOG_DIR", "logs")
     if find_spec("stable_pretraining") is None:
         monkeypatch.setitem(sys.modules, "stable_pretraining", import_module("stable_pretraining_stub"))
+    monkeypatch.setattr(timm, "create_model", partial(random_weights, timm.create_model))
     composed = calls._composed
     monkeypatch.setattr(calls, "_composed", lambda command, words: composed(command, reduced(command, list(words))))
     families, allowed, modules = dict(FAMILIES), list(instantiation._allowed), set(sys.modules)
@@ -91,6 +97,14 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
             del sys.modules[name]
     os.environ.clear()
     os.environ.update(environment)
+
+
+def random_weights(create: Callable[..., Any], name: str, pretrained: bool = False, **settings: Any) -> Any:
+    """``timm.create_model`` without a download: random weights, and a Swin as small as `reduced` makes it."""
+    if pretrained and name.startswith("swin_"):
+        settings |= {key: yaml.safe_load(value) for key, value in SWIN.items() if key != "window"}
+        settings["window_size"] = int(SWIN["window"])
+    return create(name, pretrained=pretrained and name.startswith("local-dir:"), **settings)
 
 
 def run_block(block: Block, names: dict[str, Any]) -> None:
@@ -135,7 +149,7 @@ def run_command(name: str, words: list[str]) -> None:
     out, err, code = io.StringIO(), io.StringIO(), 0
     if name in ("pretrain", "linear", "knn") and not any(word.startswith("--") for word in words):
         words = reduced(name, words)
-        if any(word.startswith("ckpt_path=RUN/") for word in words):
+        if any(word.startswith(("ckpt_path=RUN/", "init_from=RUN/")) for word in words):
             make_past_run()
     with as_in_a_new_process(f"esvit-{name}", words), redirect_stdout(out), redirect_stderr(err):
         try:

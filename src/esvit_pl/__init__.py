@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from esvit_pl.callbacks import LogFigures as LogFigures
     from esvit_pl.callbacks import OnlineKNN as OnlineKNN
     from esvit_pl.callbacks import OnlineLinear as OnlineLinear
+    from esvit_pl.checkpoints import load_backbone as load_backbone
     from esvit_pl.cli.calls import compose as compose
     from esvit_pl.cli.calls import evaluate as evaluate
     from esvit_pl.cli.calls import list_backbones as list_backbones
@@ -49,6 +50,7 @@ _NAMES = {
     "compose": "esvit_pl.cli.calls",
     "evaluate": "esvit_pl.cli.calls",
     "list_backbones": "esvit_pl.cli.calls",
+    "load_backbone": "esvit_pl.checkpoints",
     "plan": "esvit_pl.cli.calls",
     "pretrain": "esvit_pl.cli.calls",
 }

@@ -162,7 +162,7 @@ def test_evaluate_says_what_is_missing(run):
         esvit_pl.evaluate(run.checkpoint, "photographs", probes="knn")
     with pytest.raises(ValueError, match="knn needs data"):
         esvit_pl.evaluate(run.checkpoint)
-    with pytest.raises(ValueError, match="ckpt_path=nowhere.ckpt is no file"):
+    with pytest.raises(ValueError, match="ckpt_path: nowhere.ckpt is no file"):
         esvit_pl.evaluate("nowhere.ckpt", "photographs")
 
 

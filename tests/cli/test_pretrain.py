@@ -18,6 +18,8 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 from PIL import Image
 
+from esvit_pl.checkpoints import read_source
+from esvit_pl.checkpoints.released import to_released
 from esvit_pl.cli import evaluation
 from esvit_pl.cli.evaluation import NAMES
 from esvit_pl.cli.pretrain import main
@@ -51,7 +53,7 @@ def test_the_plan_is_printed_before_the_first_epoch_and_the_table_and_the_files_
         )
     table = next(i for i, line in enumerate(lines) if line.split() == ["k-NN", "linear"])
     rows = [line.split("  ")[0] for line in lines[table + 1 : lines.index("", table)]]
-    assert rows == list(NAMES.values())
+    assert rows == [name for row, name in NAMES.items() if row != "initial"]
     assert f"{pretrained.folder}/" in lines[table:]
     assert "  checkpoints/last.ckpt" in lines[table:]
     assert pretrained.err == ""
@@ -236,7 +238,7 @@ def test_sigterm_is_no_success(commands, pictures, monkeypatch):
         ),
         (["datamodule.batch_size=9"], "cannot resume at the same place in the data: batch_size was 8 and is 9"),
         (["seed=1"], "cannot resume at the same place in the data: seed was 0 and is 1"),
-        (["ckpt_path=nowhere.ckpt"], "nowhere.ckpt"),
+        (["ckpt_path=nowhere.ckpt"], "ckpt_path: nowhere.ckpt is no file"),
     ],
     ids=["backbone", "loss", "batch_size", "seed", "no_file"],
 )
@@ -244,6 +246,77 @@ def test_a_checkpoint_that_does_not_fit_is_refused(pretrained, commands, picture
     outcome = commands.pretrain(pictures, f"ckpt_path={pretrained.folder}/checkpoints/epoch_000.ckpt", *words)
     assert outcome.code == 1
     assert re.search(said, outcome.err), outcome.err
+    assert "Traceback" not in outcome.err
+
+
+# -- beginning with weights that exist
+
+
+@pytest.fixture(scope="module")
+def released(pretrained, tmp_path_factory):
+    """The first epoch of the run, as the released code would have saved it."""
+    path = tmp_path_factory.mktemp("released") / "checkpoint.pth"
+    checkpoint = pretrained.folder / "checkpoints" / "epoch_000.ckpt"
+    torch.save(to_released(read_source(checkpoint, moments=True)), path)
+    return path
+
+
+def test_a_released_checkpoint_is_resumed_to_the_same_end(pretrained, released, commands, pictures):
+    resumed = commands.pretrain(pictures, f"ckpt_path={released}", "evaluation.probes=[]")
+    assert resumed.code == 0, resumed.err
+    assert f"ckpt_path={released} (released EsViT, 1 epochs): student from its student" in resumed.out
+    assert "epoch 1/2" not in resumed.out
+    assert same(weights(resumed.last), weights(pretrained.last))
+
+
+def test_a_new_training_begins_with_old_weights(pretrained, released, commands, pictures):
+    """Of the backbone alone, with another loss, at epoch 1 of 2; measured before and after."""
+    words = [f"init_from={released}", "init.network=teacher", "init.heads=false", "start_epoch=1", "loss=view"]
+    outcome = commands.pretrain(pictures, *words, "evaluation.baselines=true", "evaluation.probes=[knn]")
+    assert outcome.code == 0, outcome.err
+    assert f"init_from={released} (released EsViT, 1 epochs): student from its teacher, teacher from" in outcome.out
+    assert "; new heads: view\n" in outcome.out
+    assert "epoch 1/2" not in outcome.out
+    assert "after 2 epochs, 8 steps" in outcome.out
+    assert re.search(r"before this training +[\d.]+%", outcome.out)
+    before = commands.evaluate("knn", released, pictures)
+    assert outcome.results["knn"]["initial"] == before.results["knn"]["pretrained"]
+    assert "untrained" not in outcome.results["knn"]
+
+
+def test_a_run_that_began_with_old_weights_is_resumed_by_adding_ckpt_path(pretrained, released, commands, pictures):
+    begun = commands.pretrain(pictures, f"init_from={released}", *CHEAP, "evaluation.probes=[]")
+    more = commands.pretrain(
+        pictures,
+        f"init_from={released}",
+        f"ckpt_path={begun.last}",
+        *CHEAP,
+        "evaluation.probes=[]",
+        "trainer.max_epochs=2",
+    )
+    assert more.code == 0, more.err
+    assert "init_from=" not in more.out
+    assert "after 2 epochs, 8 steps" in more.out
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["init_from=nowhere.pth"], "init_from: nowhere.pth is no file, no folder and no timm model"),
+        (["loss.num_prototypes=20"], "init_from: the view head of .* instead of .*init.heads=false takes the backbone"),
+        (["backbone.window=2"], "windows of 4 and 2.*choose backbone= to match.*init.resize_positions=true"),
+        (["init_from=null", "start_epoch=1"], "start_epoch=1 leaves out the first epochs, .* give init_from="),
+        (["start_epoch=2"], r"start_epoch=2 lies at or after the end of training \(trainer.max_epochs=2\)"),
+        (["init_from=null", "ckpt_path={released}", "optimizer=sgd"], "ckpt_path: .*its optimizer is adamw, and opt"),
+        (["init.network=pupil"], "init_from: .* holds no pupil; its networks are student, teacher"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_a_beginning_that_cannot_be_is_refused(released, commands, pictures, words, said):
+    words = [word.replace("{released}", str(released)) for word in words]
+    outcome = commands.pretrain(pictures, f"init_from={released}", *words)
+    assert outcome.code == 1
+    assert re.search(said, outcome.err, re.DOTALL), outcome.err
     assert "Traceback" not in outcome.err
 
 
@@ -396,7 +469,10 @@ def test_a_sweep_gives_each_value_a_run_folder(commands, pictures):
         (["trainer.accumulate_grad_batches=-1"], r"accumulate_grad_batches"),
         (["augment.local_size=2"], r"augment: a crop of 2 px is smaller than a patch of the backbone \(4 px\)"),
         (["backbone=swin_tinny_w7"], r"did you mean backbone=swin_tiny_w7"),
-        (["backbone.name=swim"], r"backbone: unknown backbone family 'swim'; did you mean swin\?"),
+        (
+            ["backbone.name=swim"],
+            r"backbone: neither a backbone family nor a model of timm .*'swim'; did you mean swin or",
+        ),
         (["loss.region_start_epoch=2"], r"loss.region_start_epoch=2 lies at or after the end of training"),
         (
             ["trainer.gradient_clip_val=1"],

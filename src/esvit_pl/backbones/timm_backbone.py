@@ -21,6 +21,7 @@ import timm
 import torch
 import torch.nn.functional as F
 from timm.layers import Attention as FullAttention
+from timm.layers import BatchNormAct2d, SyncBatchNormAct
 from timm.models import get_arch_name, is_model_pretrained, split_model_name_tag
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
@@ -114,11 +115,13 @@ class TimmBackbone(Backbone):
         self.model = _create(name, traits.options, img_size, in_chans, model_args, drop_path_rate)
         for parameter in traits.unused:
             self.model.get_parameter(parameter).requires_grad_(False)
+        self.fused_norm = next((key for key, m in self.model.named_modules() if isinstance(m, BatchNormAct2d)), None)
         self.width = self.region_width = traits.widths[-1]
         self.patch_size = traits.smallest
         self.mean, self.std = (_per_channel(self.model.pretrained_cfg[key], in_chans) for key in ("mean", "std"))
 
     def forward(self, x: Tensor) -> Features:
+        self.check_activations()
         x = padded(x, self.traits.multiple)
         return as_features(last_tokens(self.model, self.traits, x), self.model, self.traits, self.pool, x)
 
@@ -136,6 +139,17 @@ class TimmBackbone(Backbone):
     def last_blocks_width(self, n: int) -> int:
         check_block_count(n, len(self.traits.widths))
         return sum(self.traits.widths[-n:])
+
+    def check_activations(self) -> None:
+        """Refuse what torch makes of a norm that contains its activation: a synchronised one without it, silently."""
+        if self.fused_norm is None:
+            return
+        if not isinstance(self.model.get_submodule(self.fused_norm), (BatchNormAct2d, SyncBatchNormAct)):
+            raise ValueError(
+                f"torch's synchronised batch norm lost the activations of timm's {self.spec['name']}; train with "
+                "trainer.sync_batchnorm=false, convert it with timm.layers.convert_sync_batchnorm, or take a model "
+                "whose batch norms are plain, as resnet50"
+            )
 
     def attention(self, x: Tensor, block: int = -1) -> Attention:
         """Weights of one block of a plain ViT or DeiT, (b heads k+n k+n): the k prefix tokens come first.
@@ -271,7 +285,7 @@ def study(name: str, img_size: int, in_chans: int, model_args: str) -> Traits:
         model_args: further arguments, as JSON.
     """
     arguments = json.loads(model_args)
-    with torch.device("meta"):
+    with torch.device("meta"), torch.inference_mode(False), torch.enable_grad():
         try:
             options = _options(_create(name, frozenset(), img_size, in_chans, arguments))
             model = _create(name, options, img_size, in_chans, arguments).eval()

@@ -50,8 +50,8 @@ def model_card(repo: str, description: Mapping[str, Any], *, architecture: str) 
 
     Args:
         repo: ``USER/REPO``.
-        description: of the backbone, `safetensors_file.description`; of its ``about``, the entries ``network``,
-            ``source``, ``format``, ``epoch``, ``config`` (a run's) and ``results`` (its results.json) are shown if they are there.
+        description: of the backbone, `safetensors_file.description`. Of its ``about`` these are shown, if they are
+            there: ``network``, ``source``, ``format``, ``epoch``, ``config`` (a run's), ``results`` (its results.json).
         architecture: timm's name of it.
     """
     about = description.get("about") or {}
@@ -104,8 +104,8 @@ def _what(description: Mapping[str, Any], about: Mapping[str, Any]) -> str:
     source = f" of `{about['source']}`" if about.get("source") else ""
     epoch = f", after {about['epoch']} epochs" if about.get("epoch") is not None else ""
     text = (
-        f"{description['backbone']['name']}: {network}{source}{epoch}. It gives features of images and has no classifier. "
-        "Written by `esvit-convert` of esvit_pl."
+        f"{description['backbone']['name']}: {network}{source}{epoch}. It gives features of images and has no "
+        "classifier. Written by `esvit-convert` of esvit_pl."
     )
     objective = str(((about.get("config") or {}).get("loss") or {}).get("_target_"))
     if objective.endswith(".EsViTObjective") or about.get("format") == "released EsViT":
@@ -122,9 +122,9 @@ def _use(repo: str, architecture: str, description: Mapping[str, Any]) -> str:
     if description["backbone"]["name"] == "swin":
         texts.append(
             "The layer norms of this Swin add 1e-6 to the variance, timm's 1e-5; "
-            "`create_model(..., norm_layer=timm.layers.LayerNorm)` computes what was trained, to the last bit where all "
-            "maps are multiples of the window. On other maps timm pads in another order than the training did; esvit_pl "
-            "keeps that order:"
+            "`create_model(..., norm_layer=timm.layers.LayerNorm)` computes what was trained, to the last bit where "
+            "all maps are multiples of the window. On other maps timm pads in another order than the training did; "
+            "esvit_pl keeps that order:"
         )
     else:
         texts.append("Or, with regions and the transform for images:")

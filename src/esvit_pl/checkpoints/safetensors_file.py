@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from esvit_pl.augment import Recipe
 from esvit_pl.backbones import Backbone
 
 FORMAT = 1
@@ -25,9 +26,18 @@ def description(backbone: Backbone, about: Mapping[str, Any] | None = None) -> d
         backbone: its `transform`, if it has one, tells the recipe.
         about: whatever else shall be known of the weights, fit for JSON.
     """
-    transform = getattr(backbone, "transform", None)
-    recipe = None if transform is None else asdict(transform.recipe)
-    return {"format": FORMAT, "backbone": dict(backbone.spec), "augment": recipe, "about": dict(about or {})}
+    recipe = recipe_of(backbone)
+    return {
+        "format": FORMAT,
+        "backbone": dict(backbone.spec),
+        "augment": None if recipe is None else asdict(recipe),
+        "about": dict(about or {}),
+    }
+
+
+def recipe_of(backbone: Backbone) -> Recipe | None:
+    """How images are prepared for a backbone, as far as its `transform` tells."""
+    return getattr(backbone.transform, "recipe", None)
 
 
 def save(backbone: Backbone, path: str | Path, *, about: Mapping[str, Any] | None = None) -> None:

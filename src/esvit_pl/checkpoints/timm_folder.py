@@ -188,13 +188,11 @@ def _layers_of(model: nn.Module) -> dict[str, Any]:
 
 def _preparation(backbone: Backbone) -> dict[str, Any]:
     """How images become inputs, in timm's words. It has none for a normalisation of each image by itself."""
-    transform = getattr(backbone, "transform", None)
-    if transform is None:
+    recipe = safetensors_file.recipe_of(backbone)
+    if recipe is None:
         side = backbone.spec.get("img_size", 224)
         mean, std = (getattr(backbone, name, getattr(Recipe, name)) for name in ("mean", "std"))  # timm's know theirs
         recipe = Recipe(eval_resize=round(side / 0.875), eval_crop=side, mean=mean, std=std)
-    else:
-        recipe = transform.recipe
     return {
         "input_size": [backbone.spec.get("in_chans", len(recipe.mean)), recipe.eval_crop, recipe.eval_crop],
         "interpolation": "bicubic",

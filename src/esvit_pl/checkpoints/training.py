@@ -90,7 +90,7 @@ def check_same_architecture(
             + ("; ".join(differences) or "equal")
             + "\n  weights: "
             + "; ".join(shown)
-            + "\n  resume with the settings of the checkpoint, or start anew without ckpt_path"
+            + "\n  resume with the settings of the checkpoint, or start a new training from its weights with init_from="
         )
 
 

@@ -6,6 +6,8 @@ import logging
 import signal
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, cast
 
 from omegaconf import DictConfig, OmegaConf
@@ -116,13 +118,14 @@ def start(cfg: DictConfig, module: Pretrainer) -> tuple[str | None, str | None]:
     """
     from esvit_pl.checkpoints import read_source
 
-    if cfg.ckpt_path is not None:
-        source = read_source(cfg.ckpt_path, moments=True)
-        if source.format == "esvit_pl":
-            return cfg.ckpt_path, None
-        return None, module.continue_from(source)
+    if cfg.ckpt_path is not None:  # of a training that began with init_from, too
+        with naming("ckpt_path"):
+            if read_source(cfg.ckpt_path).format == "esvit_pl":
+                return cfg.ckpt_path, None
+            return None, module.continue_from(read_source(cfg.ckpt_path, moments=True))
     if cfg.init_from is not None:
-        return None, module.start_from(read_source(cfg.init_from), **plain(cfg.init))
+        with naming("init_from"):
+            return None, module.start_from(read_source(cfg.init_from), **plain(cfg.init))
     if cfg.start_epoch:
         raise ValueError(
             f"start_epoch={cfg.start_epoch} leaves out the first epochs, and there are no weights of an earlier "
@@ -131,12 +134,22 @@ def start(cfg: DictConfig, module: Pretrainer) -> tuple[str | None, str | None]:
     return None, None
 
 
+@contextmanager
+def naming(key: str) -> Iterator[None]:
+    """Put the config's key in front of what a lower room has to say."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{key}: {error}") from error
+
+
 def frozen_backbone(cfg: DictConfig) -> Backbone:
     """The backbone of ``ckpt_path``; ``backbone=`` beside it settles what the file leaves open, and is compared."""
     from esvit_pl.checkpoints import load_backbone
 
     wanted = construct(cfg, "backbone").spec if cfg.get("backbone") is not None else None
-    return load_backbone(cfg.ckpt_path, network=cfg.network, backbone=wanted)
+    with naming("ckpt_path"):
+        return load_backbone(cfg.ckpt_path, network=cfg.network, backbone=wanted)
 
 
 def probe(cfg: DictConfig, key: str, backbone: Backbone, **parts: Any) -> LightningModule:

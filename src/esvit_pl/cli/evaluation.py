@@ -39,22 +39,22 @@ def check(cfg: DictConfig, backbone: Backbone, num_classes: int | None) -> None:
             assemble.probe(cfg, f"evaluation.{name}", backbone, **parts.get(name, {}))
 
 
-def measure(cfg: DictConfig, splits: Splits, recipe: Recipe, pretrained: Backbone, untrained: Backbone | None) -> Table:
+def measure(cfg: DictConfig, splits: Splits, recipe: Recipe, pretrained: Backbone, first: Backbone | None) -> Table:
     """Run ``evaluation.probes`` on the pretrained backbone and, with ``evaluation.baselines``, on everything beside it.
 
     Args:
-        untrained: the same backbone with its initial weights; None leaves the baselines out.
+        first: the same backbone with the weights that the training began with; None leaves the baselines out.
     """
     rows: dict[str, Backbone] = {}
-    if untrained is not None:
+    if first is not None:
         rows["raw_pixels"] = RawPixels(min(recipe.eval_crop, 32))
         rows["histogram"] = GreyHistogram()
-        rows["untrained"] = untrained
+        rows["untrained" if cfg.init_from is None else "initial"] = first
     rows["pretrained"] = pretrained
     num_classes = assemble.datamodule(cfg, splits, recipe).num_classes or 1
     table: Table = {}
     for probe in cfg.evaluation.probes:
-        table[probe] = {} if untrained is None else {"chance": 1 / num_classes}
+        table[probe] = {} if first is None else {"chance": 1 / num_classes}
         for row, backbone in rows.items():
             table[probe][row] = PROBES[probe](cfg, splits, recipe, backbone)
     return table
@@ -91,6 +91,7 @@ NAMES = {
     "raw_pixels": "raw pixels",
     "histogram": "grey-level histogram",
     "untrained": "untrained backbone",
+    "initial": "before this training",
     "pretrained": "pretrained backbone",
 }
 

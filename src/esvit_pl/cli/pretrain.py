@@ -71,7 +71,7 @@ def pretrain(cfg: DictConfig, images: Splits | None = None, *, default_callbacks
     run.describe(cfg)
     if beginning and run.writes:
         print(beginning, flush=True)
-    untrained = make_teacher(module.student.backbone) if probes and cfg.evaluation.baselines else None
+    first = make_teacher(module.student.backbone) if probes and cfg.evaluation.baselines else None
 
     with run.status():
         if run.writes:
@@ -79,7 +79,7 @@ def pretrain(cfg: DictConfig, images: Splits | None = None, *, default_callbacks
         assemble.fit(trainer, module, data, ckpt_path)
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
         run.update(metrics=metrics)
-        table = evaluation.measure(cfg, splits, recipe, learnt, untrained) if probes else {}
+        table = evaluation.measure(cfg, splits, recipe, learnt, first) if probes else {}
         run.update(**table)
         if run.writes:
             pictures.draw_results(run.path / "figures", run.path / "metrics.csv", table)

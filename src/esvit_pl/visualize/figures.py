@@ -24,6 +24,7 @@ ROWS = {
     "raw_pixels": "raw pixels",
     "histogram": "grey histogram",
     "untrained": "untrained",
+    "initial": "before",
     "pretrained": "pretrained",
 }
 """Rows of results.json in the order in which they are shown, and what they are called."""
