@@ -268,7 +268,8 @@ def test_a_file_says_only_what_differs_from_the_defaults(name):
         if not isinstance(node, dict):
             restated += [group] if compose()[group] == node else []
             continue
-        words = [f"{group}={chosen.get(group, DEFAULTS[group])}"] if group in DEFAULTS else []
+        option = chosen.get(group, DEFAULTS.get(group))
+        words = [] if option is None else [f"{group}={option}"]
         without = compose(*words)[group]
         restated += [f"{group}.{key}" for key, value in leaves(node) if OmegaConf.select(without, key) == value]
     assert restated == []

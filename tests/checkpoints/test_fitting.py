@@ -21,7 +21,7 @@ def test_everything_that_does_not_fit_is_told_at_once_and_nothing_is_changed():
     state = toys.backbone(window=2).state_dict()
     state["norm.bias"] = torch.zeros(5)
     state["extra.weight"] = state.pop("norm.weight")
-    with pytest.raises(ValueError) as error:
+    with pytest.raises(ValueError, match="does not fit") as error:
         load_(module, state, "a.pth (student)")
     table = "layers.0.blocks.0.attn.relative_position_bias_table"
     assert str(error.value).splitlines() == [
