@@ -28,7 +28,7 @@ CHOICES = {
 PARAMETERS = {
     "swin": {"tiny": (28e6, 1e6), "small": (49e6, 1e6), "base": (87e6, 1e6), "large": (195e6, 1e6)},
     "cvt": {"tiny": (29_303_616, 0), "small": (22_620_160, 0)},
-    "vil": {"tiny": (27_569_352, 0)},
+    "vil": {"tiny": (27_569_352, 0), "small": (24_635_752 - 769_000, 0)},  # 24.6 M with a classifier of 1000 classes
     "deit": {"small": (21e6, 1e6)},
     "vit": {"base": (85e6, 1e6)},
     "resnet50": {"": (23_508_032, 0)},  # torchvision's 25,557,032 without the classifier's 2048 * 1000 + 1000

@@ -59,7 +59,7 @@ def reduced(command: str, words: list[str]) -> list[str]:
             ours["callbacks.knn.k"] = "3"
         if chosen.get("experiment") != "squares":
             if chosen.get("backbone") == "timm":
-                ours |= {f"augment.{key}": str(2 * int(value)) for key, value in VIEWS.items()}  # a patch at least
+                ours |= {f"augment.{key}": str(4 * int(value)) for key, value in VIEWS.items()}  # a patch at least
             else:
                 ours |= {f"backbone.{key}": value for key, value in SWIN.items()}
             ours |= {f"loss.{key}": value for key, value in LOSS.items()}

@@ -67,6 +67,7 @@ PUBLISHED: dict[str, Published] = {
 for _family, _name, _results in (
     ("cvt", "cvt_tiny_w7", ("77.6 / 74.8", "78.5 / 76.7")),
     ("vil", "vil_tiny", ("77.3 / 73.9", "77.5 / 74.5")),
+    ("resnet", "resnet50", ("75.0 / 69.1", "75.7 / 71.3")),
 ):
     for _loss, _start, _result in zip(("view", "view_region"), (None, 200), _results, strict=True):
         PUBLISHED[f"{_name}_{_loss}"] = Published(
@@ -130,13 +131,16 @@ def leaves(node: Any, key: str = "") -> Iterator[tuple[str, Any]]:
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_the_settings_are_those_of_the_published_run(name):
     row, cfg = PUBLISHED[name], experiment(name)
-    embed_dim, depths, drop_path = SHAPES[row.size]
-    assert (cfg.backbone.name, cfg.backbone.depths) == (row.family, depths)
+    embed_dim, depths, drop_path = (None, None, 0.0) if row.family == "resnet" else SHAPES[row.size]
+    assert (cfg.backbone.name, cfg.backbone.get("depths")) == (
+        {"resnet": "resnet50"}.get(row.family, row.family),
+        depths,
+    )
     if row.family == "swin":
         assert (cfg.backbone.embed_dim, cfg.backbone.window) == (embed_dim, row.window)
-    else:
+    elif row.family in ("cvt", "vil"):
         assert cfg.backbone.windows == [row.window] * 4
-    assert cfg.trainer.sync_batchnorm == (row.family == "cvt")
+    assert cfg.trainer.sync_batchnorm == (row.family in ("cvt", "resnet"))
     assert cfg.backbone.drop_path_rate == drop_path
     assert (cfg.trainer.num_nodes, cfg.trainer.devices) == row.gpus
     assert cfg.datamodule.batch_size == row.batch
@@ -288,17 +292,25 @@ def test_the_whole_pretrainer_is_built_at_full_size(name):
     if name != "laptop":
         size = PUBLISHED[name].size if name in PUBLISHED else "tiny"
         millions = sum(p.numel() for p in module.student.backbone.parameters()) / 1e6
-        assert millions == pytest.approx(29 if name.startswith("cvt") else MILLIONS[size], abs=1.0)
+        family = PUBLISHED[name].family if name in PUBLISHED else "swin"
+        assert millions == pytest.approx({"cvt": 29, "resnet": 23}.get(family, MILLIONS[size]), abs=1.0)
 
 
 # The same depths, terms, schedules and views, all else as small as it gets.
+HEADS = "backbone.num_heads=[1,1,1,1]"
 NARROW = {
-    "swin": ["backbone.embed_dim=4", "backbone.img_size=32", "augment.global_size=32", "augment.local_size=16"],
-    "cvt": ["backbone.dims=[4,4,4,4]", "augment.global_size=32", "augment.local_size=16"],
-    "vil": ["backbone.dims=[4,4,4,4]", "backbone.img_size=64", "augment.global_size=64", "augment.local_size=32"],
+    "swin": [HEADS, "backbone.embed_dim=4", "backbone.img_size=32", "augment.global_size=32", "augment.local_size=16"],
+    "cvt": [HEADS, "backbone.dims=[4,4,4,4]", "augment.global_size=32", "augment.local_size=16"],
+    "vil": [
+        HEADS,
+        "backbone.dims=[4,4,4,4]",
+        "backbone.img_size=64",
+        "augment.global_size=64",
+        "augment.local_size=32",
+    ],
+    "resnet": ["+backbone.channels=[4,4,4,4]", "augment.global_size=64", "augment.local_size=32"],
 }
 SMALL = [
-    "backbone.num_heads=[1,1,1,1]",
     "augment.eval_resize=32",
     "augment.eval_crop=32",
     "loss.num_prototypes=16",
@@ -332,8 +344,12 @@ def test_two_steps_through_the_command(name, images, tmp_path, monkeypatch):
     monkeypatch.setattr(pictures, "draw_crops", lambda *_, **__: None)  # half of the time, and tested elsewhere
     monkeypatch.setattr(pictures, "draw_results", lambda *_, **__: None)
     create = timm.create_model  # nothing is downloaded: what timm would fill with weights is random here
-    narrow_swin = {"embed_dim": 4, "num_heads": (1, 1, 1, 1), "img_size": 32}
-    monkeypatch.setattr(timm, "create_model", lambda name, pretrained, **kwargs: create(name, **narrow_swin, **kwargs))
+    swin = {"embed_dim": 4, "num_heads": (1, 1, 1, 1), "img_size": 32}
+
+    def random_weights(name, pretrained=False, **settings):
+        return create(name, **settings, **(swin if pretrained else {}))
+
+    monkeypatch.setattr(timm, "create_model", random_weights)
     narrow = NARROW[PUBLISHED[name].family if name in PUBLISHED else "swin"]
     outcome = Commands(tmp_path).run("pretrain", f"experiment={name}", f"dataset.root={images}", *narrow, *SMALL)
     assert outcome.code == 0, outcome.err

@@ -9,9 +9,9 @@ from torch.nn.functional import cosine_similarity
 
 from esvit_pl.augment import EvaluationTransform, Recipe
 from esvit_pl.backbones import Backbone, build
-from esvit_pl.checkpoints import timm_folder
+from esvit_pl.checkpoints import load_backbone, timm_folder
 
-SWIN = {"embed_dim": 16, "depths": [2, 2], "num_heads": [1, 2], "window": 7, "img_size": 112}
+SWIN = {"embed_dim": 16, "depths": [2, 2, 2, 2], "num_heads": [1, 2, 4, 8], "window": 7, "img_size": 224}
 OURS = {
     "cvt": {"dims": [8, 16], "depths": [1, 1], "num_heads": [1, 2], "windows": [4, 4]},
     "vil": {
@@ -48,11 +48,11 @@ def regions_of_both(backbone, model, side):
 
 
 def test_timms_swin_with_the_released_norm_is_ours_to_the_last_bit(swin):
-    """At 112 px, whose maps of 28 and 14 tokens are multiples of the window."""
+    """At 224 px, whose maps of 56, 28, 14 and 7 tokens are multiples of the window."""
     backbone, folder = swin
     model = timm.create_model(f"local-dir:{folder}", pretrained=True, norm_layer=timm.layers.LayerNorm).eval()
     assert type(model) is timm.models.swin_transformer.SwinTransformer
-    ours, theirs = regions_of_both(backbone, model, 112)
+    ours, theirs = regions_of_both(backbone, model, 224)
     assert torch.equal(ours, theirs)
     state = backbone.state_dict()
     assert model.state_dict().keys() == state.keys()
@@ -63,14 +63,18 @@ def test_what_differs_without_that_norm_and_on_small_maps(swin):
     """What docs/checkpoints.md says: 1e-5 in place of 1e-6 is hardly seen, another order of padding and rolling is."""
     backbone, folder = swin
     model = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
-    ours, theirs = regions_of_both(backbone, model, 112)
+    ours, theirs = regions_of_both(backbone, model, 224)
     norms = (ours - theirs).abs().max() / ours.abs().max()
-    assert 0 < norms < 1e-4
-    ours, theirs = regions_of_both(backbone, model, 48)  # maps of 12 and 6 tokens
+    ours, theirs = regions_of_both(backbone, model, 96)  # maps of 24, 12, 6 and 3 tokens
     order = (ours - theirs).abs().max() / ours.abs().max()
-    print(f"at 112 px {norms:.1g}, at 48 px {order:.1g}")
+    cosine = cosine_similarity(ours.mean(1), theirs.mean(1)).min()
+    print(
+        f"largest difference of a region, relative to the largest value: 224 px {norms:.0e}, 96 px {order:.1g}; "
+        f"cosine of the pooled features at 96 px: {cosine:.3f}"
+    )
+    assert 0 < norms < 1e-4
     assert order > 100 * norms
-    assert cosine_similarity(ours.mean(1), theirs.mean(1)).min() > 0.9
+    assert 0.8 < cosine < 0.999
 
 
 def test_images_are_prepared_as_the_recipe_says(swin, tmp_path):
@@ -85,7 +89,7 @@ def test_images_are_prepared_as_the_recipe_says(swin, tmp_path):
     assert model(torch.zeros(2, 1, 32, 32)).shape == (2, 5)
     assert Recipe(**timm_folder.read(tmp_path).description["augment"]) == recipe
     without = timm.create_model(f"local-dir:{swin[1]}")
-    assert timm.data.resolve_model_data_config(without)["input_size"] == (3, 112, 112)
+    assert timm.data.resolve_model_data_config(without)["input_size"] == (3, 224, 224)
 
 
 @pytest.mark.parametrize("size", ["tiny", "small", "base", "large"])
@@ -147,8 +151,20 @@ def test_the_way_back_is_bit_exact(swin):
     assert all(torch.equal(value, backbone.state_dict()[name]) for name, value in read.state.items())
     again = build(**timm_folder.spec_of(folder)).eval()
     again.load_state_dict(read.state)
-    x = torch.randn(1, 3, 48, 80)
+    x = torch.randn(1, 3, 96, 80)
     assert torch.equal(again(x).regions, backbone(x).regions)
+
+
+@pytest.mark.parametrize("family", ["swin", *OURS])
+def test_load_backbone_reads_the_folder(family, tmp_path):
+    """Also what timm's own words have no place for, such as a normalisation of each image."""
+    backbone = build(family, **(OURS.get(family) or {**SWIN, "depths": [1], "num_heads": [1], "img_size": 32})).eval()
+    backbone.transform = EvaluationTransform(Recipe(eval_resize=40, eval_crop=32, normalize="image"))
+    timm_folder.save(backbone, tmp_path)
+    again = load_backbone(tmp_path)
+    assert again.spec == backbone.spec
+    assert again.transform == backbone.transform
+    assert all(torch.equal(value, backbone.state_dict()[name]) for name, value in again.state_dict().items())
 
 
 def test_a_folder_that_timm_wrote_stays_timms(tmp_path):

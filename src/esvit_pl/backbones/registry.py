@@ -35,6 +35,15 @@ def _cvt(dims: list[int], depths: list[int], heads: list[int], windows: list[int
     return {"name": "cvt", **sizes, "in_chans": 3, "mlp_ratio": 4.0}
 
 
+def _vil(depths: list[int], heads: list[int], position: str, *, mode: int) -> dict[str, Any]:
+    stages = {"patch_sizes": [4, 2, 2, 2], "windows": [7] * 4, "num_globals": [1, 1, 1, 0]}
+    attention = {"sliding": [True, True, False, False], "positions": [position] * 4, "mode": mode}
+    switches = {"share_projections": True, "norm_embed": True, "avg_pool": False}
+    rest = {"img_size": 224, "in_chans": 3, "mlp_ratio": 4.0, "drop_path_rate": 0.1}
+    sizes = {"dims": [96, 192, 384, 768], "depths": depths, "num_heads": heads}
+    return {"name": "vil", **sizes, **stages, **attention, **switches, **rest}
+
+
 SIZES: dict[str, dict[str, Any]] = {
     "swin_micro_32px": _swin(48, [1, 1], [3, 6], 8, 0.0, img_size=32, init="fan_in"),
     "swin_micro_w7": _swin(24, [1, 1, 2, 1], [1, 2, 4, 8], 7, 0.0, init="fan_in"),
@@ -50,25 +59,8 @@ SIZES: dict[str, dict[str, Any]] = {
     "cvt_tiny_w14": _cvt([64, 192, 384, 768], [2, 2, 6, 2], [1, 3, 6, 12], [14, 14, 14, 7], 0.1),
     "cvt_small_w7": _cvt([64, 128, 256, 512], [2, 2, 10, 4], [2, 4, 8, 16], [7, 7, 7, 7], 0.2),
     "cvt_small_w14": _cvt([64, 128, 256, 512], [2, 2, 10, 4], [2, 4, 8, 16], [14, 14, 14, 7], 0.2),
-    "vil_tiny": {
-        "name": "vil",
-        "dims": [96, 192, 384, 768],
-        "depths": [2, 2, 6, 2],
-        "num_heads": [3, 6, 12, 24],
-        "patch_sizes": [4, 2, 2, 2],
-        "windows": [7, 7, 7, 7],
-        "num_globals": [1, 1, 1, 0],
-        "sliding": [True, True, False, False],
-        "positions": ["relative"] * 4,
-        "mode": 1,
-        "share_projections": True,
-        "norm_embed": True,
-        "avg_pool": False,
-        "img_size": 224,
-        "in_chans": 3,
-        "mlp_ratio": 4.0,
-        "drop_path_rate": 0.1,
-    },
+    "vil_tiny": _vil([2, 2, 6, 2], [3, 6, 12, 24], "relative", mode=1),
+    "vil_small": _vil([1, 2, 8, 1], [3, 3, 6, 12], "absolute", mode=0),
 }
 """Size -> what ``backbones.build`` makes it of: the numbers of ``conf/backbone/<size>.yaml``."""
 

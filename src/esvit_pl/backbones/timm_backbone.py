@@ -157,9 +157,8 @@ class TimmBackbone(Backbone):
         Raises:
             NotImplementedError: for every other family.
         """
-        blocks = (
-            [cast(Any, item).attn for item in self.model.blocks] if isinstance(self.model, VisionTransformer) else []
-        )
+        found = self.model.blocks if isinstance(self.model, VisionTransformer) else ()
+        blocks = [getattr(item, "attn", None) for item in found]
         if not blocks or any(type(item) is not FullAttention for item in blocks):
             raise NotImplementedError(
                 f"timm's {self.spec['name']} has no attention weights to show; ViT and DeiT have, Swin, CvT and ViL's "
@@ -273,7 +272,8 @@ def unknown(name: str, families: Iterable[str] = ()) -> str:
     near = get_close_matches(get_arch_name(name), [*families, *timm.list_models()], n=3, cutoff=0.4)
     near = near or [*families, *NEAR_ONES[:3]]
     return (
-        f"neither a backbone family nor a model of timm {timm.__version__}: {name!r}; did you mean {' or '.join(near)}?"
+        f"unknown backbone family {name!r}; did you mean {' or '.join(near)}? "
+        f"It is no model of timm {timm.__version__} either"
     )
 
 

@@ -31,7 +31,7 @@ def export(backbone: Backbone, path: str | Path, *, size: int = 224) -> float:
     """Write the graph of a backbone for any number of images of one size, and compare it with the backbone.
 
     Its input is ``image`` (b in_chans size size), normalised; its outputs are ``pooled`` (b width) and ``regions``
-    (b n region_width). The backbone is in eval mode afterwards.
+    (b n region_width). The backbone is on the CPU and in eval mode afterwards.
 
     Args:
         backbone: any; its weights are written into the file.
