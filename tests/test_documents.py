@@ -147,10 +147,10 @@ def with_commands() -> dict[str, str]:
 
 def run_command(name: str, words: list[str]) -> None:
     out, err, code = io.StringIO(), io.StringIO(), 0
+    if any(word.startswith(("ckpt_path=RUN/", "init_from=RUN/")) for word in words):
+        make_past_run()
     if name in ("pretrain", "linear", "knn") and not any(word.startswith("--") for word in words):
         words = reduced(name, words)
-        if any(word.startswith(("ckpt_path=RUN/", "init_from=RUN/")) for word in words):
-            make_past_run()
     with as_in_a_new_process(f"esvit-{name}", words), redirect_stdout(out), redirect_stderr(err):
         try:
             import_module(f"esvit_pl.cli.{name}").main()

@@ -11,9 +11,9 @@ from typing import Any, Literal, cast
 import timm
 from torch import Tensor
 
-from esvit_pl.augment import Recipe
+from esvit_pl.augment import EvaluationTransform, Recipe
 from esvit_pl.backbones import FAMILIES, Backbone, build
-from esvit_pl.checkpoints import released, training
+from esvit_pl.checkpoints import released, safetensors_file, timm_folder, training
 from esvit_pl.checkpoints.fitting import load_
 from esvit_pl.checkpoints.pickled import read_pickled
 from esvit_pl.checkpoints.source import Source, State, part, under
@@ -49,12 +49,7 @@ def load_backbone(
         warnings.warn(f"{source.path} does not say {values}, the published ones; backbone= settles it", stacklevel=2)
     made = build(**settled(source, backbone))
     load_(made, fitted(source.network(network), made), f"{source.path} ({source.format})")
-    try:
-        from esvit_pl.augment import EvaluationTransform
-
-        made.transform = EvaluationTransform(source.recipe or Recipe())
-    except ImportError:
-        pass
+    made.transform = EvaluationTransform(source.recipe or Recipe())
     return made.eval().requires_grad_(False)
 
 
@@ -107,7 +102,7 @@ def fitted(network: State, backbone: Backbone) -> State:
     A model of timm's own and one of ours may be the same architecture; they differ in a prefix and the classifier.
     """
     state, wanted = part(network, "backbone."), set(backbone.state_dict())
-    choices = [state, under("model.", state), part(state, "model.")]
+    choices = [state, under("model.", state), part(state, "model."), part(state, "backbone.")]
     best = max(choices, key=lambda choice: len(wanted & set(choice)))
     return {name: value for name, value in best.items() if name in wanted or not _is_classifier(name)}
 
@@ -147,8 +142,6 @@ def _file(path: Path, *, moments: bool) -> Source:
 
 
 def _safetensors(path: Path) -> Source:
-    from esvit_pl.checkpoints import safetensors_file
-
     state, description = safetensors_file.read(path)
     if description is None:
         return released.read_weights(state, str(path), form="safetensors without our description")
@@ -157,21 +150,21 @@ def _safetensors(path: Path) -> Source:
         "safetensors",
         description["backbone"],
         {"backbone": under("backbone.", state)},
-        config=description.get("about"),
+        config=description["about"].get("config"),
         recipe=Recipe(**description["augment"]) if description.get("augment") else None,
     )
 
 
 def _folder(path: Path, name: str) -> Source:
-    from esvit_pl.checkpoints import timm_folder
-
     folder = timm_folder.read(path)
+    said = folder.description or {}
     return Source(
         name,
         "timm folder",
         timm_folder.spec_of(path),
         {"backbone": under("backbone.", folder.state)},
-        recipe=recipe_of_timm(folder.pretrained_cfg),
+        config=(said.get("about") or {}).get("config"),
+        recipe=Recipe(**said["augment"]) if said.get("augment") else recipe_of_timm(folder.pretrained_cfg),
     )
 
 

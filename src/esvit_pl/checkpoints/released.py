@@ -121,11 +121,9 @@ def to_released(source: Source) -> dict[str, Any]:
     return file
 
 
-def save(path_in: str | Path, path_out: str | Path) -> None:
-    """Write a checkpoint of any format as the released code would have (`to_released`)."""
-    from esvit_pl.checkpoints.loading import read_source
-
-    torch.save(to_released(read_source(path_in, moments=True)), path_out)
+def save(source: Source, path: str | Path) -> None:
+    """Write what came from a checkpoint of any format as the released code would have (`to_released`)."""
+    torch.save(to_released(source), path)
 
 
 # -- names

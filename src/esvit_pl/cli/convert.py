@@ -71,9 +71,10 @@ def write_file(cfg: DictConfig, path: Path) -> str:
     from esvit_pl.cli import assemble
 
     if cfg.to == "released":
-        from esvit_pl.checkpoints import released
+        from esvit_pl.checkpoints import read_source, released
 
-        released.save(cfg.ckpt_path, path)
+        with assemble.naming("ckpt_path"):
+            released.save(read_source(cfg.ckpt_path, moments=True), path)
         return "as the released code writes it"
     backbone = assemble.frozen_backbone(cfg)
     if cfg.to == "safetensors":

@@ -47,7 +47,7 @@ def measure(cfg: DictConfig, splits: Splits, recipe: Recipe, pretrained: Backbon
     """
     rows: dict[str, Backbone] = {}
     if first is not None:
-        rows["raw_pixels"] = RawPixels(min(recipe.eval_crop, 32))
+        rows["raw_pixels"] = RawPixels(min(recipe.eval_crop, 32), channels=recipe.channels)
         rows["histogram"] = GreyHistogram()
         rows["untrained" if cfg.init_from is None else "initial"] = first
     rows["pretrained"] = pretrained

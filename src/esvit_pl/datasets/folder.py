@@ -100,13 +100,13 @@ def decode(path: str) -> Tensor:
     """
     try:
         with Image.open(path) as file:
-            image = _as_rgb(ImageOps.exif_transpose(file))
+            image = as_rgb(ImageOps.exif_transpose(file))
     except Exception as error:  # Pillow's plugins raise many kinds for a broken file
         raise ValueError(f"cannot read the image file '{path}': {type(error).__name__}: {error}") from error
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 
-def _as_rgb(image: Image.Image) -> Image.Image:
+def as_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):  # 16-bit grey: Pillow would cut it at 255 instead of scaling it
         image = Image.fromarray(np.clip(np.asarray(image).astype(np.int64) >> 8, 0, 255).astype(np.uint8))
     if image.mode == "P" and "transparency" in image.info:
