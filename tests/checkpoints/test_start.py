@@ -5,9 +5,12 @@ import torch
 import toys
 from pytorch_lightning.callbacks import ModelCheckpoint
 
-from esvit_pl.checkpoints import read_source
+from esvit_pl.augment import EvaluationTransform, Recipe
+from esvit_pl.backbones import build
+from esvit_pl.checkpoints import read_source, safetensors_file, timm_folder
 from esvit_pl.checkpoints.pickled import read_pickled
 from esvit_pl.checkpoints.released import to_released
+from esvit_pl.modules import Pretrainer
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +71,24 @@ def test_a_view_checkpoint_goes_on_with_both_losses(run, tmp_path):
     assert toys.largest_difference(student, teacher) == 0
     assert torch.equal(module.objective.centers["view"].value, old.objective.centers["view"].value)
     assert not module.objective.centers["region"].value.any()
+
+
+@pytest.mark.parametrize("kind", ["timm folder", "safetensors"])
+@pytest.mark.parametrize("name", ["swin", "test_vit", "test_resnet"])
+def test_training_to_other_formats_and_back_to_training_is_bit_exact(tmp_path, kind, name):
+    sizes = toys.backbone().spec if name == "swin" else {"name": name}
+    torch.manual_seed(0)
+    teacher = build(**sizes).eval()
+    teacher.transform = EvaluationTransform(Recipe())
+    if kind == "timm folder":
+        timm_folder.save(teacher, tmp_path / "out")
+    else:
+        safetensors_file.save(teacher, tmp_path / "out")
+    module = Pretrainer(build(**sizes), toys.objective(), toys.OptimizerRecipe())
+    line = module.start_from(read_source(tmp_path / "out"))
+    assert f"({kind}): student from its backbone, teacher from its backbone; new heads: region, view" in line
+    for network in (module.student, module.teacher):
+        assert toys.largest_difference(toys.state(network.backbone), toys.state(teacher)) == 0
 
 
 def test_what_does_not_fit_is_told_with_the_way_out(run):

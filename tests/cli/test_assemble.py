@@ -120,6 +120,22 @@ def test_without_labels_the_callbacks_that_need_them_are_left_out_and_named(tmp_
     assert capsys.readouterr().out == ""
 
 
+def test_images_that_are_standardised_otherwise_are_noted(capsys, monkeypatch):
+    ours, grey = Recipe(), Recipe(mean=[0.5] * 3, std=[0.25] * 3)
+    assemble.note_preparation("a.pth", ours, ours)
+    assert capsys.readouterr().out == ""
+    assemble.note_preparation("a.pth", grey, ours)
+    assert capsys.readouterr().out == (
+        "note: a.pth was trained on images standardised otherwise: augment.mean=[0.5,0.5,0.5] there, "
+        "[0.485,0.456,0.406] here; augment.std=[0.25,0.25,0.25] there, [0.229,0.224,0.225] here\n"
+    )
+    assemble.note_preparation("a.pth", grey, Recipe(normalize="view"))
+    assert capsys.readouterr().out.endswith("otherwise: augment.normalize=dataset there, view here\n")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assemble.note_preparation("a.pth", grey, ours)
+    assert capsys.readouterr().out == ""
+
+
 def test_crops_may_be_as_small_as_a_patch(tmp_path):
     backbone = assemble.construct(compose(tmp_path), "backbone")
     assemble.check_crops(Recipe(local_size=4), backbone)

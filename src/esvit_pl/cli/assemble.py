@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import sys
 import warnings
@@ -125,7 +126,11 @@ def start(cfg: DictConfig, module: Pretrainer) -> tuple[str | None, str | None]:
             return None, module.continue_from(read_source(cfg.ckpt_path, moments=True))
     if cfg.init_from is not None:
         with naming("init_from"):
-            return None, module.start_from(read_source(cfg.init_from), **plain(cfg.init))
+            source = read_source(cfg.init_from)
+            line = module.start_from(source, **plain(cfg.init))
+        if source.recipe is not None:
+            note_preparation(cfg.init_from, source.recipe, construct(cfg, "augment"))
+        return None, line
     if cfg.start_epoch:
         raise ValueError(
             f"start_epoch={cfg.start_epoch} leaves out the first epochs, and there are no weights of an earlier "
@@ -149,7 +154,29 @@ def frozen_backbone(cfg: DictConfig) -> Backbone:
 
     wanted = construct(cfg, "backbone").spec if cfg.get("backbone") is not None else None
     with naming("ckpt_path"):
-        return load_backbone(cfg.ckpt_path, network=cfg.network, backbone=wanted)
+        backbone = load_backbone(cfg.ckpt_path, network=cfg.network, backbone=wanted)
+    theirs = getattr(backbone.transform, "recipe", None)
+    if theirs is not None and cfg.get("augment") is not None:
+        note_preparation(cfg.ckpt_path, theirs, construct(cfg, "augment"))
+    return backbone
+
+
+def note_preparation(path: str, theirs: Recipe, ours: Recipe) -> None:
+    """Say where images are standardised otherwise than in the training of the weights."""
+    names = ("normalize", "mean", "std") if theirs.normalize == ours.normalize == "dataset" else ("normalize",)
+    differences = [
+        f"augment.{name}={_word(getattr(theirs, name))} there, {_word(getattr(ours, name))} here"
+        for name in names
+        if getattr(theirs, name) != getattr(ours, name)
+    ]
+    if differences:
+        say(f"note: {path} was trained on images standardised otherwise: {'; '.join(differences)}")
+
+
+def say(line: str) -> None:
+    """Print a line, in the first of several processes alone."""
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        print(line, flush=True)
 
 
 def probe(cfg: DictConfig, key: str, backbone: Backbone, **parts: Any) -> LightningModule:
@@ -250,7 +277,7 @@ def without_labels(cfg: DictConfig) -> DictConfig:
     if not needing:
         return cfg
     names = " and ".join(f"{NEED_LABELS[name]} (callbacks.{name})" for name in needing)
-    print(f"no labels: {names} left out", flush=True)
+    say(f"no labels: {names} left out")
     return cast(DictConfig, OmegaConf.merge(cfg, {"callbacks": dict.fromkeys(needing)}))
 
 
@@ -269,6 +296,11 @@ def choice(group: str) -> str | None:
 def plain(cfg: DictConfig) -> dict[str, Any]:
     """The resolved config as plain Python, fit for a checkpoint."""
     return cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True))
+
+
+def _word(value: Any) -> str:
+    """As on the command line."""
+    return f"[{','.join(f'{number:g}' for number in value)}]" if isinstance(value, tuple) else str(value)
 
 
 def _checkpointing(cfg: DictConfig) -> dict[str, bool]:
