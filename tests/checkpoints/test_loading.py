@@ -7,8 +7,9 @@ import torch
 import toys
 from safetensors.torch import save_file
 
+from esvit_pl.augment import EvaluationTransform, Recipe
 from esvit_pl.backbones import build, cvt, swin
-from esvit_pl.checkpoints import load_backbone, read_source
+from esvit_pl.checkpoints import load_backbone, read_source, timm_folder
 from esvit_pl.checkpoints.loading import recipe_of_timm, settled
 
 x = torch.randn(2, 3, 64, 64)
@@ -70,6 +71,22 @@ def test_names_of_timm_models(monkeypatch):
     assert source.backbone == {"name": "vit_tiny_patch16_224.augreg_in21k"}
     assert torch.equal(source.networks["backbone"]["backbone.model.cls_token"], made.cls_token)
     assert read_source("timm/vit_tiny_patch16_224.augreg_in21k").backbone == source.backbone
+
+
+def test_repositories_of_the_hub_are_timm_folders(tmp_path, monkeypatch):
+    """Nothing is downloaded: the hub's copy lies in a folder."""
+    import huggingface_hub
+
+    backbone = toys.backbone().eval()
+    backbone.transform = EvaluationTransform(Recipe(mean=[0.1, 0.2, 0.3]))
+    timm_folder.save(backbone, tmp_path / "copy")
+    asked = []
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, **_: asked.append(name) or tmp_path / "copy")
+    again = load_backbone("hf-hub:me/mine")
+    assert asked == ["me/mine"]
+    assert again.spec == backbone.spec
+    assert again.transform.recipe.mean == (0.1, 0.2, 0.3)
+    assert toys.largest_difference(toys.state(again), toys.state(backbone)) == 0
 
 
 def test_names_that_nobody_has():

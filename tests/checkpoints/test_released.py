@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-import json
+import re
 from argparse import Namespace
 from functools import cache
 
@@ -30,35 +30,43 @@ def outputs(path):
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 @torch.no_grad()
 def test_golden_checkpoint(path):
-    """Features of both networks, the view logits, epoch and sizes."""
+    """Features and logits of both networks, epoch and sizes."""
     file, source = outputs(path), read_source(path)
     for key, reference in file.tensors.items():
-        kind, _, side = key.partition(".")
-        if kind.endswith("_features"):
-            backbone = load_backbone(path, network=kind.removesuffix("_features"))
-            assert golden_files.largest_error(backbone(golden_files.image(2, int(side))).regions, reference) < 1e-5
-    weights = part(source.networks["teacher"], "heads.view.")
-    prototypes, width = weights["prototypes.direction"].shape
-    head = ProjectionHead(
-        source.networks["teacher"]["backbone.norm.weight"].shape[0],
-        hidden_dim=weights["mlp.0.weight"].shape[0],
-        out_dim=width,
-        prototypes=Prototypes(width, prototypes),
-    )
-    head.load_state_dict(weights)
-    pooled = load_backbone(path)(golden_files.image(2, 224)).pooled
-    logits = head(pooled) @ head.prototypes().T
-    assert golden_files.largest_error(logits, file.tensors["teacher_view_logits"]) < 1e-5
-    said = {key: json.loads(value) if isinstance(value, str) else value for key, value in file.settings.items()}
+        network, kind, what = re.fullmatch(
+            r"(student|teacher)_(?:(view|region)_)?(features|logits)(?:\.\d+)?", key
+        ).groups()
+        side = int(key.partition(".")[2] or 224)
+        features = load_backbone(path, network=network)(golden_files.image(2, side))
+        result = features.regions
+        if what == "logits":
+            head = released_head(source, network, kind)
+            z = head(features.pooled if kind == "view" else features.regions)
+            result = z @ head.prototypes().T
+        assert golden_files.largest_error(result, reference) < 1e-5, key
+    said = file.settings
     assert source.epoch == said["epoch"]
-    for name in ("window", "num_heads", "embed_dim", "depths"):
-        assert source.backbone[name] == said[name]
+    known = {name: value for name, value in said.items() if name in source.backbone}
+    assert known == {name: source.backbone[name] for name in known}
+    heads = [name for name in ("view", "region") if f"heads.{name}.mlp.0.weight" in source.networks["teacher"]]
     assert source.loss == {
-        "heads": ["view", "region"],
+        "heads": heads,
         "num_prototypes": said["out_dim"],
         "out_dim": said["head_bottleneck_dim"],
         "hidden_dim": said["head_hidden_dim"],
     }
+    assert all(center.shape == (said["out_dim"],) for center in source.centers.values())
+    assert sorted(source.centers) == sorted(heads)
+
+
+def released_head(source: Source, network: str, name: str) -> ProjectionHead:
+    """A head of the file, its sizes read off its weights."""
+    weights = part(source.networks[network], f"heads.{name}.")
+    prototypes, width = weights["prototypes.direction"].shape
+    hidden, in_dim = weights["mlp.0.weight"].shape
+    head = ProjectionHead(in_dim, hidden_dim=hidden, out_dim=width, prototypes=Prototypes(width, prototypes))
+    head.load_state_dict(weights)
+    return head
 
 
 @pytest.mark.golden

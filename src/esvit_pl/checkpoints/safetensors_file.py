@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save as as_bytes
 from torch import Tensor
 
 from esvit_pl.augment import Recipe
@@ -50,7 +50,12 @@ def save(backbone: Backbone, path: str | Path, *, about: Mapping[str, Any] | Non
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_file(separate(backbone.state_dict()), path, metadata={KEY: json.dumps(description(backbone, about))})
+    write(backbone.state_dict(), path, {KEY: json.dumps(description(backbone, about))})
+
+
+def write(state: Mapping[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
+    """A safetensors file that others may read as they may any file; the library's own writing shuts them out."""
+    path.write_bytes(as_bytes(separate(state), metadata=metadata))
 
 
 def read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]:

@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import timm
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from esvit_pl.augment import Recipe
@@ -73,7 +72,7 @@ def save(backbone: Backbone, folder: str | Path, *, about: Mapping[str, Any] | N
         safetensors_file.KEY: safetensors_file.description(backbone, about),
     }
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    save_file(safetensors_file.separate(state), folder / WEIGHTS, metadata={"format": "pt"})
+    safetensors_file.write(state, folder / WEIGHTS, {"format": "pt"})
 
 
 def read(folder: str | Path) -> TimmFolder:

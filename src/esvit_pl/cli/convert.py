@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -51,6 +52,8 @@ def main(cfg: DictConfig) -> None:
         from esvit_pl.checkpoints import onnx_graph
 
         onnx_graph.check_packages()  # before anything takes time
+        for name in ("onnxscript", "onnx_ir"):  # they tell of every node
+            logging.getLogger(name).setLevel(logging.WARNING)
     if cfg.to == "timm":
         _check_place(out, folder=True)
         write_folder(cfg, out)

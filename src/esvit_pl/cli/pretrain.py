@@ -22,6 +22,7 @@ EXAMPLES = [
     "esvit-pretrain dataset=imagenet dataset.root=/data/imagenet trainer=ddp   # Swin-T, windows of 7, as published",
     "esvit-pretrain dataset=imagenet dataset.root=/data/imagenet loss=view backbone=swin_small_w14",
     "esvit-pretrain experiment=embedded ckpt_path=RUN/checkpoints/last.ckpt    # go on",
+    "esvit-pretrain experiment=continued dataset.root=photos/                  # from pretrained weights of timm",
 ]
 
 
