@@ -16,6 +16,23 @@ from esvit_pl.optim import OptimizerRecipe
 
 SIDES = (32, 32, 16, 16)
 
+# The smallest backbone of each family that has two stages.
+FAMILIES: dict[str, dict[str, Any]] = {
+    "swin": {"embed_dim": 8, "depths": [1, 2], "num_heads": [1, 2], "window": 4, "img_size": 32},
+    "cvt": {"dims": [8, 16], "depths": [1, 1], "num_heads": [1, 2], "windows": [4, 4]},
+    "vil": {
+        "dims": [8, 16],
+        "depths": [1, 1],
+        "num_heads": [1, 2],
+        "patch_sizes": [4, 2],
+        "windows": [3, 3],
+        "num_globals": [1, 0],
+        "sliding": [True, False],
+        "positions": ["relative", "relative"],
+        "img_size": 32,
+    },
+}
+
 
 def backbone(**overrides: Any) -> Backbone:
     sizes = {"embed_dim": 8, "depths": [1, 1], "num_heads": [1, 2], "window": 4, "img_size": 32, "drop_path_rate": 0.0}

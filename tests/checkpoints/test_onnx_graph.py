@@ -5,6 +5,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+import toys
 
 from esvit_pl.backbones import build
 from esvit_pl.checkpoints import onnx_graph
@@ -12,28 +13,12 @@ from esvit_pl.checkpoints import onnx_graph
 onnxruntime = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
 
-SPECS = {
-    "swin": {"embed_dim": 8, "depths": [2], "num_heads": [1], "window": 4, "img_size": 32},
-    "cvt": {"dims": [8], "depths": [1], "num_heads": [2], "windows": [4]},
-    "vil": {
-        "dims": [8, 16],
-        "depths": [1, 1],
-        "num_heads": [1, 2],
-        "patch_sizes": [4, 2],
-        "windows": [3, 3],
-        "num_globals": [1, 0],
-        "sliding": [True, False],
-        "positions": ["absolute", "relative"],
-        "img_size": 32,
-    },
-}
 
-
-@pytest.mark.parametrize("family", SPECS)
+@pytest.mark.parametrize("family", toys.FAMILIES)
 def test_onnxruntime_computes_the_same_for_any_number_of_images(family, tmp_path):
     """Of 40 px, which is no multiple of the window, so that masks and padding are part of the graph."""
     torch.manual_seed(0)
-    backbone = build(family, **SPECS[family])
+    backbone = build(family, **toys.FAMILIES[family])
     path = tmp_path / "new" / "backbone.onnx"
     difference = onnx_graph.export(backbone, path, size=40)
     assert 0 < difference < 1e-5
@@ -83,4 +68,4 @@ def test_a_graph_for_one_number_of_images_is_refused_and_gone(tmp_path):
 def test_missing_packages_are_named_with_their_extra(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnx", None)
     with pytest.raises(ValueError, match=r"onnx is not installed.*pip install 'esvit_pl\[onnx\]'"):
-        onnx_graph.export(build("cvt", **SPECS["cvt"]), tmp_path / "backbone.onnx")
+        onnx_graph.export(build("cvt", **toys.FAMILIES["cvt"]), tmp_path / "backbone.onnx")

@@ -86,26 +86,10 @@ def test_released_to_ours_to_released_is_bit_exact(path):
     assert original.keys() - again.keys() == {"fp16_scaler"}  # Lightning scales losses by its own
 
 
-SMALL = {
-    "swin": {"embed_dim": 8, "depths": [1, 2], "num_heads": [1, 2], "window": 7},
-    "cvt": {"dims": [64, 128], "depths": [1, 1], "num_heads": [2, 4], "windows": [7, 7]},
-    "vil": {
-        "dims": [32, 64],
-        "depths": [1, 1],
-        "num_heads": [1, 2],
-        "patch_sizes": [4, 4],
-        "windows": [7, 7],
-        "num_globals": [1, 0],
-        "sliding": [True, False],
-        "positions": ["relative", "relative"],
-    },
-}
-
-
 def trained(name: str, optimizer: str = "adamw") -> tuple[MultiCropNetwork, Source]:
     """A network, and a source with its weights and with moments that tell parameters apart."""
     torch.manual_seed(0)
-    backbone = build(name, **SMALL[name])
+    backbone = build(name, **toys.FAMILIES[name])
     network = MultiCropNetwork(backbone, toys.objective(num_layers=1).heads(backbone.width, backbone.region_width))
     made = OptimizerRecipe(optimizer).build(parameter_groups(network))
     network([torch.randn(2, 3, 64, 64)]).z["view"][0].sum().backward()
@@ -124,7 +108,7 @@ def trained(name: str, optimizer: str = "adamw") -> tuple[MultiCropNetwork, Sour
     return network, source
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", toys.FAMILIES)
 def test_every_family_comes_back_from_the_released_format(tmp_path, name):
     network, source = trained(name)
     file = to_released(source)

@@ -4,32 +4,17 @@ import json
 
 import pytest
 import torch
+import toys
 from safetensors.torch import load_file, save_file
 
 from esvit_pl.augment import EvaluationTransform, Recipe
 from esvit_pl.backbones import build
 from esvit_pl.checkpoints import safetensors_file
 
-SPECS = {
-    "swin": {"embed_dim": 8, "depths": [1, 1], "num_heads": [1, 2], "window": 4, "img_size": 32},
-    "cvt": {"dims": [8, 16], "depths": [1, 1], "num_heads": [1, 2], "windows": [4, 4]},
-    "vil": {
-        "dims": [8, 16],
-        "depths": [1, 1],
-        "num_heads": [1, 2],
-        "patch_sizes": [4, 2],
-        "windows": [3, 3],
-        "num_globals": [1, 0],
-        "sliding": [True, False],
-        "positions": ["relative", "relative"],
-        "img_size": 32,
-    },
-}
 
-
-@pytest.mark.parametrize("family", SPECS)
+@pytest.mark.parametrize("family", toys.FAMILIES)
 def test_the_backbone_comes_back_from_the_file_alone(family, tmp_path):
-    backbone = build(family, **SPECS[family]).eval()
+    backbone = build(family, **toys.FAMILIES[family]).eval()
     for buffer in backbone.buffers():  # batch norm that has seen something
         if buffer.is_floating_point():
             buffer.uniform_(0.5, 2)
@@ -45,7 +30,7 @@ def test_the_backbone_comes_back_from_the_file_alone(family, tmp_path):
 
 
 def test_a_shared_projection_stays_shared(tmp_path):
-    backbone = build("vil", **SPECS["vil"])
+    backbone = build("vil", **toys.FAMILIES["vil"])
     safetensors_file.save(backbone, tmp_path / "vil.safetensors")
     weights, said = safetensors_file.read(tmp_path / "vil.safetensors")
     assert said is not None
@@ -58,7 +43,7 @@ def test_a_shared_projection_stays_shared(tmp_path):
 
 
 def test_the_recipe_comes_back(tmp_path):
-    backbone = build("swin", **SPECS["swin"])
+    backbone = build("swin", **toys.FAMILIES["swin"])
     recipe = Recipe(
         eval_resize=40, eval_crop=32, num_local=[2, 2], local_size=[16, 8], local_scale=[[0.2, 0.4], [0.1, 0.3]]
     )
@@ -70,7 +55,7 @@ def test_the_recipe_comes_back(tmp_path):
 
 
 def test_other_libraries_read_it_and_theirs_is_read(tmp_path):
-    backbone = build("swin", **SPECS["swin"])
+    backbone = build("swin", **toys.FAMILIES["swin"])
     safetensors_file.save(backbone, tmp_path / "ours.safetensors")
     assert load_file(tmp_path / "ours.safetensors").keys() == backbone.state_dict().keys()
     save_file({"x": torch.ones(2)}, tmp_path / "theirs.safetensors")

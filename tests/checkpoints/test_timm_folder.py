@@ -5,6 +5,7 @@ import json
 import pytest
 import timm
 import torch
+import toys
 from torch.nn.functional import cosine_similarity
 
 from esvit_pl.augment import EvaluationTransform, Recipe
@@ -12,20 +13,7 @@ from esvit_pl.backbones import Backbone, build
 from esvit_pl.checkpoints import load_backbone, timm_folder
 
 SWIN = {"embed_dim": 16, "depths": [2, 2, 2, 2], "num_heads": [1, 2, 4, 8], "window": 7, "img_size": 224}
-OURS = {
-    "cvt": {"dims": [8, 16], "depths": [1, 1], "num_heads": [1, 2], "windows": [4, 4]},
-    "vil": {
-        "dims": [8, 16],
-        "depths": [1, 1],
-        "num_heads": [1, 2],
-        "patch_sizes": [4, 2],
-        "windows": [3, 3],
-        "num_globals": [1, 0],
-        "sliding": [True, False],
-        "positions": ["relative", "relative"],
-        "img_size": 32,
-    },
-}
+OURS = {name: toys.FAMILIES[name] for name in ("cvt", "vil")}
 
 
 @pytest.fixture(scope="module")

@@ -49,7 +49,7 @@ def measure(cfg: DictConfig, splits: Splits, recipe: Recipe, pretrained: Backbon
     if first is not None:
         rows["raw_pixels"] = RawPixels(min(recipe.eval_crop, 32), channels=recipe.channels)
         rows["histogram"] = GreyHistogram()
-        rows["untrained" if cfg.init_from is None else "initial"] = first
+        rows["untrained" if cfg.get("init_from") is None else "initial"] = first
     rows["pretrained"] = pretrained
     num_classes = assemble.datamodule(cfg, splits, recipe).num_classes or 1
     table: Table = {}
