@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from esvit_pl.augment.crop import resize
@@ -21,15 +22,32 @@ def to_channels(recipe: Recipe, views: Tensor) -> Tensor:
     return luma(views) if recipe.channels == 1 else views
 
 
-def normalize(recipe: Recipe, views: Tensor, image: Tensor) -> Tensor:
-    """Standardise `views` (b c h w) in 0-1, cut from `image` uint8 (3 h w), as `recipe.normalize` says."""
+def image_moments(recipe: Recipe, image: Tensor) -> Tensor | None:
+    """(2,): mean and standard deviation of all values of `image` uint8 (3 h w) in 0-1, if `recipe.normalize` is "image".
+
+    None else: only that way of normalising needs more than the views.
+    """
+    if recipe.normalize != "image":
+        return None
+    return torch.cat(_moments(to_channels(recipe, to_unit(image)[None]))).flatten()
+
+
+def normalize(recipe: Recipe, views: Tensor, moments: Tensor | None) -> Tensor:
+    """Standardise `views` (b c h w) in 0-1 as `recipe.normalize` says; `moments` (b 2) or (2,) from `image_moments`."""
     if recipe.normalize == "dataset":
-        mean, std = (views.new_tensor(value)[:, None, None] for value in (recipe.mean, recipe.std))
+        numbers = torch.tensor((recipe.mean, recipe.std), dtype=views.dtype).to(views.device, non_blocking=True)
+        mean, std = numbers[..., None, None]
         return (views - mean) / std
-    source = to_channels(recipe, to_unit(image)[None]) if recipe.normalize == "image" else views
-    mean = source.mean((1, 2, 3), keepdim=True)
-    std = (source - mean).square().mean((1, 2, 3), keepdim=True).sqrt()  # half the time of torch.std
+    if moments is None:
+        mean, std = _moments(views)
+    else:
+        mean, std = moments.reshape(-1, 2)[..., None, None, None].unbind(1)
     return (views - mean) / std.clamp(min=LEAST_DEVIATION)
+
+
+def _moments(images: Tensor) -> tuple[Tensor, Tensor]:
+    mean = images.mean((1, 2, 3), keepdim=True)
+    return mean, (images - mean).square().mean((1, 2, 3), keepdim=True).sqrt()  # half the time of torch.std
 
 
 def evaluation_view(recipe: Recipe, image: Tensor, *, normalized: bool = True) -> Tensor:
@@ -44,4 +62,4 @@ def evaluation_view(recipe: Recipe, image: Tensor, *, normalized: bool = True) -
     resized = resize(image, size)
     top, left = (round((length - side) / 2) for length in size)
     view = to_channels(recipe, to_unit(resized[:, top : top + side, left : left + side])[None])
-    return (normalize(recipe, view, image) if normalized else view)[0]
+    return (normalize(recipe, view, image_moments(recipe, image)) if normalized else view)[0]

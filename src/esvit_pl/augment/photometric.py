@@ -1,6 +1,6 @@
 """Colour operations on float images (b c h w) in 0-1, RGB, with one parameter for each sample (b,).
 
-They run wherever the tensors are. At equal parameters they are torchvision's functional operations; a sample whose
+They run wherever the images are. Parameters are read in main memory: give them there, and no GPU is waited for. At equal parameters they are torchvision's functional operations; a sample whose
 parameter means "off" (factor 1, hue 0, blur 0, ...) passes unchanged, bit for bit, and costs nothing.
 """
 
@@ -29,6 +29,7 @@ def apply_color(image: Tensor, params: Tensor) -> Tensor:
         image: (b 3 h w) in 0-1.
         params: (b p), columns as named in `PARAMS`. `noise` is not applied here: it belongs to the normalised view.
     """
+    params = params.cpu()
     column = dict(zip(PARAMS, params.unbind(-1), strict=True))
     image = jitter(image, *(column[name] for name in ("brightness", "contrast", "saturation", "hue", "order")))
     image = grayscale(image, column["grayscale"])
@@ -108,17 +109,22 @@ def _on_rows(rows: list[int], operation: Operation, image: Tensor, value: Tensor
         return image
     if len(rows) == len(image):
         return operation(image, value)
-    at = torch.tensor(rows, device=image.device)
-    return image.index_copy(0, at, operation(image[at], value[at]))
+    at = _beside(image, torch.tensor(rows))
+    return image.index_copy(0, at, operation(image[at], value[rows]))
 
 
-def _blend(image: Tensor, other: Tensor | float, factor: Tensor) -> Tensor:
-    factor = factor[:, None, None, None]
-    return (factor * image + (1 - factor) * other).clamp(0, 1)
+def _beside(image: Tensor, numbers: Tensor) -> Tensor:
+    """The same numbers where the image is."""
+    return numbers.to(image.device, non_blocking=True)
+
+
+def _each(image: Tensor, value: Tensor) -> Tensor:
+    """(b,) to (b 1 1 1), where the image is."""
+    return _beside(image, value)[:, None, None, None]
 
 
 def _brightness(image: Tensor, factor: Tensor) -> Tensor:
-    return _blend(image, 0.0, factor)
+    return (image * _each(image, factor)).clamp_(0, 1)
 
 
 def _contrast(image: Tensor, factor: Tensor) -> Tensor:
@@ -129,30 +135,47 @@ def _saturation(image: Tensor, factor: Tensor) -> Tensor:
     return _blend(image, luma(image), factor)
 
 
+def _blend(image: Tensor, other: Tensor, factor: Tensor) -> Tensor:
+    factor = _each(image, factor)
+    return (image * factor).add_(other * (1 - factor)).clamp_(0, 1)
+
+
 def _turn_hue(image: Tensor, turn: Tensor) -> Tensor:
-    # HSV without S: with value v, chroma c = v - min and hue h in 0-6, the channels are
-    # v - c * clamp(min(k, 4 - k), 0, 1) at k = (n + h) mod 6, for n = 5 (red), 3 (green), 1 (blue).
-    value, lowest = image.amax(1), image.amin(1)
-    chroma = value - lowest
-    divisor = torch.where(chroma == 0, torch.ones_like(chroma), chroma)
+    # The channels go around the circle of hues h in 0-6 as value - chroma * clamp(d, 0, 1), where d is
+    # 2 - |h - 3| (red), |h - 2| - 1 (green), |h - 4| - 1 (blue). In-place steps, and no comparisons, which are slow.
     red, green, blue = image.unbind(1)
-    h = torch.where(
-        value == red,
-        (green - blue) / divisor,
-        torch.where(value == green, 2 + (blue - red) / divisor, 4 + (red - green) / divisor),
-    )
-    h = h + 6 * turn[:, None, None]
-    k = torch.stack([(n + h) % 6 for n in (5, 3, 1)], dim=1)
-    return value[:, None] - chroma[:, None] * torch.minimum(k, 4 - k).clamp(0, 1)
+    value = torch.maximum(torch.maximum(red, green), blue)
+    lowest = torch.minimum(torch.minimum(red, green), blue)
+    chroma = value - lowest
+    divisor = chroma.clamp(min=torch.finfo(image.dtype).tiny)  # grey has no hue; whatever comes out has chroma 0
+    r, g, b = (image - lowest[:, None]).div_(divisor[:, None]).unbind(1)  # 0-1; the largest is exactly 1
+    h = torch.lerp((r - g).add_(4), (b - r).add_(2), g.floor())  # blue is largest, or green
+    h = torch.lerp(h, g - b, r.floor())  # or red
+    h.add_(6 * _beside(image, turn)[:, None, None])
+    h.sub_((h / 6).floor_().mul_(6))  # h mod 6
+    d = torch.stack([h - center for center in (3, 2, 4)], dim=1).abs_()
+    d[:, 0].neg_().add_(2)
+    d[:, 1:].sub_(1)
+    return torch.addcmul(value[:, None], chroma[:, None], d.clamp_(0, 1), value=-1)
 
 
 def _blur(image: Tensor, sigma: Tensor) -> Tensor:
-    b, c, h, w = image.shape
-    reach = torch.ceil(3 * sigma).clamp(max=min(h, w) - 1)  # a mirrored edge must be shorter than the image
+    reach = torch.ceil(3 * sigma).clamp(max=min(image.shape[-2:]) - 1)  # a mirrored edge is shorter than the image
     most = int(reach.max())
-    offset = torch.arange(-most, most + 1, device=image.device, dtype=image.dtype)
+    offset = torch.arange(-most, most + 1)
     kernel = torch.exp(-0.5 * (offset / sigma[:, None]) ** 2) * (offset.abs() <= reach[:, None])  # (b k)
-    kernel = (kernel / kernel.sum(1, keepdim=True)).to(image.dtype).repeat_interleave(c, 0)  # a group for each channel
-    x = F.pad(image, [most] * 4, mode="reflect").reshape(1, b * c, h + 2 * most, w + 2 * most)
-    x = F.conv2d(x, kernel[:, None, None, :], groups=b * c)
-    return F.conv2d(x, kernel[:, None, :, None], groups=b * c).reshape(b, c, h, w)
+    kernel = _beside(image, (kernel / kernel.sum(1, keepdim=True)).to(image.dtype))
+    padded = F.pad(image, [most] * 4, mode="reflect")
+    return _weighted_sum(_weighted_sum(padded, kernel, 3), kernel, 2)
+
+
+def _weighted_sum(image: Tensor, kernel: Tensor, dim: int) -> Tensor:
+    """Correlate every image (b c h w) with its own kernel (b k) along `dim`; k - 1 pixels shorter there.
+
+    Shifted images are added up: on a CPU many times faster than a convolution with a group for each channel.
+    """
+    length = image.shape[dim] - kernel.shape[1] + 1
+    total = torch.zeros_like(image.narrow(dim, 0, length), memory_format=torch.contiguous_format)
+    for shift, weight in enumerate(kernel.unbind(1)):
+        total.addcmul_(image.narrow(dim, shift, length), weight[:, None, None, None])
+    return total

@@ -1,9 +1,10 @@
 """The views of one image: draw every random number first, then make the pixels from numbers alone.
 
-`draw` is cheap and runs in the worker; `make_views` needs the image and what `draw` returned, and could run anywhere.
+`draw` is cheap and runs in the worker, as does `cut_views`, which needs the image. `finish_views` colours and normalises a
+batch of crops wherever they are: in the worker for one image, or on the GPU for a whole batch.
 
     parameters = draw(recipe.views, recipe, image.shape[-2:], seed=0, epoch=3, index=7)
-    views = make_views(recipe, image, parameters)                       # what the network gets
+    views = make_views(recipe, image, parameters)                       # what the network gets: cut, then finished
     views = make_views(recipe, image, parameters, normalized=False)     # in 0-1, to be looked at
 """
 
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor
 
 from esvit_pl.augment.crop import TRIES, absolute, crop_resize, random_box, relative
-from esvit_pl.augment.evaluation import normalize, to_channels, to_unit
+from esvit_pl.augment.evaluation import image_moments, normalize, to_channels, to_unit
 from esvit_pl.augment.photometric import OFF, ORDERS, PARAMS, apply_color
 from esvit_pl.augment.recipe import Recipe, ViewRecipe
 from esvit_pl.seeding import numpy_generator
@@ -87,19 +88,60 @@ def make_views(recipe: Recipe, image: Tensor, parameters: ViewParameters, *, nor
     c is `recipe.channels`. Without `normalized` the views stay in 0-1 and get no noise (which is in units of the
     normalised view).
     """
+    crops = [crop[None] for crop in cut_views(image, parameters)]
+    moments, noise = image_moments(recipe, image), None
+    if normalized:
+        noise = [None if field is None else field[None] for field in parameters.noise]
+    views = finish_views(recipe, crops, parameters.params[None], moments, noise, normalized=normalized)
+    return [view[0] for view in views]
+
+
+def cut_views(image: Tensor, parameters: ViewParameters) -> list[Tensor]:
+    """Cut, resize and mirror: uint8 (3 size size) for every view from `image` uint8 (3 h w)."""
     image_size = (image.shape[-2], image.shape[-1])
-    boxes = [absolute(box, image_size) for box in parameters.boxes.tolist()]
-    views: list[Tensor] = [image] * len(boxes)
-    for size in dict.fromkeys(parameters.size):  # views of one size are coloured together
-        rows = [view for view, side in enumerate(parameters.size) if side == size]
-        crops = torch.stack([crop_resize(image, boxes[row], size, bool(parameters.flipped[row])) for row in rows])
-        batch = to_channels(recipe, apply_color(to_unit(crops), parameters.params[rows]))
-        if normalized:
-            batch = normalize(recipe, batch, image)
-        for row, view in zip(rows, batch.unbind(0), strict=True):
-            noise = parameters.noise[row] if normalized else None
-            views[row] = view if noise is None else view + noise
+    rows = zip(parameters.boxes.tolist(), parameters.size, parameters.flipped.tolist(), strict=True)
+    return [crop_resize(image, absolute(box, image_size), size, flip) for box, size, flip in rows]
+
+
+def finish_views(
+    recipe: Recipe,
+    crops: Sequence[Tensor],
+    params: Tensor,
+    moments: Tensor | None = None,
+    noise: Sequence[Tensor | None] | None = None,
+    *,
+    normalized: bool = True,
+) -> list[Tensor]:
+    """Colour and normalise what `cut_views` cut out of b images, where the crops are: v views float32 (b c size size).
+
+    Args:
+        crops: v crops uint8 (b 3 size size).
+        params: (b v p), see `ViewParameters`. On a GPU, give a copy in main memory too: it is read there, and the
+            GPU need not be waited for.
+        moments: (b 2) of the images, see `image_moments`.
+        noise: v fields (b 1 size size) that are added at the end, or None.
+        normalized: False to stay in 0-1.
+    """
+    views: list[Tensor] = list(crops)
+    sides = [crop.shape[-1] for crop in crops]
+    for side in dict.fromkeys(sides):  # views of one size are coloured together
+        rows = [view for view, it in enumerate(sides) if it == side]
+        of_each = None if moments is None else moments.repeat(len(rows), 1)
+        batch = torch.cat([crops[row] for row in rows])
+        done = _finish(recipe, batch, params[:, rows].transpose(0, 1).flatten(0, 1), of_each, normalized)
+        for row, view in zip(rows, done.chunk(len(rows)), strict=True):
+            field = None if noise is None else noise[row]
+            views[row] = view if field is None else view + field
     return views
+
+
+def _finish(recipe: Recipe, crops: Tensor, params: Tensor, moments: Tensor | None, normalized: bool) -> Tensor:
+    if crops.device.type == "cpu" and len(crops) > 1:  # one after the other, each stays in the processor's cache
+        of_each = [None] * len(crops) if moments is None else moments.split(1)
+        rows = zip(crops.split(1), params.split(1), of_each, strict=True)
+        return torch.cat([_finish(recipe, crop, row, its, normalized) for crop, row, its in rows])
+    views = to_channels(recipe, apply_color(to_unit(crops), params))
+    return normalize(recipe, views, moments) if normalized else views
 
 
 def _colour(view: ViewRecipe, recipe: Recipe, chance: dict[str, float]) -> list[float]:
