@@ -20,6 +20,8 @@ CONF = Path(__file__).parents[1] / "conf"
 # Newer Pythons warn of every fork in a process with threads; loading workers are such forks.
 pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork")
 
+QUIET = "ignore:.*(no `validation_step`|does not have many workers|treespec, LeafSpec|train dataloader shuffling)"
+NORMED = Recipe(global_size=8, num_local=2, local_size=4, normalize="image", noise=0.1)
 RECIPE = Recipe(global_size=8, num_local=2, local_size=4, eval_resize=8, eval_crop=8, supervised_size=8)
 
 
@@ -155,6 +157,58 @@ def test_no_global_random_state_is_used():
     assert torch.equal(torch.get_rng_state(), state)
 
 
+# ---- colour on the device --------------------------------------------------------------------------------------------
+
+SMALL = {"global_size": 8, "local_size": 4}
+EMBEDDED = {"brightness": 0.2, "saturation": 0.0, "hue": 0.0, "grayscale": 0.0, "global_blur": [0.0], "local_blur": 0.0}
+
+
+@pytest.mark.parametrize("recipe", [
+    Recipe(**SMALL),
+    Recipe(global_size=8, num_local=[2, 1], local_size=[6, 4], local_scale=[[0.2, 0.4], [0.05, 0.2]]),
+    Recipe(**SMALL, **EMBEDDED, global_solarize=[0.0], noise=0.1),
+    Recipe(**SMALL, normalize="view", noise=0.1),
+    Recipe(**SMALL, normalize="image"),
+    Recipe(**SMALL, mean=[0.5], std=[0.25]),
+    Recipe(**SMALL, mean=[0.5], std=[0.25], normalize="image"),
+    Recipe(**SMALL, num_local=0),
+], ids=["released", "kinds", "embedded", "view", "image", "grey", "grey image", "global only"])  # fmt: skip
+def test_views_of_the_device_are_those_of_the_worker_bit_for_bit(recipe):
+    data = module(recipe=recipe, color_on="device", num_workers=1)
+    batches, expected = passes(data, 1), passes(module(recipe=recipe), 1)
+    assert {crop.dtype for crop in batches[0]["crops"]} == {torch.uint8}
+    assert equal([data.finish(batch) for batch in batches], expected)
+    assert "crops" in batches[0]  # the batch itself stays as it was
+
+
+@pytest.mark.filterwarnings(QUIET)
+@pytest.mark.parametrize(("workers", "precision"), [(0, "32-true"), (1, "bf16-mixed"), (0, "64-true")])
+def test_a_trainer_makes_the_views(tmp_path, workers, precision):
+    network, seen = collect()
+    data = module(recipe=NORMED, color_on="device", num_workers=workers)
+    trainer(tmp_path, max_epochs=1, precision=precision).fit(network, datamodule=data)
+    network, expected = collect()
+    trainer(tmp_path, max_epochs=1, precision=precision).fit(network, datamodule=module(recipe=NORMED))
+    assert len(seen) == 5
+    assert equal(seen, expected)
+    assert {view.dtype for view in seen[0]["views"]} == {torch.float64 if precision == "64-true" else torch.float32}
+
+
+@pytest.mark.filterwarnings(QUIET)
+def test_a_precision_that_would_round_the_parameters_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"needs the parameters of the views in float32, got torch\.bfloat16"):
+        trainer(tmp_path, max_epochs=1, precision="bf16-true").fit(collect()[0], datamodule=module(color_on="device"))
+
+
+def test_only_multi_crop_training_is_left_to_the_device():
+    data = module(train="supervised", color_on="device")
+    for loader in (data.train_dataloader(), data.bank_dataloader(), data.query_dataloader()):
+        batch = next(iter(loader))
+        assert batch["image"].dtype == torch.float32
+        moved = data.transfer_batch_to_device(batch, torch.device("cpu"), 0)
+        assert equal(moved, batch)
+
+
 # ---- the order of an epoch -------------------------------------------------------------------------------------------
 
 
@@ -209,9 +263,6 @@ def test_a_pass_starts_where_the_trainer_counts():
 
 
 # ---- under a Lightning Trainer ---------------------------------------------------------------------------------------
-
-
-QUIET = "ignore:.*(no `validation_step`|does not have many workers|treespec, LeafSpec|train dataloader shuffling)"
 
 
 @pytest.mark.filterwarnings(QUIET)
@@ -336,6 +387,7 @@ def test_a_broken_file_stops_the_loader_and_is_named(tmp_path):
     ({"eval_batch_size": -1}, "eval_batch_size must be 1 or more, got -1"),
     ({"num_workers": -1}, "num_workers must be 0 or more, or None for the number of CPU cores, got -1"),
     ({"train": "both"}, "train must be 'multi_crop' or 'supervised', got 'both'"),
+    ({"color_on": "gpu"}, "color_on must be 'worker' or 'device', got 'gpu'"),
     ({"train_subset": "val"}, "train_subset must be 'all', 'bank' or None, got 'val'"),
 ])  # fmt: skip
 def test_bad_settings(wrong, message):
@@ -350,6 +402,9 @@ def test_bad_settings(wrong, message):
                          ids=lambda file: f"{file.parent.name}/{file.stem}")  # fmt: skip
 def test_configurations_show_the_signatures_defaults(file):
     shown = OmegaConf.to_container(OmegaConf.load(file))
+    if file.stem == "device_crops":
+        assert shown == {"defaults": ["worker_crops", "_self_"], "color_on": "device"}
+        return
     name = shown.pop("_target_").removeprefix("esvit_pl.")
     target = ImageDataModule if name == "datamodule.ImageDataModule" else getattr(datasets, name.split(".")[1])
     parameters = inspect.signature(target).parameters

@@ -19,7 +19,17 @@ from pytorch_lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
-from esvit_pl.augment import Recipe, ViewRecipe, draw, evaluation_view, make_views
+from esvit_pl.augment import (
+    Recipe,
+    ViewParameters,
+    ViewRecipe,
+    cut_views,
+    draw,
+    evaluation_view,
+    finish_views,
+    image_moments,
+    make_views,
+)
 from esvit_pl.datasets import ImageDataset, Splits
 from esvit_pl.seeding import numpy_generator
 
@@ -33,6 +43,12 @@ class ImageDataModule(LightningDataModule):
         train="multi_crop":   views (list of float (b 3 h w), global ones first), index (b,), boxes (b v 4: x, y, width,
                               height in 0-1 of the image), flipped (b v), params (b v p), label (b,) if there are any
         train="supervised":   image (b 3 h w), label (b,), index (b,)
+    With `color_on="device"` the loader of multi-crop views gives, in place of `views`, what these are made of: crops
+    (list of uint8 (b 3 h w)), and, if the recipe needs them, moments (b 2) and noise (list of float (b 1 h w)). They
+    become views where the batch is moved to the device, under a Trainer by themselves, else by `finish(batch)`. The
+    random numbers are the same, drawn in the worker, and so are the functions: the views of both ways are equal, on a
+    GPU to float rounding.
+
     `val_dataloader()` is `query_dataloader()`; it and `bank_dataloader()` give image (b 3 h w), index, and label if
     there are any; every image once, in order, the last batch as short as it is. With several ranks rank r gets the
     images r, r + world, r + 2 world, ...; so ranks differ by at most one image, nothing is padded, and
@@ -53,6 +69,8 @@ class ImageDataModule(LightningDataModule):
         pin_memory: None for "if there is a GPU".
         seed: of order and views.
         train: "multi_crop" or "supervised".
+        color_on: where multi-crop views get their colour and normalisation: in the "worker" that cuts them, or in
+            batches on the "device" that trains. Everything else is finished in the workers.
         train_subset: "all" training images or those of the "bank" alone; None for all in pretraining and the bank in
             supervised training, whose query must stay unseen.
 
@@ -73,6 +91,7 @@ class ImageDataModule(LightningDataModule):
         pin_memory: bool | None = None,
         seed: int = 0,
         train: str = "multi_crop",
+        color_on: str = "worker",
         train_subset: str | None = None,
     ) -> None:
         super().__init__()
@@ -83,11 +102,14 @@ class ImageDataModule(LightningDataModule):
             raise ValueError(f"num_workers must be 0 or more, or None for the number of CPU cores, got {num_workers}")
         if train not in ("multi_crop", "supervised"):
             raise ValueError(f"train must be 'multi_crop' or 'supervised', got {train!r}")
+        if color_on not in ("worker", "device"):
+            raise ValueError(f"color_on must be 'worker' or 'device', got {color_on!r}")
         if train_subset not in (None, "all", "bank"):
             raise ValueError(f"train_subset must be 'all', 'bank' or None, got {train_subset!r}")
         if train == "supervised" and not dataset.has_labels:
             raise ValueError("train='supervised' needs labels, and the data set has none: sort the images into folders")
         self.dataset, self.recipe, self.seed, self.train = dataset, recipe, seed, train
+        self.color_on = color_on
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.num_workers = _cores() if num_workers is None else num_workers
         self.persistent_workers = persistent_workers
@@ -119,8 +141,12 @@ class ImageDataModule(LightningDataModule):
         self._epoch = epoch
 
     def train_dataloader(self) -> DataLoader:
-        views = self.recipe.views if self.train == "multi_crop" else (self.recipe.supervised_view,)
-        training = TrainingViews(self.train_images, self.recipe, views, self.seed, named=self.train == "multi_crop")
+        training: TrainingViews
+        if self.train == "supervised":
+            training = SupervisedView(self.train_images, self.recipe, (self.recipe.supervised_view,), self.seed)
+        else:
+            kind = TrainingViews if self.color_on == "worker" else TrainingCrops
+            training = kind(self.train_images, self.recipe, self.recipe.views, self.seed)
         sampler = EpochSampler(
             len(training),
             batch_size=self.batch_size,
@@ -145,6 +171,33 @@ class ImageDataModule(LightningDataModule):
 
     def query_dataloader(self) -> DataLoader:
         return self._evaluation_loader(self.dataset.query)
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        # Not in `on_after_batch_transfer`: the parameters are still in main memory here, so that no GPU is waited for.
+        moved = super().transfer_batch_to_device(batch, device, dataloader_idx)
+        return self.finish(moved, batch["params"]) if isinstance(batch, dict) and "crops" in batch else moved
+
+    def finish(self, batch: dict[str, Any], params: Tensor | None = None) -> dict[str, Any]:
+        """Make the views of a batch that holds crops, where these are; the batch that `color_on="worker"` would give.
+
+        `params` is a copy of `batch["params"]` in main memory, if there is one.
+
+        Raises:
+            ValueError: parameters in half precision, which Lightning makes them with a "true" one.
+        """
+        batch = dict(batch)
+        crops, moments, noise = batch.pop("crops"), batch.pop("moments", None), batch.pop("noise", None)
+        dtype = batch["params"].dtype
+        if dtype not in (torch.float32, torch.float64):
+            raise ValueError(
+                f"color_on='device' needs the parameters of the views in float32, got {dtype}, which rounds them: "
+                "take trainer precision bf16-mixed or 16-mixed, or color_on='worker'"
+            )
+        # Views are made in float32 in every precision, as the workers make them.
+        params = (batch["params"] if params is None else params).float()
+        moments = None if moments is None else moments.float()
+        views = finish_views(self.recipe, crops, params, moments, noise and [field.float() for field in noise])
+        return {"views": [view.to(dtype) for view in views], **batch}
 
     def state_dict(self) -> dict[str, Any]:
         """What the order of the images depends on; part of every checkpoint."""
@@ -304,10 +357,8 @@ class EpochSampler(Sampler[tuple[int, int]]):
 class TrainingViews(Dataset[dict[str, Any]]):
     """Image number `index` in epoch `epoch`, as the views that both numbers and the seed determine."""
 
-    def __init__(
-        self, images: ImageDataset, recipe: Recipe, views: tuple[ViewRecipe, ...], seed: int, *, named: bool
-    ) -> None:
-        self.images, self.recipe, self.views, self.seed, self.named = images, recipe, views, seed, named
+    def __init__(self, images: ImageDataset, recipe: Recipe, views: tuple[ViewRecipe, ...], seed: int) -> None:
+        self.images, self.recipe, self.views, self.seed = images, recipe, views, seed
 
     def __len__(self) -> int:
         return len(self.images)
@@ -316,13 +367,36 @@ class TrainingViews(Dataset[dict[str, Any]]):
         epoch, index = place if isinstance(place, tuple) else (0, place)  # `overfit_batches` samples plain numbers
         with _as_in_a_worker():
             image, label = self.images[index]
-            parameters = draw(self.views, self.recipe, image.shape[-2:], seed=self.seed, epoch=epoch, index=index)
-            views = make_views(self.recipe, image, parameters)
-        if not self.named:
-            return _item(index, label, image=views[0])
-        return _item(
-            index, label, views=views, boxes=parameters.boxes, flipped=parameters.flipped, params=parameters.params
-        )
+            drawn = draw(self.views, self.recipe, image.shape[-2:], seed=self.seed, epoch=epoch, index=index)
+            return _item(index, label, **self.tensors(image, drawn))
+
+    def tensors(self, image: Tensor, drawn: ViewParameters) -> dict[str, Any]:
+        return {"views": make_views(self.recipe, image, drawn), **_places(drawn)}
+
+
+class TrainingCrops(TrainingViews):
+    """The same, without colour: what `finish_views` makes the views of."""
+
+    def tensors(self, image: Tensor, drawn: ViewParameters) -> dict[str, Any]:
+        tensors = {"crops": cut_views(image, drawn), **_places(drawn)}
+        moments = image_moments(self.recipe, image)
+        if moments is not None:
+            tensors["moments"] = moments
+        if any(view.noise for view in self.views):
+            fields = zip(drawn.noise, drawn.size, strict=True)
+            tensors["noise"] = [torch.zeros(1, side, side) if field is None else field for field, side in fields]
+        return tensors
+
+
+class SupervisedView(TrainingViews):
+    """One view, and not where it lies."""
+
+    def tensors(self, image: Tensor, drawn: ViewParameters) -> dict[str, Any]:
+        return {"image": make_views(self.recipe, image, drawn)[0]}
+
+
+def _places(drawn: ViewParameters) -> dict[str, Any]:
+    return {"boxes": drawn.boxes, "flipped": drawn.flipped, "params": drawn.params}
 
 
 class RankShare(Sampler[int]):

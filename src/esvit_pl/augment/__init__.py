@@ -1,11 +1,11 @@
 """From an image to views: a recipe of plain numbers, crops, and colour operations with per-sample parameters."""
 
 from esvit_pl.augment.crop import crop_resize, random_box, resize
-from esvit_pl.augment.evaluation import evaluation_view, normalize
+from esvit_pl.augment.evaluation import evaluation_view, image_moments, normalize
 from esvit_pl.augment.photometric import OFF, ORDERS, PARAMS, apply_color
 from esvit_pl.augment.recipe import Recipe, ViewRecipe
 from esvit_pl.augment.transform import EvaluationTransform
-from esvit_pl.augment.views import ViewParameters, draw, make_views
+from esvit_pl.augment.views import ViewParameters, cut_views, draw, finish_views, make_views
 
 __all__ = [
     "OFF",
@@ -17,8 +17,11 @@ __all__ = [
     "ViewRecipe",
     "apply_color",
     "crop_resize",
+    "cut_views",
     "draw",
     "evaluation_view",
+    "finish_views",
+    "image_moments",
     "make_views",
     "normalize",
     "random_box",

@@ -23,9 +23,9 @@ def to_channels(recipe: Recipe, views: Tensor) -> Tensor:
 
 
 def image_moments(recipe: Recipe, image: Tensor) -> Tensor | None:
-    """(2,): mean and standard deviation of all values of `image` uint8 (3 h w) in 0-1, if `recipe.normalize` is "image".
+    """(2,): mean and standard deviation of all values of `image` uint8 (3 h w) in 0-1, for `normalize="image"`.
 
-    None else: only that way of normalising needs more than the views.
+    None else: no other way of normalising needs more than the views.
     """
     if recipe.normalize != "image":
         return None

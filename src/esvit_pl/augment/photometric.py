@@ -1,7 +1,8 @@
 """Colour operations on float images (b c h w) in 0-1, RGB, with one parameter for each sample (b,).
 
-They run wherever the images are. Parameters are read in main memory: give them there, and no GPU is waited for. At equal parameters they are torchvision's functional operations; a sample whose
-parameter means "off" (factor 1, hue 0, blur 0, ...) passes unchanged, bit for bit, and costs nothing.
+They run wherever the images are. Parameters are read in main memory: give them there, and no GPU is waited for. At
+equal parameters they are torchvision's functional operations; a sample whose parameter means "off" (factor 1, hue 0,
+blur 0, ...) passes unchanged, bit for bit, and costs nothing.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The views of one image: draw every random number first, then make the pixels from numbers alone.
 
-`draw` is cheap and runs in the worker, as does `cut_views`, which needs the image. `finish_views` colours and normalises a
-batch of crops wherever they are: in the worker for one image, or on the GPU for a whole batch.
+`draw` is cheap and runs in the worker, as does `cut_views`, which needs the image. `finish_views` colours and
+normalises a batch of crops wherever they are: in the worker for one image, or on the GPU for a whole batch.
 
     parameters = draw(recipe.views, recipe, image.shape[-2:], seed=0, epoch=3, index=7)
     views = make_views(recipe, image, parameters)                       # what the network gets: cut, then finished
@@ -136,10 +136,15 @@ def finish_views(
 
 
 def _finish(recipe: Recipe, crops: Tensor, params: Tensor, moments: Tensor | None, normalized: bool) -> Tensor:
-    if crops.device.type == "cpu" and len(crops) > 1:  # one after the other, each stays in the processor's cache
-        of_each = [None] * len(crops) if moments is None else moments.split(1)
-        rows = zip(crops.split(1), params.split(1), of_each, strict=True)
-        return torch.cat([_finish(recipe, crop, row, its, normalized) for crop, row, its in rows])
+    if crops.device.type != "cpu":
+        return _finish_together(recipe, crops, params, moments, normalized)
+    # One after the other, so that each stays in the processor's cache; more than twice as fast.
+    of_each = [None] * len(crops) if moments is None else moments.split(1)
+    rows = zip(crops.split(1), params.split(1), of_each, strict=True)
+    return torch.cat([_finish_together(recipe, crop, row, its, normalized) for crop, row, its in rows])
+
+
+def _finish_together(recipe: Recipe, crops: Tensor, params: Tensor, moments: Tensor | None, normalized: bool) -> Tensor:
     views = to_channels(recipe, apply_color(to_unit(crops), params))
     return normalize(recipe, views, moments) if normalized else views
 
