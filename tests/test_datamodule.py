@@ -266,11 +266,11 @@ def test_a_pass_starts_where_the_trainer_counts():
 
 
 @pytest.mark.filterwarnings(QUIET)
-@pytest.mark.parametrize("workers", [0, 1])
-def test_a_trainer_sees_epoch_after_epoch_also_when_it_resumes(tmp_path, workers):
+@pytest.mark.parametrize(("workers", "color_on"), [(0, "worker"), (1, "worker"), (1, "device")])
+def test_a_trainer_sees_epoch_after_epoch_also_when_it_resumes(tmp_path, workers, color_on):
     expected = passes(module(), 3)
     network, seen = collect()
-    trainer(tmp_path, max_epochs=3).fit(network, datamodule=module(num_workers=workers))
+    trainer(tmp_path, max_epochs=3).fit(network, datamodule=module(num_workers=workers, color_on=color_on))
     assert equal(seen, expected)
 
     class SaveAt(pl.Callback):
@@ -282,8 +282,9 @@ def test_a_trainer_sees_epoch_after_epoch_also_when_it_resumes(tmp_path, workers
     trainer(tmp_path, max_epochs=2, callbacks=SaveAt()).fit(network, datamodule=module())
     for step in (5, 7):
         network, seen = collect()
+        data = module(num_workers=workers, color_on=color_on)
         trainer(tmp_path, max_epochs=3).fit(
-            network, datamodule=module(num_workers=workers), ckpt_path=tmp_path / f"{step}.ckpt", weights_only=True
+            network, datamodule=data, ckpt_path=tmp_path / f"{step}.ckpt", weights_only=True
         )
         assert equal(seen, expected[step:])
     with pytest.raises(ValueError, match="cannot resume at the same place in the data: batch_size was 4 and is 2"):

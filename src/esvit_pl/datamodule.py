@@ -438,7 +438,7 @@ class ResumableLoader(DataLoader):
         pass
 
 
-class _OneThread:
+class OneThread:
     """One thread for torch inside, as many as before outside."""
 
     def __enter__(self) -> None:
@@ -451,7 +451,7 @@ class _OneThread:
 
 def _as_in_a_worker() -> AbstractContextManager[None]:
     """Workers have one thread; sums over pixels must not come out differently without workers."""
-    return nullcontext() if get_worker_info() is not None else _OneThread()
+    return nullcontext() if get_worker_info() is not None else OneThread()
 
 
 @cache

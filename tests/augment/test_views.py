@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from esvit_pl.augment import OFF, PARAMS, Recipe, crop_resize, draw, make_views
+from esvit_pl.augment import OFF, PARAMS, Recipe, crop_resize, cut_views, draw, image_moments, make_views
 from esvit_pl.augment.crop import absolute
 from esvit_pl.augment.photometric import luma
+from esvit_pl.augment.views import _finish_together
 from esvit_pl.seeding import numpy_generator
 
 SMALL = Recipe(global_size=16, num_local=3, local_size=8)
@@ -126,6 +127,26 @@ def test_one_mean_makes_every_view_grey_after_its_colour_changes(image):
         torch.testing.assert_close(view, (luma(rgb[None])[0] - 0.5) / 0.25)
     supervised = draw((grey.supervised_view,), grey, (40, 50), seed=0, epoch=0, index=5)
     assert make_views(grey, image, supervised)[0].shape == (1, 224, 224)
+
+
+@pytest.mark.parametrize("normalize", ["dataset", "image", "view"])
+@pytest.mark.parametrize("channels", [3, 1])
+def test_a_batch_finished_together_as_on_a_gpu_is_that_of_one_image_after_the_other(image, normalize, channels):
+    numbers = {"mean": [0.5] * channels, "std": [0.25] * channels}
+    recipe = Recipe(global_size=16, num_local=0, normalize=normalize, **numbers)
+    images = [image, image.flip(0) // 2, 255 - image] * 4  # enough for every operation at every turn
+    draws = [drawn(recipe, index=index) for index in range(len(images))]
+    one_by_one = [make_views(recipe, image, parameters)[1] for image, parameters in zip(images, draws, strict=True)]
+    crops = [cut_views(image, parameters)[1] for image, parameters in zip(images, draws, strict=True)]
+    moments = [image_moments(recipe, image) for image in images] if normalize == "image" else None
+    together = _finish_together(
+        recipe,
+        torch.stack(crops),
+        torch.stack([parameters.params[1] for parameters in draws]),
+        None if moments is None else torch.stack(moments),
+        True,
+    )
+    torch.testing.assert_close(together, torch.stack(one_by_one), atol=1e-5, rtol=0)
 
 
 def test_the_supervised_view_is_crop_and_flip(image):
