@@ -4,7 +4,17 @@ import numpy as np
 import pytest
 import torch
 
-from esvit_pl.augment import OFF, PARAMS, Recipe, crop_resize, cut_views, draw, image_moments, make_views
+from esvit_pl.augment import (
+    OFF,
+    PARAMS,
+    Recipe,
+    crop_resize,
+    cut_views,
+    draw,
+    finish_views,
+    image_moments,
+    make_views,
+)
 from esvit_pl.augment.crop import absolute
 from esvit_pl.augment.photometric import luma
 from esvit_pl.augment.views import _finish_together
@@ -147,6 +157,18 @@ def test_a_batch_finished_together_as_on_a_gpu_is_that_of_one_image_after_the_ot
         True,
     )
     torch.testing.assert_close(together, torch.stack(one_by_one), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("normalize", ["dataset", "image", "view"])
+def test_finishing_reads_nothing_back_from_the_device(image, normalize):
+    # Tensors of the device "meta" have no values: reading one, or mixing them with those in main memory, is an error.
+    recipe = Recipe(global_size=16, num_local=3, local_size=8, normalize=normalize, noise=0.1)
+    params = torch.cat([drawn(recipe, index=index).params for index in range(12)])[None]  # every operation is there
+    crops = [torch.zeros(1, 3, 16, 16, dtype=torch.uint8, device="meta")] * params.shape[1]
+    moments = torch.zeros(1, 2, device="meta") if normalize == "image" else None
+    noise = [torch.zeros(1, 1, 16, 16, device="meta")] * params.shape[1]
+    views = finish_views(recipe, crops, params, moments, noise)
+    assert {(view.shape, view.dtype, view.device.type) for view in views} == {((1, 3, 16, 16), torch.float32, "meta")}
 
 
 def test_the_supervised_view_is_crop_and_flip(image):

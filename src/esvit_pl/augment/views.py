@@ -138,7 +138,7 @@ def finish_views(
 def _finish(recipe: Recipe, crops: Tensor, params: Tensor, moments: Tensor | None, normalized: bool) -> Tensor:
     if crops.device.type != "cpu":
         return _finish_together(recipe, crops, params, moments, normalized)
-    # One after the other, so that each stays in the processor's cache; more than twice as fast.
+    # One after the other, so that each stays in the processor's cache: twice as fast for crops of 224 pixels.
     of_each = [None] * len(crops) if moments is None else moments.split(1)
     rows = zip(crops.split(1), params.split(1), of_each, strict=True)
     return torch.cat([_finish_together(recipe, crop, row, its, normalized) for crop, row, its in rows])
