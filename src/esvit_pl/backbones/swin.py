@@ -163,7 +163,7 @@ class SwinStage(nn.Module):
 
 
 class SwinBlock(nn.Module):
-    """Window attention and MLP, each with a residual: the parts of a timm block, padded before they are rolled."""
+    """Window attention and MLP, each with a residual: a timm block's parts, as if padded before they are rolled."""
 
     def __init__(self, block: SwinTransformerBlock) -> None:
         super().__init__()
@@ -206,9 +206,7 @@ class SwinBlock(nn.Module):
         """Queries, keys and values of a group's tokens (b rows columns 3c) -> what each gathers (b rows columns c)."""
         rows, columns = group.rows.windows, group.columns.windows
         qkv = qkv.unflatten(3, (3, self.attn.num_heads, -1)).unflatten(2, (columns, -1)).unflatten(1, (rows, -1))
-        qkv = qkv.permute(
-            5, 0, 1, 3, 6, 2, 4, 7
-        )  # (3 b windows' rows and columns, heads, window's rows and columns, d)
+        qkv = qkv.permute(5, 0, 1, 3, 6, 2, 4, 7)  # (3 b rows columns heads h w d): h x w tokens in every window
         height, width = qkv.shape[5:7]
         query, key, value = qkv.flatten(5, 6).flatten(2, 4).unbind(0)  # (b windows*heads n d)
         bias = self.group_bias(group)
@@ -234,11 +232,12 @@ class SwinBlock(nn.Module):
         log(exp(b1) + exp(b2) + ...).
         """
         bias = self.attn.relative_position_bias_table[group.position_index].permute(2, 0, 1)  # (heads n w2)
-        bias = bias.repeat(group.num_windows, 1, 1) if group.mask is None else (group.mask + bias).flatten(0, 1)
-        tokens = bias.shape[1]
-        if tokens == bias.shape[2]:
-            return bias
-        return torch.cat([bias[..., :tokens], bias[..., tokens:].logsumexp(-1, keepdim=True)], -1)
+        if group.mask is not None:
+            bias = group.mask + bias  # (windows heads n w2)
+        n, w2 = bias.shape[-2:]
+        if n < w2:
+            bias = torch.cat([bias[..., :n], bias[..., n:].logsumexp(-1, keepdim=True)], -1)
+        return bias.repeat(group.num_windows, 1, 1) if group.mask is None else bias.flatten(0, 1)
 
     def attention(self, x: Tensor) -> Attention:
         """(b h w c) -> attention weights of whole windows, padding too (b windows heads w2 w2), and their grid."""

@@ -1,8 +1,8 @@
 """How a map of any size falls into Swin's windows, and which of their positions hold a token.
 
 A map is padded right and bottom to a multiple of the window, then rolled. A window's tokens are then some of its rows
-times some of its columns, and few windows differ: those with the same ones make a `WindowGroup`. Leaving the padding out
-keeps the order of the tokens, so the unpadded map is rolled and cut into rectangles, one for each group.
+times some of its columns, and few windows differ: those with the same ones make a `WindowGroup`. Padding left out, the
+tokens keep their order, so the unpadded map is rolled and cut into rectangles, one for each group.
 """
 
 # h, w rows and columns of a map | p, q the same after padding | s side of a window | w2 = s * s | n tokens of a window
