@@ -1,7 +1,11 @@
-"""``python -m esvit_pl.benchmarks.tokens``: what Swin saves by computing no padding."""
+"""``python -m esvit_pl.benchmarks.tokens``: what Swin saves by computing no padding.
+
+``python -m esvit_pl.benchmarks.tokens 14`` measures windows of 14 alone.
+"""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from copy import deepcopy
 from statistics import median
@@ -127,7 +131,8 @@ if __name__ == "__main__":
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, CPU; Swin-T, float32, forward and backward")
     print("batch 4: 32 crops of 96 px, 8 of 224 px; the two forms in turn, medians of 5")
     print("window  crops    part       padded  tokens only  ratio  error")
-    for saving in token_savings():
+    chosen = tuple(int(word) for word in sys.argv[1:])
+    for saving in token_savings(windows=chosen or (7, 14)):
         print(
             f"{saving.window:>6}{saving.side:>4} px    {saving.part:<8}{1000 * saving.padded_seconds:6.0f} ms"
             f"{1000 * saving.seconds:10.0f} ms{saving.ratio:7.2f}{saving.error:7.0e}",
