@@ -93,7 +93,7 @@ def partition_and_target(
 ) -> tuple[Tensor, Target]:
     """`log_partition` and `expected_prototype` in one pass, which makes one gradient of W instead of two.
 
-    Computed in float32 or wider, also under autocast; a step forward or backward holds one block of logits at a time.
+    Computed in float32 or wider, also under autocast; forward and backward hold one block of logits at a time.
 
     Args:
         z: (... p) student projections.
@@ -150,14 +150,15 @@ class _Stream(torch.autograd.Function):
             u, e_log_e = torch.zeros_like(teacher_z), torch.zeros_like(teacher_z[:, 0])  # sums of e W, of e log e
             for part, logits in blocks:
                 before, largest = largest, torch.maximum(largest, logits.amax(0))
-                e = logits.sub_(largest).exp_()  # (j b+c)
+                log_e = logits.sub_(largest)[:, len(z) :].clone()  # (j c)
+                e = logits.exp_()  # (j b+c)
                 # Under the new largest, sums so far shrink, and logarithms in them go down by the difference.
                 down = largest - before
                 shrink = (-down).exp()
                 e_log_e -= down[len(z) :] * total[len(z) :]
                 total.mul_(shrink).add_(e.sum(0))
                 of_teacher, shrink = e[:, len(z) :], shrink[len(z) :]
-                e_log_e.mul_(shrink).add_(torch.xlogy(of_teacher, of_teacher).sum(0))
+                e_log_e.mul_(shrink).add_(log_e.mul_(of_teacher).sum(0))
                 u.mul_(shrink[:, None]).addmm_(of_teacher.mT, prototypes[part])
         log_partition, teacher_total = largest + total.log(), total[len(z) :]
         entropy = teacher_total.log() - e_log_e / teacher_total
