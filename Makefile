@@ -53,6 +53,8 @@ notebooks: $(VENV)/.installed-dev  ## run the scripts in notebooks/ and keep the
 bench: $(VENV)/.installed  ## time the parts that cost most
 	$(BIN)/python -m esvit_pl.benchmarks $(ARGS)
 	$(BIN)/python -m esvit_pl.benchmarks.vil
+	$(BIN)/python -m esvit_pl.benchmarks.loss
+	$(BIN)/python -m esvit_pl.benchmarks.tokens
 
 # A stamp says that the installation is as setup.cfg asks; a change there makes it again.
 $(VENV)/.installed: setup.cfg pyproject.toml | $(BIN)/python

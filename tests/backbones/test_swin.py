@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from copy import deepcopy
+
 import golden_files
 import pytest
 import torch
@@ -7,9 +9,22 @@ from golden_files import image, relative_error
 from timm.models.swin_transformer import SwinTransformer
 
 from esvit_pl.backbones import build
-from esvit_pl.backbones.swin import shifted_window_mask
+from esvit_pl.backbones.swin_windows import window_plan
+from esvit_pl.benchmarks.tokens import with_padding
 
 TINY = {"embed_dim": 8, "depths": [2, 2], "num_heads": [1, 2], "window": 4, "img_size": 32, "drop_path_rate": 0.0}
+
+
+def block_and_padded(window, shift, drop_path_rate=0.0):
+    """A block in float64, with biases that matter, and a copy of it that computes padding like any token."""
+    sizes = {"embed_dim": 8, "depths": [2], "num_heads": [2], "window": window, "img_size": 8 * window}
+    backbone = build("swin", **sizes, drop_path_rate=drop_path_rate).double()
+    with torch.no_grad():
+        for parameter in backbone.parameters():
+            parameter.normal_()
+    ours, padded = (swin.layers[0].blocks[1 if shift else 0] for swin in (backbone, with_padding(backbone)))
+    assert (ours.window, ours.shift) == (window, shift)
+    return ours, padded
 
 
 @pytest.fixture(scope="module", params=golden_files.paths("swin_"), ids=lambda path: path.stem)
@@ -72,23 +87,116 @@ def test_attention_rows_sum_to_one_and_shifted_windows_hide_strangers():
     assert attention.weights[:, 3, :, 0, 15].max() < 1e-6
 
 
-def test_mask_by_hand():
-    mask = shifted_window_mask(4, 4, 2, 1, torch.device("cpu"), torch.float32)
-    assert mask.shape == (4, 4, 4)
-    assert mask[0].eq(0).all()  # the first window rolled nothing in
-    assert mask[1, 0].tolist() == [0, -100, 0, -100]  # right edge: columns of two origins
-    assert mask[3, 0].tolist() == [0, -100, -100, -100]  # corner: four origins
+# maps of 24 12 6 3 tokens (96 px), one without padding, odd ones, wide ones, and maps below the shift of 3
+MAPS = [(24, 24), (12, 12), (6, 6), (3, 3), (14, 21), (13, 5), (8, 30), (7, 9), (2, 1)]
 
 
-def test_masks_are_made_once_per_size():
+@pytest.mark.parametrize("grid", MAPS, ids=str)
+@pytest.mark.parametrize(("window", "shift"), [(7, 0), (7, 3), (14, 0), (14, 7)])
+def test_padding_that_is_not_computed_counts_all_the_same(window, shift, grid):
+    """Values, and gradients to everything that learns, of the form that computes padding like any token."""
+    ours, padded = block_and_padded(window, shift)
+    x = torch.randn(2, *grid, 8, dtype=torch.float64, requires_grad=True)
+    direction = torch.randn_like(x)
+    mine, theirs = [
+        [value, *torch.autograd.grad((value * direction).sum(), [x, *block.parameters()])]
+        for block in (ours, padded)
+        for value in [block(x)]
+    ]
+    for name, a, b in zip(["value", "x", *dict(ours.named_parameters())], mine, theirs, strict=True):
+        assert relative_error(a, b) < 1e-12, name
+
+
+def test_padding_by_hand():
+    """One token in a window of 2 x 2: three places of padding see to it that most of what it gathers is the bias."""
+    block = build("swin", embed_dim=1, depths=[1], num_heads=[1], window=2, img_size=16).layers[0].blocks[0].double()
+    with torch.no_grad():
+        block.attn.qkv.weight.copy_(torch.tensor([[0.0], [0.0], [1.0]]))  # all keys alike; a token's value is itself
+        block.attn.qkv.bias.copy_(torch.tensor([0.0, 0.0, 10.0]))
+        block.attn.proj.weight.fill_(1.0)
+        block.attn.proj.bias.zero_()
+        # from the first place of a window: itself, its right, lower and diagonal neighbour, as the table has them
+        for place, weight in zip(block.attn.relative_position_index[0], (1.0, 2.0, 3.0, 4.0), strict=True):
+            block.attn.relative_position_bias_table[place] = torch.tensor(weight).log()
+        gathered = block.window_attention(torch.tensor([5.0]).double().view(1, 1, 1, 1))
+    assert gathered.item() == pytest.approx((1 * (5 + 10) + (2 + 3 + 4) * 10) / 10)
+
+
+def test_no_padding_passes_through_a_layer():
+    """A map of 3 x 3 in a window of 7: 9 rows for each image, not 49."""
+    block, _ = block_and_padded(7, 0)
+    seen = []
+    for layer in (block.attn.qkv, block.attn.proj):
+        layer.register_forward_hook(lambda layer, inputs, output: seen.append(inputs[0].shape))
+    block(torch.randn(2, 3, 3, 8, dtype=torch.float64))
+    assert seen == [(2, 3, 3, 8)] * 2
+
+
+@torch.no_grad()
+def test_without_padding_nothing_is_added():
+    block, padded = block_and_padded(7, 3)
+    block.with_padding = None  # would raise if it were called
+    x = torch.randn(1, 14, 21, 8, dtype=torch.float64)
+    assert relative_error(block(x), padded(x)) < 1e-12
+
+
+def test_stochastic_depth_draws_the_same():
+    ours, padded = block_and_padded(7, 3, drop_path_rate=0.5)
+    x = torch.randn(16, 5, 6, 8, dtype=torch.float64)
+    torch.manual_seed(1)
+    mine = ours.train()(x)
+    torch.manual_seed(1)
+    assert relative_error(mine, padded.train()(x)) < 1e-12
+    assert mine.eq(x).flatten(1).all(1).any()  # some images skipped the block
+
+
+def test_a_copy_learns_on_its_own():
+    block, _ = block_and_padded(7, 3)
+    copy = deepcopy(block)
+    x = torch.randn(1, 5, 6, 8, dtype=torch.float64)
+    assert torch.equal(copy(x), block(x))
+    copy(x).sum().backward()
+    assert all(parameter.grad is None for parameter in block.parameters())
+    assert all(parameter.grad is not None for parameter in copy.parameters())
+
+
+def test_autocast_agrees_within_its_precision():
+    ours, padded = block_and_padded(7, 3)
+    x = torch.randn(2, 5, 6, 8)
+    with torch.autocast("cpu", torch.bfloat16):
+        mine, theirs = ours.float().window_attention(x), padded.float().window_attention(x)
+    assert mine.dtype == torch.bfloat16
+    assert 0 < relative_error(mine.double(), ours.window_attention(x).double()) < 0.03
+    assert relative_error(mine.float(), theirs.float()) < 0.03
+
+
+@pytest.mark.filterwarnings("ignore:.*lru_cache")
+def test_compiled_in_one_graph():
+    backbone = build("swin", **{**TINY, "depths": [2], "num_heads": [1]})
+    compiled = torch.compile(backbone, backend="eager", fullgraph=True, dynamic=False)
+    x = torch.randn(1, 3, 20, 20)
+    assert relative_error(compiled(x).pooled, backbone(x).pooled) < 1e-6
+
+
+def test_plans_are_made_once_per_size():
     backbone = build("swin", **TINY)
-    shifted_window_mask.cache_clear()
+    window_plan.cache_clear()
     for _ in range(3):
         backbone(torch.randn(1, 3, 32, 32))
         backbone(torch.randn(1, 3, 40, 40))
-    info = shifted_window_mask.cache_info()
-    assert info.misses == 2  # one stage shifts at two sizes
-    assert info.hits == 4
+    info = window_plan.cache_info()
+    assert info.misses == 6  # at each size the plain and the shifted block of one stage, and the two of the other share
+    assert info.hits == 3 * 8 - info.misses
+
+
+def test_plans_made_in_inference_mode_serve_training():
+    backbone = build("swin", **TINY)
+    window_plan.cache_clear()
+    x = torch.randn(1, 3, 40, 40)
+    with torch.inference_mode():
+        backbone(x)
+    backbone(x).pooled.sum().backward()
+    assert backbone.layers[0].blocks[1].attn.relative_position_bias_table.grad.abs().max() > 0
 
 
 def test_windows_follow_from_the_nominal_size_and_no_input_changes_them():

@@ -189,3 +189,25 @@ def test_dino_keeps_backbone_and_head_apart(tmp_path):
     assert torch.equal(source.networks["teacher"]["backbone.model.cls_token"], model.cls_token)
     assert torch.equal(source.networks["student"]["heads.view.prototypes.direction"], head["last_layer.weight_v"])
     assert to_released(source)["teacher"].keys() == teacher.keys()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("wrapped", [False, True], ids=["bare, with its classifier", "as a training saves it"])
+def test_a_resnet_of_torchvision_computes_what_it_computed_there(tmp_path, wrapped):
+    """The released ResNet-50 is torchvision's; a smaller one stands for it."""
+    from torchvision.models import resnet18
+
+    torch.manual_seed(0)
+    theirs = resnet18().eval()
+    images = golden_files.image(2, 97)
+    theirs(images)
+    state = theirs.state_dict()
+    if wrapped:
+        body = {name: value for name, value in state.items() if not name.startswith("fc.")}
+        head = {"mlp.0.weight": torch.randn(4, 512), "mlp.2.weight": torch.randn(4, 4)}
+        state = {"student": under("module.backbone.", body), "teacher": under("backbone.", body) | under("head.", head)}
+    torch.save(state, tmp_path / "a.pth")
+    backbone = load_backbone(tmp_path / "a.pth")
+    theirs.fc = nn.Identity()
+    assert golden_files.largest_error(backbone(images).pooled, theirs(images)) < 1e-6
+    assert backbone(images).grid == (4, 4)

@@ -3,7 +3,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from esvit_pl.losses import expected_prototype, log_partition
+from esvit_pl.losses import expected_prototype, log_partition, partition_and_target
+
+TEMP, TEACHER_TEMP = 0.1, 0.05
+ROW_BYTES = 8 * 11  # of the logits of one prototype in `problem`: 6 student and 5 teacher rows in float64
 
 
 @pytest.fixture
@@ -11,35 +14,89 @@ def problem():
     torch.manual_seed(0)
     unit = torch.nn.functional.normalize
     return {
-        "z": unit(torch.randn(6, 5, dtype=torch.float64), dim=-1).requires_grad_(),
-        "teacher_z": unit(torch.randn(6, 5, dtype=torch.float64), dim=-1),
+        "z": unit(torch.randn(2, 3, 5, dtype=torch.float64), dim=-1).requires_grad_(),
         "w": torch.randn(11, 5, dtype=torch.float64).requires_grad_(),
+        "teacher_z": unit(torch.randn(5, 5, dtype=torch.float64), dim=-1),
         "teacher_w": torch.randn(11, 5, dtype=torch.float64),
         "center": torch.randn(11, dtype=torch.float64),
+        "match": torch.tensor([4, 0, 0, 3, 1, 4]),  # teacher row of each student row; 2 is nobody's
     }
 
 
-def test_loss_and_gradients_are_those_of_logits(problem):
-    """dL/dW flows through the log partition and through u; both together are what autograd finds on logits."""
-    z, w, temp, teacher_temp = problem["z"], problem["w"], 0.1, 0.05
-    q = ((problem["teacher_z"] @ problem["teacher_w"].mT - problem["center"]) / teacher_temp).softmax(-1)
-    on_logits = -(q * (z @ w.mT / temp).log_softmax(-1)).sum(-1).mean()
-    wanted = torch.autograd.grad(on_logits, (z, w))
+def on_logits(given):
+    """Cross entropies as they are defined, and the teacher's entropy."""
+    q = ((given["teacher_z"] @ given["teacher_w"].mT - given["center"]) / TEACHER_TEMP).softmax(-1).detach()
+    log_p = (given["z"].flatten(0, -2) @ given["w"].mT / TEMP).log_softmax(-1)
+    return -(q[given["match"]] * log_p).sum(-1).mean(), torch.special.entr(q).sum(-1)
 
-    target = expected_prototype(problem["teacher_z"], problem["teacher_w"], problem["center"], w, teacher_temp)
-    loss = (log_partition(z, w, temp) - (z * target.u).sum(-1) / temp).mean()
-    assert loss.item() == pytest.approx(on_logits.item(), rel=1e-12)
-    for mine, reference in zip(torch.autograd.grad(loss, (z, w)), wanted, strict=True):
+
+def streamed(given, **options):
+    partition, target = partition_and_target(
+        given["z"],
+        given["w"],
+        TEMP,
+        given["teacher_z"],
+        given["teacher_w"],
+        given["center"],
+        TEACHER_TEMP,
+        **options,
+    )
+    matched = target.u[given["match"]].view(given["z"].shape)
+    return (partition - (given["z"] * matched).sum(-1) / TEMP).mean(), target.entropy
+
+
+def gradients(loss, given):
+    return torch.autograd.grad(loss, (given["z"], given["w"]))
+
+
+# Every prototype by itself, blocks of 4, 4 and 3, one block, and less memory than one prototype's logits need.
+@pytest.mark.parametrize("block_bytes", [ROW_BYTES, 4 * ROW_BYTES, None, 1])
+def test_loss_and_gradients_are_those_of_logits(problem, block_bytes):
+    """dL/dW flows through the log partition and through u; both together are what autograd finds on logits."""
+    wanted, wanted_entropy = on_logits(problem)
+    loss, entropy = streamed(problem, block_bytes=block_bytes)
+    assert loss.item() == pytest.approx(wanted.item(), rel=1e-12)
+    for mine, reference in zip(gradients(loss, problem), gradients(wanted, problem), strict=True):
         assert torch.allclose(mine, reference, rtol=1e-10, atol=1e-12)
-    assert torch.allclose(target.entropy, -(q * q.log()).sum(-1))
+    assert torch.allclose(entropy, wanted_entropy, rtol=1e-10)
+
+
+def test_in_float32_gradients_are_within_1e_5(problem):
+    """With many prototypes, 1000 in blocks of 64, and sharp distributions on both sides."""
+    torch.manual_seed(1)
+    narrow = {"match": problem["match"], "center": torch.randn(1000)}
+    for name in ("z", "teacher_z"):
+        narrow[name] = problem[name].detach().float()
+    for name in ("w", "teacher_w"):
+        narrow[name] = 3 * torch.randn(1000, 5)
+    exact = {name: value if name == "match" else value.double() for name, value in narrow.items()}
+    for given in (narrow, exact):
+        given["z"].requires_grad_()
+        given["w"].requires_grad_()
+    mine = gradients(streamed(narrow, block_bytes=4 * 11 * 64)[0], narrow)
+    for grad, reference in zip(mine, gradients(on_logits(exact)[0], exact), strict=True):
+        assert grad.dtype == torch.float32
+        assert (grad - reference).norm() < 1e-5 * reference.norm()
 
 
 def test_gradients_by_finite_differences(problem):
     def loss(z, w):
-        u = expected_prototype(problem["teacher_z"], problem["teacher_w"], problem["center"], w, 0.07).u
-        return (log_partition(z, w, 0.1) - (z * u).sum(-1) / 0.1).mean()
+        return streamed(problem | {"z": z, "w": w}, block_bytes=4 * ROW_BYTES)[0]
 
     assert torch.autograd.gradcheck(loss, (problem["z"], problem["w"]))
+
+
+def test_each_half_by_itself_is_the_half_of_both(problem):
+    z, w, options = problem["z"], problem["w"], {"block_bytes": 4 * ROW_BYTES}
+    teacher = (problem["teacher_z"], problem["teacher_w"], problem["center"])
+    target = expected_prototype(*teacher, w, TEACHER_TEMP, **options)
+    partition = log_partition(z, w, TEMP, **options)
+    loss = (partition - (z * target.u[problem["match"]].view(z.shape)).sum(-1) / TEMP).mean()
+    together, entropy = streamed(problem, **options)
+    assert loss.item() == pytest.approx(together.item(), rel=1e-12)
+    assert torch.allclose(target.entropy, entropy)
+    for mine, reference in zip(gradients(loss, problem), gradients(together, problem), strict=True):
+        assert torch.allclose(mine, reference, rtol=1e-10, atol=1e-12)
 
 
 def test_nothing_flows_to_the_teacher(problem):
@@ -51,6 +108,45 @@ def test_nothing_flows_to_the_teacher(problem):
     assert not target.entropy.requires_grad
 
 
+def test_prototypes_that_stand_still_get_no_gradient(problem):
+    wanted = gradients(streamed(problem)[0], problem)[0]
+    still = problem | {"w": problem["w"].detach()}
+    assert torch.allclose(torch.autograd.grad(streamed(still)[0], still["z"])[0], wanted)
+
+
+def test_what_backward_keeps_does_not_grow_with_the_prototypes():
+    def kept(k):
+        """Elements saved for backward that are no input and not one number for each prototype."""
+        seen = {}
+        z, w = torch.randn(7, 3, requires_grad=True), torch.randn(k, 3, requires_grad=True)
+        teacher_w = torch.randn(k, 3)
+        with torch.autograd.graph.saved_tensors_hooks(lambda x: seen.setdefault(x.data_ptr(), x), lambda x: x):
+            partition_and_target(z, w, 0.1, torch.randn(4, 3), teacher_w, torch.zeros(k), 0.1)
+        inputs = {w.data_ptr(), teacher_w.data_ptr()}
+        return sum(x.numel() for address, x in seen.items() if address not in inputs and x.shape != (k,))
+
+    assert kept(500) == kept(50) > 0
+
+
+def test_under_autocast_forward_and_backward_stay_in_float32():
+    torch.manual_seed(0)
+    z, w = torch.randn(6, 5, requires_grad=True), torch.randn(11, 5, requires_grad=True)
+    teacher_z, teacher_w, center = torch.randn(6, 5), torch.randn(11, 5), torch.randn(11)
+
+    def results():
+        partition, target = partition_and_target(z, w, 0.1, teacher_z, teacher_w, center, 0.05)
+        loss = partition.sum() - target.u.square().sum()
+        return [partition, *target, *torch.autograd.grad(loss, (z, w))]
+
+    wanted = results()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        mine = results()
+    for tensor, reference in zip(mine, wanted, strict=True):
+        assert torch.equal(tensor, reference)
+    narrow = log_partition(z.bfloat16(), w.bfloat16(), 0.1)
+    assert torch.equal(narrow, log_partition(z.bfloat16().float(), w.bfloat16().float(), 0.1))
+
+
 def test_by_hand():
     w = torch.eye(2)
     z = torch.tensor([[1.0, 0.0]])
@@ -60,3 +156,8 @@ def test_by_hand():
     assert sure.entropy.item() == 0.0  # and not nan, where a probability underflows
     centred = expected_prototype(z, w, torch.tensor([1.0, 0.0]), w, 1.0)
     assert centred.u.tolist() == [[0.5, 0.5]]
+
+
+def test_a_block_needs_memory():
+    with pytest.raises(ValueError, match="block_bytes must be positive, got 0; .* None chooses one"):
+        log_partition(torch.ones(1, 2), torch.eye(2), 0.1, block_bytes=0)

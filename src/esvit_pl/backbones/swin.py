@@ -2,17 +2,17 @@
 
 timm's model and the released one agree where every map is a multiple of the window (224 px). Elsewhere they differ:
 the release pads the map first and then rolls it, timm rolls first. `SwinBlock` takes over the parts of a timm block and
-does it in the released order; parameter names stay timm's.
+does it in the released order, without computing the padding; parameter names stay timm's.
 """
 
-# b images | h, w rows and columns of a map | p, q the same after padding | s side of a window | w2 = s * s | c channels
+# b images | h, w rows and columns of a map | p, q the same after padding | s side of a window | w2 = s * s
+# n tokens of a window | c channels | d channels of a head
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from functools import lru_cache, partial
-from itertools import product
+from functools import partial
 from math import isqrt
 from typing import Any, Literal, cast
 
@@ -27,6 +27,7 @@ from timm.models.swin_transformer import (
 from torch import Tensor, nn
 
 from esvit_pl.backbones.interface import Attention, Backbone, Features, check_block_count, width_of_last
+from esvit_pl.backbones.swin_windows import Strip, WindowGroup, WindowPlan, shifted_window_mask, window_plan
 
 
 class Swin(Backbone):
@@ -162,7 +163,7 @@ class SwinStage(nn.Module):
 
 
 class SwinBlock(nn.Module):
-    """Window attention and MLP, each with a residual: the parts of a timm block, padded before they are rolled."""
+    """Window attention and MLP, each with a residual: a timm block's parts, as if padded before they are rolled."""
 
     def __init__(self, block: SwinTransformerBlock) -> None:
         super().__init__()
@@ -174,14 +175,72 @@ class SwinBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(b h w c) -> (b h w c)"""
-        windows, padded = self.windows(self.norm1(x))
-        query, key, value = self.query_key_value(windows)
-        mixed = attend(query, key, value, self.bias(padded, x), self.attn.scale)
-        x = x + self.drop_path1(self.unwindow(self.project(mixed, windows), padded, x))
+        x = x + self.drop_path1(self.window_attention(self.norm1(x)))
         return x + self.drop_path2(self.mlp(self.norm2(x)))
 
+    def window_attention(self, x: Tensor) -> Tensor:
+        """(b h w c) -> (b h w c), of tokens only.
+
+        The release pads the map with zeros, lets padding take part as keys and values, and cuts it off. A key and a
+        value of zeros are the biases of their layer, the same in every place: one of them stands for all padding of a
+        window (`with_padding`), whatever its share of the window, and no other padding is computed.
+        """
+        plan = self.plan(x)
+        if self.shift:
+            x = x.roll((-plan.roll[0], -plan.roll[1]), (1, 2))
+        mixed = [
+            _join([self.mix(part, group) for part, group in zip(_cut(strip, plan.columns, 2), groups, strict=True)], 2)
+            for strip, groups in zip(_cut(self.attn.qkv(x), plan.rows, 1), plan.groups, strict=True)
+        ]
+        x = _join(mixed, 1)
+        if self.shift:
+            x = x.roll(plan.roll, (1, 2))
+        return self.attn.proj_drop(self.attn.proj(x))
+
+    def plan(self, x: Tensor) -> WindowPlan:
+        """Which windows a map (b h w c) falls into."""
+        table = self.attn.relative_position_bias_table
+        return window_plan(x.shape[1], x.shape[2], self.window, self.shift, x.device, table.dtype)
+
+    def mix(self, qkv: Tensor, group: WindowGroup) -> Tensor:
+        """Queries, keys and values of a group's tokens (b rows columns 3c) -> what each gathers (b rows columns c)."""
+        rows, columns = group.rows.windows, group.columns.windows
+        qkv = qkv.unflatten(3, (3, self.attn.num_heads, -1)).unflatten(2, (columns, -1)).unflatten(1, (rows, -1))
+        qkv = qkv.permute(5, 0, 1, 3, 6, 2, 4, 7)  # (3 b rows columns heads h w d): h x w tokens in every window
+        height, width = qkv.shape[5:7]
+        query, key, value = qkv.flatten(5, 6).flatten(2, 4).unbind(0)  # (b windows*heads n d)
+        bias = self.group_bias(group)
+        if height * width < self.window**2:
+            key, value = self.with_padding(key, value, group)
+        mixed = attend(query, key, value, bias, self.attn.scale)
+        mixed = mixed.unflatten(2, (height, width)).unflatten(1, (rows, columns, -1))  # (b rows columns heads h w d)
+        return mixed.permute(0, 1, 4, 2, 5, 3, 6).flatten(5, 6).flatten(3, 4).flatten(1, 2)
+
+    def with_padding(self, key: Tensor, value: Tensor, group: WindowGroup) -> tuple[Tensor, Tensor]:
+        """One more key and value, of all padding: two of (b windows*heads n+1 d)"""
+        _, key_bias, value_bias = self.attn.qkv.bias.to(key.dtype).unflatten(0, (3, self.attn.num_heads, 1, -1))
+        key, value = (
+            torch.cat([x, bias.repeat(group.num_windows, 1, 1).expand(x.shape[0], -1, -1, -1)], 2)
+            for x, bias in ((key, key_bias), (value, value_bias))
+        )
+        return key, value
+
+    def group_bias(self, group: WindowGroup) -> Tensor:
+        """Relative position bias, and the mask where windows are shifted: (windows*heads n n+1), n without padding.
+
+        The last key stands for all padding. Equal keys with biases b1, b2, ... weigh as much as one with
+        log(exp(b1) + exp(b2) + ...).
+        """
+        bias = self.attn.relative_position_bias_table[group.position_index].permute(2, 0, 1)  # (heads n w2)
+        if group.mask is not None:
+            bias = group.mask + bias  # (windows heads n w2)
+        n, w2 = bias.shape[-2:]
+        if n < w2:
+            bias = torch.cat([bias[..., :n], bias[..., n:].logsumexp(-1, keepdim=True)], -1)
+        return bias.repeat(group.num_windows, 1, 1) if group.mask is None else bias.flatten(0, 1)
+
     def attention(self, x: Tensor) -> Attention:
-        """(b h w c) -> the block's attention weights (b windows heads w2 w2) and its map of windows."""
+        """(b h w c) -> attention weights of whole windows, padding too (b windows heads w2 w2), and their grid."""
         windows, padded = self.windows(self.norm1(x))
         query, key, _ = self.query_key_value(windows)
         weights = (query @ key.mT * self.attn.scale + self.bias(padded, x)).softmax(-1)
@@ -198,15 +257,6 @@ class SwinBlock(nn.Module):
         x = x.unflatten(2, (-1, side)).unflatten(1, (-1, side))  # (b p/s s q/s s c)
         return x.transpose(2, 3).flatten(3, 4).flatten(1, 2), padded
 
-    def unwindow(self, windows: Tensor, padded: tuple[int, int], like: Tensor) -> Tensor:
-        """(b windows w2 c) -> (b h w c): the way back of `windows`, padding cut off."""
-        side = self.window
-        x = windows.unflatten(1, (padded[0] // side, padded[1] // side)).unflatten(3, (side, side))
-        x = x.transpose(2, 3).flatten(3, 4).flatten(1, 2)
-        if self.shift:
-            x = x.roll((self.shift, self.shift), (1, 2))
-        return x[:, : like.shape[1], : like.shape[2]]
-
     def query_key_value(self, windows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(b windows w2 c) -> three of (b windows*heads w2 c/heads)
 
@@ -214,11 +264,6 @@ class SwinBlock(nn.Module):
         """
         qkv = self.attn.qkv(windows).unflatten(-1, (3, self.attn.num_heads, -1))  # (b windows w2 3 heads d)
         return qkv.permute(3, 0, 1, 4, 2, 5).flatten(2, 3).unbind(0)
-
-    def project(self, mixed: Tensor, windows: Tensor) -> Tensor:
-        """(b windows*heads w2 d) -> (b windows w2 c)"""
-        mixed = mixed.unflatten(1, (windows.shape[1], -1)).transpose(2, 3).flatten(3)
-        return self.attn.proj_drop(self.attn.proj(mixed))
 
     def bias(self, padded: tuple[int, int], like: Tensor) -> Tensor:
         """Relative position bias, and the mask where windows are shifted: (windows*heads w2 w2)."""
@@ -232,7 +277,7 @@ class SwinBlock(nn.Module):
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, scale: float) -> Tensor:
-    """softmax(scale * query key^T + bias) value, for (b heads w2 d) and a bias (heads w2 w2) that learns.
+    """softmax(scale * query key^T + bias) value, for queries (b heads n d), keys (b heads m d) and a bias that learns.
 
     On a CPU torch's fused kernel takes no such bias, and what it falls back to is slower than the formula.
     """
@@ -241,22 +286,13 @@ def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, scale: float
     return (query * scale @ key.mT + bias).softmax(-1) @ value
 
 
-@lru_cache(maxsize=64)
-def shifted_window_mask(
-    height: int, width: int, window: int, shift: int, device: torch.device, dtype: torch.dtype
-) -> Tensor:
-    """(windows w2 w2): 0 between tokens that were neighbours before the roll, -100 between the others (as released).
+def _cut(x: Tensor, strips: Sequence[Strip], dim: int) -> tuple[Tensor, ...]:
+    return x.split([strip.length for strip in strips], dim)
 
-    The roll brings the map's far edges into one window; tokens of different origin must not see each other. Made once
-    for each size of map, whoever asks.
-    """
-    origin = torch.zeros(height, width, device=device)
-    parts = (slice(0, -window), slice(-window, -shift), slice(-shift, None))
-    for label, (rows, columns) in enumerate(product(parts, parts)):
-        origin[rows, columns] = label
-    origin = origin.unflatten(1, (-1, window)).unflatten(0, (-1, window)).transpose(1, 2).flatten(2).flatten(0, 1)
-    strangers = origin[:, :, None] != origin[:, None, :]
-    return torch.zeros(strangers.shape, device=device, dtype=dtype).masked_fill_(strangers, -100.0)
+
+def _join(parts: list[Tensor], dim: int) -> Tensor:
+    """The way back of `_cut`; nothing is copied where there was nothing to cut."""
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim)
 
 
 def from_released(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from esvit_pl.heads import ProjectionHead, Prototypes
-from esvit_pl.losses import Center, RegionLoss, ViewLoss, expected_prototype, log_partition, match_views, matched_share
+from esvit_pl.losses import Center, RegionLoss, ViewLoss, match_views, matched_share, partition_and_target
 from esvit_pl.metrics.collapse import largest_entropy
 from esvit_pl.objectives.interface import Losses, Objective, Progress, Views
 from esvit_pl.precision import wide
@@ -121,9 +121,11 @@ class EsViTObjective(Objective):
         center = self.centers[name]
         assert isinstance(center, Center)
 
-        partitions = _split_like(log_partition(_rows(z), prototypes, self.spec["student_temp"]), z)
-        temp = self.schedules(progress)["teacher_temp"]
-        u, entropy = expected_prototype(_rows(teacher_z), teacher_prototypes, center.value, prototypes, temp)
+        student_temp, teacher_temp = self.spec["student_temp"], self.schedules(progress)["teacher_temp"]
+        partition, (u, entropy) = partition_and_target(
+            _rows(z), prototypes, student_temp, _rows(teacher_z), teacher_prototypes, center.value, teacher_temp
+        )
+        partitions = _split_like(partition, z)
         targets = _split_like(u, teacher_z)
         if name == "view":
             loss = self.view_loss(z, partitions, targets)
