@@ -55,6 +55,7 @@ bench: $(VENV)/.installed  ## time the parts that cost most
 	$(BIN)/python -m esvit_pl.benchmarks.vil
 	$(BIN)/python -m esvit_pl.benchmarks.loss
 	$(BIN)/python -m esvit_pl.benchmarks.tokens
+	$(BIN)/python -m esvit_pl.benchmarks.crops
 
 # A stamp says that the installation is as setup.cfg asks; a change there makes it again.
 $(VENV)/.installed: setup.cfg pyproject.toml | $(BIN)/python
