@@ -4,6 +4,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 ARGS ?=
+# Processes of `make test`, of one thread each.
+WORKERS ?= 2
 PIP_FLAGS ?=
 
 # esvit_pl.heads, esvit_pl.losses, ...: pdoc does not look behind the __all__ of the front door by itself.
@@ -22,7 +24,7 @@ run: $(VENV)/.installed  ## pretrain on embedded photographs, evaluate, show the
 	$(BIN)/esvit-pretrain experiment=embedded $(ARGS)
 
 test: $(VENV)/.installed-dev  ## the tests that CI runs
-	$(BIN)/pytest -m "not slow" $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow" -n $(WORKERS) --dist loadfile $(ARGS)
 
 test-all: $(VENV)/.installed-dev  ## every test, whole runs included
 	$(BIN)/pytest $(ARGS)

@@ -9,7 +9,6 @@ import re
 import shutil
 import subprocess
 import sys
-import time
 import zipfile
 from importlib import metadata
 from pathlib import Path
@@ -190,23 +189,20 @@ def test_the_commands_are_those_of_the_wheel(installed, shell):
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_help_is_quick_loads_nothing_heavy_and_shows_examples(shell, command):
+def test_help_loads_nothing_heavy_and_shows_examples(shell, command):
     code = (
         "import atexit, runpy, shutil, sys\n"
         "atexit.register(lambda: print('LOADED', *sys.modules))\n"
         f"sys.argv = [shutil.which('{command}'), '--help']\n"
         "runpy.run_path(sys.argv[0], run_name='__main__')"
     )
-    start = time.perf_counter()
     done = shell(f'{sys.executable} -c "{code}"')
-    seconds = time.perf_counter() - start
     words, _, loaded = done.stdout.partition("LOADED ")
     assert done.returncode == 0, done.stderr
     assert words.startswith(f"{command}: ")
     assert f"For example:\n  {command} " in words
     assert ("trainer: cpu, ddp" in words) == (command not in ("esvit-table", "esvit-convert"))
-    assert HEAVY & set(loaded.split()) == set()
-    assert seconds < 4  # about a second on an idle machine, seven if torch and Lightning were loaded
+    assert HEAVY & set(loaded.split()) == set()  # about a second; with torch and Lightning seven
 
 
 @pytest.mark.parametrize("command", COMMANDS)
