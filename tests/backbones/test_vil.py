@@ -19,18 +19,7 @@ PUBLISHED = (
     "l1,h3,d96,n2,s1,g1,p4,f7,a0_l2,h6,d192,n2,s1,g1,p2,f7,a0_"
     "l3,h12,d384,n6,s0,g1,p2,f7,a0_l4,h24,d768,n2,s0,g0,p2,f7,a0"
 )
-TINY = {
-    "dims": [8, 16],
-    "depths": [2, 1],
-    "num_heads": [1, 2],
-    "patch_sizes": [4, 2],
-    "windows": [3, 3],
-    "num_globals": [1, 0],
-    "sliding": [True, False],
-    "positions": ["relative", "relative"],
-    "img_size": 32,
-    "drop_path_rate": 0.0,
-}
+TINY = {**toys.FAMILIES["vil"], "depths": [2, 1], "drop_path_rate": 0.0}
 
 
 def tiny(**changes):

@@ -68,9 +68,21 @@ def test_names_of_timm_models(monkeypatch):
     monkeypatch.setattr(timm, "create_model", lambda name, **kwargs: asked.update({"name": name, **kwargs}) or made)
     source = read_source("vit_tiny_patch16_224.augreg_in21k")
     assert asked == {"name": "vit_tiny_patch16_224.augreg_in21k", "pretrained": True, "num_classes": 0}
-    assert source.backbone == {"name": "vit_tiny_patch16_224.augreg_in21k"}
+    assert source.backbone == {"name": "vit_tiny_patch16_224.augreg_in21k", "img_size": 224}
     assert torch.equal(source.networks["backbone"]["backbone.model.cls_token"], made.cls_token)
     assert read_source("timm/vit_tiny_patch16_224.augreg_in21k").backbone == source.backbone
+
+
+def test_a_pretrained_model_of_another_size_than_224(monkeypatch):
+    """Its position table is for its own side."""
+    made = timm.create_model("vit_tiny_patch16_384.augreg_in21k_ft_in1k", num_classes=0).eval()
+    create = timm.create_model
+    monkeypatch.setattr(timm, "create_model", lambda name, **kw: made if kw["pretrained"] else create(name, **kw))
+    backbone = load_backbone("vit_tiny_patch16_384.augreg_in21k_ft_in1k")
+    assert (backbone.spec["img_size"], backbone.transform.recipe.eval_crop) == (384, 384)
+    images = torch.randn(1, 3, 384, 384)
+    with torch.no_grad():
+        assert torch.equal(backbone(images).pooled, made(images))
 
 
 def test_repositories_of_the_hub_are_timm_folders(tmp_path, monkeypatch):

@@ -53,6 +53,12 @@ def test_a_card_says_what_the_run_says():
     assert "photos" not in text
 
 
+def test_a_card_of_a_continued_training_tells_where_it_began():
+    results = {"knn": {"initial": 0.5, "pretrained": 0.6}}
+    card = model_card("a/b", described(results=results), architecture="swin_tiny_patch4_window7_224")
+    assert "| this backbone | 60.0 % |\n| what this training began with | 50.0 % |" in card
+
+
 def test_a_card_invents_nothing():
     card = model_card("a/b", described(source="weights.pth"), architecture="swin_tiny_patch4_window7_224")
     assert "swin: a backbone of `weights.pth`. It gives features" in card

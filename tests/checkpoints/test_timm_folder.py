@@ -125,7 +125,7 @@ def test_timms_own_models_stay_what_they_are(name, arguments, tmp_path):
     read = timm_folder.read(tmp_path)
     assert read.architecture == name.partition(".")[0]
     assert read.state.keys() == backbone.model.state_dict().keys()
-    again = build(**timm_folder.spec_of(tmp_path))
+    again = build(**timm_folder.spec_of(timm_folder.read(tmp_path)))
     again.model.load_state_dict(read.state)
     assert again.spec == backbone.spec
 
@@ -133,11 +133,11 @@ def test_timms_own_models_stay_what_they_are(name, arguments, tmp_path):
 def test_the_way_back_is_bit_exact(swin):
     backbone, folder = swin
     read = timm_folder.read(folder)
-    assert timm_folder.spec_of(folder) == backbone.spec
+    assert timm_folder.spec_of(read) == backbone.spec
     assert read.description["about"] == {"epoch": 3}
     assert read.model_args["window_size"] == 7
     assert all(torch.equal(value, backbone.state_dict()[name]) for name, value in read.state.items())
-    again = build(**timm_folder.spec_of(folder)).eval()
+    again = build(**timm_folder.spec_of(read)).eval()
     again.load_state_dict(read.state)
     x = torch.randn(1, 3, 96, 80)
     assert torch.equal(again(x).regions, backbone(x).regions)
@@ -161,14 +161,24 @@ def test_a_folder_that_timm_wrote_stays_timms(tmp_path):
     for name, arguments in (("swin_tiny_patch4_window7_224", sizes), ("esvit_cvt_tiny_w7", OURS["cvt"])):
         model = timm.create_model(name, num_classes=4, drop_path_rate=0.2, **arguments)
         timm.models.save_for_hf(model, tmp_path / name, safe_serialization=True)
-    swin = timm_folder.spec_of(tmp_path / "swin_tiny_patch4_window7_224")
+    swin = timm_folder.spec_of(timm_folder.read(tmp_path / "swin_tiny_patch4_window7_224"))
     assert (swin["name"], swin["img_size"], swin["window_size"]) == ("swin_tiny_patch4_window7_224", 32, 4)
     assert "num_classes" not in swin
-    cvt = timm_folder.spec_of(tmp_path / "esvit_cvt_tiny_w7")
-    assert cvt == {**build("cvt", **OURS["cvt"]).spec, "drop_path_rate": 0.1}
     read = timm_folder.read(tmp_path / "esvit_cvt_tiny_w7")
+    assert timm_folder.spec_of(read) == {**build("cvt", **OURS["cvt"]).spec, "drop_path_rate": 0.1}
     assert read.description is None
     assert "head.weight" in read.state
+
+
+def test_a_model_of_another_size_than_224_is_built_at_its_own(tmp_path):
+    """timm does not write the side that a name implies among the arguments, but with the images' preparation."""
+    model = timm.create_model("vit_tiny_patch16_384", num_classes=4, depth=1).eval()
+    timm.models.save_for_hf(model, tmp_path, model_args={"depth": 1}, safe_serialization=True)
+    again = load_backbone(tmp_path)
+    assert again.spec["img_size"] == 384
+    x = torch.randn(1, 3, 384, 384)
+    with torch.no_grad():
+        assert torch.equal(again(x).pooled, model.forward_features(x)[:, 0])
 
 
 def test_what_is_refused(tmp_path):
@@ -176,7 +186,7 @@ def test_what_is_refused(tmp_path):
         timm_folder.read(tmp_path / "none")
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(ValueError, match=r"config\.json cannot be read as JSON"):
-        timm_folder.spec_of(tmp_path)
+        timm_folder.read(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
     with pytest.raises(ValueError, match="names no architecture"):
         timm_folder.read(tmp_path)

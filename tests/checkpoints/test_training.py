@@ -37,7 +37,6 @@ def test_a_checkpoint_says_what_it_is(trained):
     source = read_source(path)
     assert source.format == "esvit_pl"
     assert source.backbone == module.student.backbone.spec
-    assert source.loss["num_prototypes"] == 12
     assert source.config == {"note": "plain"}
     assert source.epoch == 2
     assert source.guessed == ()

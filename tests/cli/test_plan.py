@@ -52,6 +52,15 @@ def test_the_published_run_of_swin_b_by_hand():
     assert made.checkpoints == 31
 
 
+def test_a_training_that_starts_late_is_shorter():
+    words = ["init_from=L_V.pth", "start_epoch=200", "callbacks=checkpoint", "datamodule.batch_size=64"]
+    whole, late = plan.make(compose(*words[2:])), plan.make(compose(*words))  # no weight is read
+    assert (late.steps, late.epochs) == (whole.steps_per_epoch * 100, 100)
+    assert (whole.checkpoints, late.checkpoints) == (31, 11)
+    with pytest.raises(ValueError, match=r"start_epoch=200 leaves out the first epochs, .* give init_from="):
+        plan.make(compose("start_epoch=200"))
+
+
 def test_parameters_under_two_names_are_counted_once():
     made = plan.make(compose("backbone=vil_tiny", "loss=view", "augment=multi_crop"))
     assert made.backbone == 27_569_352

@@ -42,11 +42,15 @@ def load_backbone(
     Raises:
         ValueError: no such file or name; not recognised; unsafe; weights that do not fit, by name and shape.
     """
-    source = read_source(path_or_name)
+    return backbone_of(read_source(path_or_name), network=network, backbone=backbone)
+
+
+def backbone_of(source: Source, *, network: Network = "teacher", backbone: Mapping[str, Any] | None = None) -> Backbone:
+    """`load_backbone` of what has been read already."""
     unsaid = [name for name in ("num_heads", "windows") if name in source.guessed]
     if unsaid and backbone is None:
         values = ", ".join(f"{name}={source.backbone[name]}" for name in unsaid)
-        warnings.warn(f"{source.path} does not say {values}, the published ones; backbone= settles it", stacklevel=2)
+        warnings.warn(f"{source.path} does not say {values}, the published ones; backbone= settles it", stacklevel=3)
     made = build(**settled(source, backbone))
     load_(made, fitted(source.network(network), made), f"{source.path} ({source.format})")
     made.transform = EvaluationTransform(source.recipe or Recipe())
@@ -161,7 +165,7 @@ def _folder(path: Path, name: str) -> Source:
     return Source(
         name,
         "timm folder",
-        timm_folder.spec_of(path),
+        timm_folder.spec_of(folder),
         {"backbone": under("backbone.", folder.state)},
         config=(said.get("about") or {}).get("config"),
         recipe=Recipe(**said["augment"]) if said.get("augment") else recipe_of_timm(folder.pretrained_cfg),
@@ -181,13 +185,14 @@ def _named(name: str) -> Source:
     if not timm.is_model_pretrained(tagged):
         raise ValueError(f"timm has no pretrained weights for {tagged}; it has {_pretrained(tagged)}")
     model = timm.create_model(tagged, pretrained=True, num_classes=0)
+    cfg = cast(Mapping[str, Any], model.pretrained_cfg)
     return Source(
         name,
         "pretrained timm model",
-        {"name": tagged},
+        {"name": tagged, "img_size": cfg["input_size"][-1]},  # for which its position tables are made
         {"backbone": under("backbone.model.", model.state_dict())},
         guessed=("img_size", "in_chans", "pool"),
-        recipe=recipe_of_timm(cast(Mapping[str, Any], model.pretrained_cfg)),
+        recipe=recipe_of_timm(cfg),
     )
 
 

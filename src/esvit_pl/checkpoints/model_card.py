@@ -39,6 +39,7 @@ PROBES = {"knn": "k-NN top-1", "linear": "linear top-1"}
 ROWS = {
     "pretrained": "this backbone",
     "untrained": "the same before training",
+    "initial": "what this training began with",
     "histogram": "grey-level histogram",
     "raw_pixels": "raw pixels",
     "chance": "chance",

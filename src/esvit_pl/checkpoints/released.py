@@ -73,7 +73,6 @@ def read_training(checkpoint: Mapping[str, Any], path: str, *, moments: bool = F
         backbone=sizes.spec,
         guessed=sizes.guessed,
         networks=networks,
-        loss=_loss(next(iter(networks.values()))),
         centers={CENTERS[name]: value.flatten() for name, value in loss.items() if name in CENTERS},
         epoch=checkpoint.get("epoch"),
         moments=_moments(checkpoint, path) if moments and checkpoint.get("optimizer") else None,
@@ -88,10 +87,7 @@ def read_weights(state: Mapping[str, Tensor], path: str, *, form: str) -> Source
         ValueError: of no known family.
     """
     network, sizes = _network(state, path)
-    heads = {name.split(".")[1] for name in network if name.startswith("heads.")}
-    return Source(
-        path, form, sizes.spec, {"backbone": network}, guessed=sizes.guessed, loss=_loss(network) if heads else None
-    )
+    return Source(path, form, sizes.spec, {"backbone": network}, guessed=sizes.guessed)
 
 
 def to_released(source: Source) -> dict[str, Any]:
@@ -183,18 +179,6 @@ def _to_released(network: State, family: str) -> State:
 def _from_head(name: str, *, one_layer: bool) -> str:
     back = {"prototypes.gain": "last_layer.weight_g", "prototypes.direction": "last_layer.weight_v"}
     return back.get(name, name.replace("mlp.0.", "mlp.") if one_layer else name)
-
-
-# -- what a network says of its loss
-
-
-def _loss(network: State) -> dict[str, Any] | None:
-    heads = [name for name in HEADS.values() if f"heads.{name}.prototypes.direction" in network]
-    if not heads:
-        return None
-    head = part(network, f"heads.{heads[0]}.")
-    prototypes, width = head["prototypes.direction"].shape
-    return {"heads": heads, "num_prototypes": prototypes, "out_dim": width, "hidden_dim": head["mlp.0.weight"].shape[0]}
 
 
 # -- the optimizer

@@ -37,8 +37,6 @@ class Source:
     ``backbone.*``, ``heads.view.*``, ``heads.region.*``."""
     guessed: tuple[str, ...] = ()
     """Arguments of the backbone that the file leaves open."""
-    loss: dict[str, Any] | None = None
-    """The objective's spec, where the file tells."""
     centers: dict[str, Tensor] = field(default_factory=dict)
     """Head -> its centre (k,)."""
     epoch: int | None = None

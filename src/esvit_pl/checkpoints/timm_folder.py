@@ -95,25 +95,23 @@ def read(folder: str | Path) -> TimmFolder:
     )
 
 
-def spec_of(folder: str | Path) -> dict[str, Any]:
+def spec_of(folder: TimmFolder) -> dict[str, Any]:
     """The dict from which ``backbones.build(**spec)`` makes the folder's backbone.
 
     Ours where ``config.json`` tells; timm's Swin in a folder of others stays timm's Swin, whose arithmetic it was
     trained with.
-
-    Raises:
-        ValueError: no readable ``config.json``.
     """
-    config = _config(Path(folder))
-    if said := config.get(safetensors_file.KEY):
-        return dict(said["backbone"])
-    args = {name: value for name, value in config.get("model_args", {}).items() if name not in NOT_OURS}
+    if folder.description is not None:
+        return dict(folder.description["backbone"])
+    args = {name: value for name, value in folder.model_args.items() if name not in NOT_OURS}
     if isinstance(args.get("img_size"), list):
         args["img_size"] = max(args["img_size"])  # timm writes both sides; ours are nominal
-    size = config["architecture"].removeprefix(PREFIX)
-    if config["architecture"].startswith(PREFIX) and size in SIZES:
+    size = folder.architecture.removeprefix(PREFIX)
+    if folder.architecture.startswith(PREFIX) and size in SIZES:
         return {**SIZES[size], **args}
-    return {"name": config["architecture"], **args}
+    # Where the arguments do not say for which side position tables are made, the weights' preparation does.
+    nominal = {"img_size": side[-1]} if (side := folder.pretrained_cfg.get("input_size")) else {}
+    return {"name": folder.architecture, **nominal, **args}
 
 
 def _config(folder: Path) -> dict[str, Any]:

@@ -46,7 +46,6 @@ def read_training(checkpoint: dict[str, Any], path: str, *, moments: bool = Fals
         format="esvit_pl",
         backbone=about["backbone"],
         networks={name: state for name, state in networks.items() if state},
-        loss=about["loss"],
         centers={name.removesuffix(".value"): value for name, value in centers.items() if name.endswith(".value")},
         epoch=checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"],
         moments=_moments(checkpoint) if moments else None,

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from esvit_pl.augment import Recipe
     from esvit_pl.backbones import Backbone
+    from esvit_pl.checkpoints import Source
     from esvit_pl.datamodule import ImageDataModule
     from esvit_pl.datasets import Splits
     from esvit_pl.modules import Pretrainer
@@ -56,6 +57,11 @@ def datamodule(cfg: DictConfig, splits: Splits, recipe: Recipe, **overrides: Any
 def pretrainer(cfg: DictConfig, recipe: Recipe) -> Pretrainer:
     """The module with all its parts, checked against the crops and the length of the training."""
     epochs = check_epochs(cfg)
+    if cfg.start_epoch and cfg.init_from is None and cfg.ckpt_path is None:
+        raise ValueError(
+            f"start_epoch={cfg.start_epoch} leaves out the first epochs, and there are no weights of an earlier "
+            "training; give init_from="
+        )
     seed_weights(cfg)
     backbone = construct(cfg, "backbone")
     check_crops(recipe, backbone)
@@ -131,11 +137,6 @@ def start(cfg: DictConfig, module: Pretrainer) -> tuple[str | None, str | None]:
         if source.recipe is not None:
             note_preparation(cfg.init_from, source.recipe, construct(cfg, "augment"))
         return None, line
-    if cfg.start_epoch:
-        raise ValueError(
-            f"start_epoch={cfg.start_epoch} leaves out the first epochs, and there are no weights of an earlier "
-            "training; give init_from="
-        )
     return None, None
 
 
@@ -148,13 +149,21 @@ def naming(key: str) -> Iterator[None]:
         raise ValueError(f"{key}: {error}") from error
 
 
-def frozen_backbone(cfg: DictConfig) -> Backbone:
+def evaluated(cfg: DictConfig) -> Source:
+    """What lies at ``ckpt_path``, in any format."""
+    from esvit_pl.checkpoints import read_source
+
+    with naming("ckpt_path"):
+        return read_source(cfg.ckpt_path)
+
+
+def frozen_backbone(cfg: DictConfig, source: Source | None = None) -> Backbone:
     """The backbone of ``ckpt_path``; ``backbone=`` beside it settles what the file leaves open, and is compared."""
-    from esvit_pl.checkpoints import load_backbone
+    from esvit_pl.checkpoints import backbone_of
 
     wanted = construct(cfg, "backbone").spec if cfg.get("backbone") is not None else None
     with naming("ckpt_path"):
-        backbone = load_backbone(cfg.ckpt_path, network=cfg.network, backbone=wanted)
+        backbone = backbone_of(source or evaluated(cfg), network=cfg.network, backbone=wanted)
     theirs = getattr(backbone.transform, "recipe", None)
     if theirs is not None and cfg.get("augment") is not None:
         note_preparation(cfg.ckpt_path, theirs, construct(cfg, "augment"))

@@ -14,6 +14,7 @@ from esvit_pl.cli.app import command, requires
 
 if TYPE_CHECKING:
     from esvit_pl.backbones import Backbone
+    from esvit_pl.checkpoints import Source
 
 EXAMPLES = [
     "esvit-convert ckpt_path=RUN/checkpoints/last.ckpt to=timm out=my_swin",
@@ -79,11 +80,12 @@ def write_file(cfg: DictConfig, path: Path) -> str:
         with assemble.naming("ckpt_path"):
             released.save(read_source(cfg.ckpt_path, moments=True), path)
         return "as the released code writes it"
-    backbone = assemble.frozen_backbone(cfg)
+    source = assemble.evaluated(cfg)
+    backbone = assemble.frozen_backbone(cfg, source)
     if cfg.to == "safetensors":
         from esvit_pl.checkpoints import safetensors_file
 
-        safetensors_file.save(backbone, path, about=about(cfg))
+        safetensors_file.save(backbone, path, about=about(cfg, source))
         return f"{kind(backbone)}; esvit_pl.load_backbone reads it"
     from esvit_pl.checkpoints import onnx_graph
     from esvit_pl.checkpoints.safetensors_file import recipe_of
@@ -102,8 +104,9 @@ def write_folder(cfg: DictConfig, out: Path) -> None:
     from esvit_pl.checkpoints import timm_folder
     from esvit_pl.cli import assemble
 
-    backbone = assemble.frozen_backbone(cfg)
-    timm_folder.save(backbone, out, about=about(cfg))
+    source = assemble.evaluated(cfg)
+    backbone = assemble.frozen_backbone(cfg, source)
+    timm_folder.save(backbone, out, about=about(cfg, source))
     print(f'{out}: {kind(backbone)}; timm.create_model("local-dir:{out}", pretrained=True) reads it', flush=True)
     if cfg.push is not None:
         print(push(out, cfg.push, private=cfg.private), flush=True)
@@ -141,12 +144,10 @@ def push(folder: Path, repo: str, *, private: bool) -> str:
     return f"{address}"
 
 
-def about(cfg: DictConfig) -> dict[str, Any]:
+def about(cfg: DictConfig, source: Source) -> dict[str, Any]:
     """What is known of the weights beside the backbone: plain JSON, and nobody's folders."""
-    from esvit_pl.checkpoints import read_source
     from esvit_pl.checkpoints.model_card import shareable
 
-    source = read_source(cfg.ckpt_path)
     finished = source.epoch == ((source.config or {}).get("trainer") or {}).get("max_epochs")
     known = {
         "source": Path(cfg.ckpt_path).name,

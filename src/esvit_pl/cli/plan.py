@@ -100,7 +100,7 @@ def make(cfg: DictConfig, images: Splits | None = None) -> Plan:
     with torch.device("meta"):
         module = assemble.pretrainer(cfg, recipe)
     epochs = assemble.check_epochs(cfg)
-    steps = per_epoch * epochs if epochs is not None else cfg.trainer.max_steps
+    steps = per_epoch * (epochs - cfg.start_epoch) if epochs is not None else cfg.trainer.max_steps
     learning = sum(size(p) for p in module.student.parameters() if p.requires_grad)
     kept = module.state_dict(keep_vars=True).values()
     weights = sum(
@@ -124,16 +124,17 @@ def make(cfg: DictConfig, images: Splits | None = None) -> Plan:
         gradients=learning,
         optimizer_state=state,
         checkpoint=weights + state,
-        checkpoints=kept_checkpoints(cfg, epochs),
+        checkpoints=kept_checkpoints(cfg, cfg.start_epoch, epochs),
     )
 
 
-def kept_checkpoints(cfg: DictConfig, epochs: int | None) -> int:
-    """Files of the default callbacks: one every so many epochs, and the last one; 0 where nothing is saved."""
+def kept_checkpoints(cfg: DictConfig, start: int, end: int | None) -> int:
+    """Files of the default callbacks from epoch `start` to `end`: one every so many epochs, and the last one."""
     nodes = cfg.get("callbacks") or {}
     numbered = nodes.get("checkpoint")
     every = numbered.every_n_epochs if numbered is not None else None
-    return ((epochs or 0) // every if every else 0) + (nodes.get("checkpoint_last") is not None)
+    numbers = end // every - start // every if every and end else 0
+    return numbers + (nodes.get("checkpoint_last") is not None)
 
 
 def size(x: object) -> int:
