@@ -13,6 +13,7 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 
 from esvit_pl.augment import Recipe
 from esvit_pl.callbacks import OnlineKNN, Throughput
+from esvit_pl.checkpoints import Source
 from esvit_pl.cli import assemble
 from esvit_pl.datamodule import ImageDataModule
 from esvit_pl.datasets import ArrayDataset, Splits
@@ -121,19 +122,20 @@ def test_without_labels_the_callbacks_that_need_them_are_left_out_and_named(tmp_
 
 
 def test_images_that_are_standardised_otherwise_are_noted(capsys, monkeypatch):
-    ours, grey = Recipe(), Recipe(mean=[0.5] * 3, std=[0.25] * 3)
-    assemble.note_preparation("a.pth", ours, ours)
-    assert capsys.readouterr().out == ""
-    assemble.note_preparation("a.pth", grey, ours)
-    assert capsys.readouterr().out == (
+    def noted(theirs: Recipe | None, **ours) -> str:
+        cfg = OmegaConf.create({"augment": {"_target_": "esvit_pl.augment.Recipe", **ours}})
+        assemble.note_preparation(cfg, Source("a.pth", "esvit_pl", {}, {}, recipe=theirs))
+        return capsys.readouterr().out
+
+    grey = Recipe(mean=[0.5] * 3, std=[0.25] * 3)
+    assert noted(Recipe()) == noted(None) == ""
+    assert noted(grey) == (
         "note: a.pth was trained on images standardised otherwise: augment.mean=[0.5,0.5,0.5] there, "
         "[0.485,0.456,0.406] here; augment.std=[0.25,0.25,0.25] there, [0.229,0.224,0.225] here\n"
     )
-    assemble.note_preparation("a.pth", grey, Recipe(normalize="view"))
-    assert capsys.readouterr().out.endswith("otherwise: augment.normalize=dataset there, view here\n")
+    assert noted(grey, normalize="view").endswith("otherwise: augment.normalize=dataset there, view here\n")
     monkeypatch.setenv("LOCAL_RANK", "1")
-    assemble.note_preparation("a.pth", grey, ours)
-    assert capsys.readouterr().out == ""
+    assert noted(grey) == ""
 
 
 def test_crops_may_be_as_small_as_a_patch(tmp_path):

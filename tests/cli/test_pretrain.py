@@ -284,6 +284,17 @@ def test_a_new_training_begins_with_old_weights(pretrained, released, commands, 
     assert "untrained" not in outcome.results["knn"]
 
 
+def test_tables_are_resized_on_request_and_other_standardisation_is_noted(pretrained, commands, pictures):
+    words = [f"init_from={pretrained.last}", "init.resize_positions=true", "backbone.window=2", "augment.std=[1,1,1]"]
+    outcome = commands.pretrain(pictures, *words, *CHEAP, "evaluation.probes=[]")
+    assert outcome.code == 0, outcome.err
+    table = "teacher.backbone.layers.0.blocks.0.attn.relative_position_bias_table"
+    assert weights(outcome.last)[table].shape == (9, 1)
+    assert "was trained on images standardised otherwise: augment.std=[0.157,0.157,0.157] there, [1,1,1]" in outcome.out
+    measured = commands.evaluate("knn", pretrained.last, pictures, "augment.std=[1,1,1]")
+    assert "was trained on images standardised otherwise" in measured.out
+
+
 def test_a_run_that_began_with_old_weights_is_resumed_by_adding_ckpt_path(pretrained, released, commands, pictures):
     begun = commands.pretrain(pictures, f"init_from={released}", *CHEAP, "evaluation.probes=[]")
     more = commands.pretrain(

@@ -134,8 +134,7 @@ def start(cfg: DictConfig, module: Pretrainer) -> tuple[str | None, str | None]:
         with naming("init_from"):
             source = read_source(cfg.init_from)
             line = module.start_from(source, **plain(cfg.init))
-        if source.recipe is not None:
-            note_preparation(cfg.init_from, source.recipe, construct(cfg, "augment"))
+        note_preparation(cfg, source)
         return None, line
     return None, None
 
@@ -161,17 +160,19 @@ def frozen_backbone(cfg: DictConfig, source: Source | None = None) -> Backbone:
     """The backbone of ``ckpt_path``; ``backbone=`` beside it settles what the file leaves open, and is compared."""
     from esvit_pl.checkpoints import backbone_of
 
+    source = source or evaluated(cfg)
     wanted = construct(cfg, "backbone").spec if cfg.get("backbone") is not None else None
     with naming("ckpt_path"):
-        backbone = backbone_of(source or evaluated(cfg), network=cfg.network, backbone=wanted)
-    theirs = getattr(backbone.transform, "recipe", None)
-    if theirs is not None and cfg.get("augment") is not None:
-        note_preparation(cfg.ckpt_path, theirs, construct(cfg, "augment"))
+        backbone = backbone_of(source, network=cfg.network, backbone=wanted)
+    note_preparation(cfg, source)
     return backbone
 
 
-def note_preparation(path: str, theirs: Recipe, ours: Recipe) -> None:
-    """Say where images are standardised otherwise than in the training of the weights."""
+def note_preparation(cfg: DictConfig, source: Source) -> None:
+    """Say where ``augment`` standardises images otherwise than the training of the weights, if that is known."""
+    if source.recipe is None or cfg.get("augment") is None:
+        return
+    theirs, ours = source.recipe, construct(cfg, "augment")
     names = ("normalize", "mean", "std") if theirs.normalize == ours.normalize == "dataset" else ("normalize",)
     differences = [
         f"augment.{name}={_word(getattr(theirs, name))} there, {_word(getattr(ours, name))} here"
@@ -179,7 +180,7 @@ def note_preparation(path: str, theirs: Recipe, ours: Recipe) -> None:
         if getattr(theirs, name) != getattr(ours, name)
     ]
     if differences:
-        say(f"note: {path} was trained on images standardised otherwise: {'; '.join(differences)}")
+        say(f"note: {source.path} was trained on images standardised otherwise: {'; '.join(differences)}")
 
 
 def say(line: str) -> None:
