@@ -39,7 +39,7 @@ def test_every_row_gets_the_same_probe(monkeypatch, linear):
     monkeypatch.setattr(assemble, "datamodule", lambda *args: Data)
     recipe = Recipe(normalize="image", eval_resize=32, eval_crop=32)
     cfg = config(probes=["knn", "linear"] if linear else ["knn"])
-    table = evaluation.measure(cfg, None, recipe, toys.backbone(), toys.backbone())  # type: ignore[arg-type]
+    table = evaluation.measure(cfg, None, recipe, toys.backbone(), {"untrained": toys.backbone()})  # type: ignore[arg-type]
     rows = [
         ("RawPixels", "image", 0.485),
         ("GreyHistogram", "image", 0.485),
@@ -50,7 +50,7 @@ def test_every_row_gets_the_same_probe(monkeypatch, linear):
     measured_rows = ["raw_pixels", "histogram", "untrained", "pretrained"]
     values = {"chance": 0.25, **dict.fromkeys(measured_rows, 0.5)}
     assert table == ({"knn": values, "linear": values} if linear else {"knn": values})
-    bare = evaluation.measure(cfg, None, recipe, toys.backbone(), None)  # type: ignore[arg-type]
+    bare = evaluation.measure(cfg, None, recipe, toys.backbone(), {})  # type: ignore[arg-type]
     assert bare["knn"] == {"pretrained": 0.5}
 
 

@@ -262,8 +262,10 @@ def released(pretrained, tmp_path_factory):
 
 
 def test_a_released_checkpoint_is_resumed_to_the_same_end(pretrained, released, commands, pictures):
-    resumed = commands.pretrain(pictures, f"ckpt_path={released}", "evaluation.probes=[]")
+    probes = ["evaluation.probes=[knn]", "evaluation.baselines=true"]
+    resumed = commands.pretrain(pictures, f"ckpt_path={released}", *probes)
     assert resumed.code == 0, resumed.err
+    assert resumed.results["knn"] == pretrained.results["knn"]  # the untrained row is that of no training at all
     assert f"ckpt_path={released} (released EsViT, 1 epochs): student from its student" in resumed.out
     assert "epoch 1/2" not in resumed.out
     assert same(weights(resumed.last), weights(pretrained.last))

@@ -39,22 +39,23 @@ def check(cfg: DictConfig, backbone: Backbone, num_classes: int | None) -> None:
             assemble.probe(cfg, f"evaluation.{name}", backbone, **parts.get(name, {}))
 
 
-def measure(cfg: DictConfig, splits: Splits, recipe: Recipe, pretrained: Backbone, first: Backbone | None) -> Table:
-    """Run ``evaluation.probes`` on the pretrained backbone and, with ``evaluation.baselines``, on everything beside it.
+def measure(
+    cfg: DictConfig, splits: Splits, recipe: Recipe, pretrained: Backbone, beside: Mapping[str, Backbone]
+) -> Table:
+    """Run ``evaluation.probes`` on the pretrained backbone and on what it is compared with.
 
     Args:
-        first: the same backbone with the weights that the training began with; None leaves the baselines out.
+        beside: the same backbone with other weights, by a name in `NAMES`; nothing leaves all baselines out.
     """
     rows: dict[str, Backbone] = {}
-    if first is not None:
+    if beside:
         rows["raw_pixels"] = RawPixels(min(recipe.eval_crop, 32), channels=recipe.channels)
         rows["histogram"] = GreyHistogram()
-        rows["untrained" if cfg.get("init_from") is None else "initial"] = first
-    rows["pretrained"] = pretrained
+    rows |= {**beside, "pretrained": pretrained}
     num_classes = assemble.datamodule(cfg, splits, recipe).num_classes or 1
     table: Table = {}
     for probe in cfg.evaluation.probes:
-        table[probe] = {} if first is None else {"chance": 1 / num_classes}
+        table[probe] = {} if not beside else {"chance": 1 / num_classes}
         for row, backbone in rows.items():
             table[probe][row] = PROBES[probe](cfg, splits, recipe, backbone)
     return table

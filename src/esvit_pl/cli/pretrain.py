@@ -60,19 +60,22 @@ def pretrain(cfg: DictConfig, images: Splits | None = None, *, default_callbacks
     splits, recipe = assemble.images(cfg, images)
     data = assemble.datamodule(cfg, splits, recipe)
     module = assemble.pretrainer(cfg, recipe)
+    learnt = (module.teacher or module.student).backbone
+    probes = bool(cfg.evaluation.probes) and data.has_labels
+    baselines = probes and cfg.evaluation.baselines
+    beside = {"untrained": make_teacher(learnt)} if baselines else {}
     ckpt_path, beginning = assemble.start(cfg, module)
+    if baselines and cfg.init_from is not None and cfg.ckpt_path is None:
+        beside = {"initial": make_teacher(learnt)}
     if default_callbacks and not data.has_labels:
         cfg = assemble.without_labels(cfg)
     trainer = assemble.trainer(cfg, data)
-    learnt = (module.teacher or module.student).backbone
-    probes = bool(cfg.evaluation.probes) and data.has_labels
     if probes:
         evaluation.check(cfg, learnt, data.num_classes)
     run = RunFolder(cfg.paths.output_dir, writes=trainer.is_global_zero)
     run.describe(cfg)
     if beginning and run.writes:
         print(beginning, flush=True)
-    first = make_teacher(module.student.backbone) if probes and cfg.evaluation.baselines else None
 
     with run.status():
         if run.writes:
@@ -80,7 +83,7 @@ def pretrain(cfg: DictConfig, images: Splits | None = None, *, default_callbacks
         assemble.fit(trainer, module, data, ckpt_path)
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
         run.update(metrics=metrics)
-        table = evaluation.measure(cfg, splits, recipe, learnt, first) if probes else {}
+        table = evaluation.measure(cfg, splits, recipe, learnt, beside) if probes else {}
         run.update(**table)
         if run.writes:
             pictures.draw_results(run.path / "figures", run.path / "metrics.csv", table)
