@@ -1,0 +1,119 @@
+"""How every benchmark measures: seconds, bytes, the error between two results, and the machine they belong to."""
+
+from __future__ import annotations
+
+import platform
+import weakref
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+
+class Pair(NamedTuple):
+    """Two forms of one thing, run in turn."""
+
+    straight_seconds: float
+    """Median of the repeats, of the straightforward form."""
+    seconds: float
+    """The same of ours."""
+    ratio: float
+    """Median over the repeats of straightforward / ours, each repeat compared within itself."""
+
+
+def in_turn(
+    straight: Callable[[], object], ours: Callable[[], object], *, repeats: int, device: torch.device | str = "cpu"
+) -> Pair:
+    """Run both forms once to warm up, then `repeats` times one after the other."""
+    pairs = [(seconds(straight, device), seconds(ours, device)) for _ in range(repeats + 1)][1:]
+    theirs, mine = zip(*pairs, strict=True)
+    return Pair(median(theirs), median(mine), median(one / two for one, two in pairs))
+
+
+def seconds(function: Callable[[], object], device: torch.device | str = "cpu") -> float:
+    """Of one call, until the device is done."""
+    wait(device)
+    start = perf_counter()
+    function()
+    wait(device)
+    return perf_counter() - start
+
+
+def wait(device: torch.device | str) -> None:
+    """Until everything that was asked of the device is done."""
+    if torch.device(device).type != "cpu":
+        torch.accelerator.synchronize(torch.device(device))
+
+
+def peak_bytes(function: Callable[[], object], device: torch.device | str = "cpu") -> int:
+    """Most bytes held at once inside `function` beyond those held before it.
+
+    On a GPU the allocator's own count. Elsewhere the tensors', seen from outside: not what a kernel uses inside itself.
+    """
+    device = torch.device(device)
+    if device.type != "cuda":
+        with _Live() as live:
+            function()
+        return live.peak
+    wait(device)
+    before = torch.cuda.memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    function()
+    wait(device)
+    return torch.cuda.max_memory_allocated(device) - before
+
+
+def relative_error(mine: Iterable[Tensor], wanted: Iterable[Tensor]) -> float:
+    """Largest of |mine - wanted| / |wanted| (2-norms) over pairs of tensors."""
+    return max(((one - two).norm() / two.norm()).item() for one, two in zip(mine, wanted, strict=True))
+
+
+def machine(device: torch.device | str = "cpu") -> dict[str, Any]:
+    """What a measurement belongs to: plain values, for people and for JSON."""
+    device = torch.device(device)
+    gpu = {"gpu": torch.cuda.get_device_name(device)} if device.type == "cuda" else {}
+    return {"cpu": cpu_name(), "threads": torch.get_num_threads(), **gpu, "torch": torch.__version__}
+
+
+def cpu_name() -> str:
+    """As the system calls it."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+class _Live(TorchDispatchMode):
+    """Sees the result of every operation, and when its storage goes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self.storages: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        known = {tensor.untyped_storage()._cdata for tensor in tree_leaves((args, kwargs)) if torch.is_tensor(tensor)}
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if torch.is_tensor(tensor):
+                self.count(tensor.untyped_storage(), known)
+        return result
+
+    def count(self, storage: torch.UntypedStorage, known: set[int]) -> None:
+        key, size = storage._cdata, storage.nbytes()
+        if key in known or key in self.storages:
+            return
+        self.storages.add(key)
+        self.now += size
+        self.peak = max(self.peak, self.now)
+        weakref.finalize(storage, self.gone, key, size)
+
+    def gone(self, key: int, size: int) -> None:
+        self.storages.discard(key)
+        self.now -= size

@@ -1,0 +1,94 @@
+"""Results of a benchmark as a table to read and to paste, and as JSON.
+
+A row is a NamedTuple. The ends of its fields' names are their units: ``_seconds``, ``_bytes``, ``ratio``, ``error``.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+MIB = 2**20
+UNITS: dict[str, Callable[[Any], str]] = {
+    "seconds": lambda x: f"{1000 * x:.0f} ms" if x < 10 else f"{x:.1f} s",
+    "bytes": lambda x: f"{x / MIB:.0f} MiB",
+    "ratio": lambda x: f"{x:.2f}",
+    "error": lambda x: f"{x:.0e}",
+    "per_second": lambda x: f"{x:.1f}",
+    "share": lambda x: f"{100 * x:.0f} %",
+    "parameters": lambda x: f"{x / 1e6:.1f} M",
+    "flops": lambda x: f"{x / 1e9:.2f} G",
+}
+
+
+@dataclass
+class Report:
+    """One benchmark on one machine."""
+
+    benchmark: str
+    what: str
+    """Sizes and conditions, in a sentence."""
+    machine: Mapping[str, Any]
+    rows: list[Any]
+    """NamedTuples of one kind."""
+
+    def __str__(self) -> str:
+        return f"{self.benchmark}: {self.what}\n{as_words(self.machine)}\n\n{as_markdown(self.rows)}"
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return {
+            "benchmark": self.benchmark,
+            "what": self.what,
+            "machine": dict(self.machine),
+            "rows": [row._asdict() for row in self.rows],
+        }
+
+
+def as_markdown(rows: Iterable[Any]) -> str:
+    """A table with a column for each field; fields that are None in every row are left out."""
+    rows = list(rows)
+    fields = [name for name in rows[0]._fields if any(getattr(row, name) is not None for row in rows)]
+    cells = [
+        [heading(name) for name in fields],
+        *([shown(name, getattr(row, name)) for name in fields] for row in rows),
+    ]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = [
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |" for line in cells
+    ]
+    return "\n".join([lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]])
+
+
+def heading(field: str) -> str:
+    """A field's name without the units that its cells show."""
+    words = field.removesuffix("_seconds").removesuffix("_bytes").replace("_", " ")
+    return words.replace("per second", "/ s")
+
+
+def shown(field: str, value: Any) -> str:
+    """A value in the units that its field's name says."""
+    if value is None:
+        return ""
+    unit = next((unit for unit in UNITS if field.endswith(unit)), None)
+    return str(value) if unit is None or isinstance(value, str) else UNITS[unit](value)
+
+
+def as_words(machine: Mapping[str, Any]) -> str:
+    """``AMD EPYC, 2 threads, torch 2.14.1``"""
+    bare = ("cpu", "gpu")
+    return ", ".join(
+        str(value) if name in bare else f"{value} {name}" if isinstance(value, int) else f"{name} {value}"
+        for name, value in machine.items()
+    )
+
+
+def write_json(report: Report, path: str | Path) -> Path:
+    """Write a report, folders included; the path."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(report.as_dict(), indent=2) + "\n", encoding="utf-8")
+    return path
