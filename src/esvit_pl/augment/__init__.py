@@ -5,7 +5,7 @@ from esvit_pl.augment.evaluation import evaluation_view, image_moments, normaliz
 from esvit_pl.augment.photometric import OFF, ORDERS, PARAMS, apply_color
 from esvit_pl.augment.recipe import Recipe, ViewRecipe
 from esvit_pl.augment.transform import EvaluationTransform
-from esvit_pl.augment.views import ViewParameters, cut_views, draw, finish_views, make_views
+from esvit_pl.augment.views import ViewParameters, cut_views, draw, finish_views, largest_reduction, make_views
 
 __all__ = [
     "OFF",
@@ -22,6 +22,7 @@ __all__ = [
     "evaluation_view",
     "finish_views",
     "image_moments",
+    "largest_reduction",
     "make_views",
     "normalize",
     "random_box",

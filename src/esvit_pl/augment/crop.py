@@ -50,9 +50,13 @@ def relative(box: Box, image_size: tuple[int, int]) -> list[float]:
 
 
 def absolute(box: Sequence[float], image_size: tuple[int, int]) -> Box:
-    """The pixel box behind a relative one; exact, also from float32, for sides up to a million pixels."""
+    """The pixel box behind a relative one; exact, also from float32, for sides up to a million pixels.
+
+    In an image of another size each edge of the box lies at the nearest whole pixel.
+    """
     (x, y, w, h), (height, width) = box, image_size
-    return round(x * width), round(y * height), round(w * width), round(h * height)
+    left, top, right, bottom = round(x * width), round(y * height), round((x + w) * width), round((y + h) * height)
+    return left, top, right - left, bottom - top
 
 
 def crop_resize(image: Tensor, box: Box, size: int, flip: bool = False) -> Tensor:

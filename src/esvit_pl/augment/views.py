@@ -10,6 +10,7 @@ normalises a batch of crops wherever they are: in the worker for one image, or o
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -24,6 +25,7 @@ from esvit_pl.augment.recipe import Recipe, ViewRecipe
 from esvit_pl.seeding import numpy_generator
 
 BOX_UNIFORMS = 2 * TRIES + 2
+REDUCTIONS = (8, 4, 2)  # of the sides, that JPEG decoders know beside 1
 # Every decision reads its own number, so that switching one operation off moves no other.
 DECISIONS = (
     "flip",
@@ -97,10 +99,26 @@ def make_views(recipe: Recipe, image: Tensor, parameters: ViewParameters, *, nor
 
 
 def cut_views(image: Tensor, parameters: ViewParameters) -> list[Tensor]:
-    """Cut, resize and mirror: uint8 (3 size size) for every view from `image` uint8 (3 h w)."""
+    """Cut, resize and mirror: uint8 (3 size size) for every view from `image` uint8 (3 h w), of whatever size."""
     image_size = (image.shape[-2], image.shape[-1])
     rows = zip(parameters.boxes.tolist(), parameters.size, parameters.flipped.tolist(), strict=True)
     return [crop_resize(image, absolute(box, image_size), size, flip) for box, size, flip in rows]
+
+
+def largest_reduction(parameters: ViewParameters, image_size: Sequence[int]) -> int:
+    """8, 4, 2 or 1: how much smaller an image of (height, width) may be decoded before `cut_views`.
+
+    The largest divisor of both sides that leaves every crop as many pixels as its view, or more, in both directions. So
+    none is enlarged that would not be; a view that is enlarged from the whole image allows no reduction.
+    """
+    height, width = image_size
+    boxes = parameters.boxes.tolist()
+    for reduction in REDUCTIONS:
+        reduced = math.ceil(height / reduction), math.ceil(width / reduction)
+        shorter = [min(absolute(box, reduced)[2:]) for box in boxes]
+        if all(side >= size for side, size in zip(shorter, parameters.size, strict=True)):
+            return reduction
+    return 1
 
 
 def finish_views(

@@ -2,7 +2,7 @@
 
 from esvit_pl.datasets.cifar10 import cifar10
 from esvit_pl.datasets.folder import FolderDataset, decode, folder, imagenet
-from esvit_pl.datasets.interface import ArrayDataset, ImageDataset, Splits, Subset, split_by_name
+from esvit_pl.datasets.interface import ArrayDataset, ImageDataset, Picture, Splits, Subset, split_by_name
 from esvit_pl.datasets.photographs import FREE_TO_SHOW, photographs
 
 __all__ = [
@@ -10,6 +10,7 @@ __all__ = [
     "ArrayDataset",
     "FolderDataset",
     "ImageDataset",
+    "Picture",
     "Splits",
     "Subset",
     "cifar10",

@@ -15,17 +15,20 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 
-from esvit_pl.datasets.interface import ImageDataset, Splits
+from esvit_pl.datasets.interface import ImageDataset, Picture, Splits
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 VAL_FOLDERS = ("val", "valid", "validation")
+SHRINKING = ("JPEG", "MPO")  # formats, as Pillow names them, that are decoded at 1/2, 1/4 or 1/8; MPO is a phone's JPEG
 
 
 class FolderDataset(ImageDataset):
@@ -41,8 +44,10 @@ class FolderDataset(ImageDataset):
         return len(self._names)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int | None]:
-        image = decode(os.path.join(self.root, self.name(index)))
-        return image, None if self._labels is None else int(self._labels[index])
+        return decode(self._path(index)), self._label(index)
+
+    def open(self, index: int) -> Picture:
+        return _opened(self._path(index), self._label(index))
 
     @property
     def labels(self) -> list[int] | None:
@@ -50,6 +55,12 @@ class FolderDataset(ImageDataset):
 
     def name(self, index: int) -> str:
         return os.fsdecode(self._names[index])
+
+    def _path(self, index: int) -> str:
+        return os.path.join(self.root, self.name(index))
+
+    def _label(self, index: int) -> int | None:
+        return None if self._labels is None else int(self._labels[index])
 
 
 def folder(root: str | Path, *, labels: str = "auto", val_fraction: float = 0.1) -> Splits:
@@ -98,20 +109,52 @@ def decode(path: str) -> Tensor:
     Raises:
         ValueError: the file is missing, broken or no image; the message names it.
     """
-    try:
-        with Image.open(path) as file:
-            image = as_rgb(ImageOps.exif_transpose(file))
-    except Exception as error:  # Pillow's plugins raise many kinds for a broken file
-        raise ValueError(f"cannot read the image file '{path}': {type(error).__name__}: {error}") from error
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+    with _blaming(path), Image.open(path) as file:
+        return _pixels(file)
 
 
 def as_rgb(image: Image.Image) -> Image.Image:
+    """The image in RGB; itself, if it is."""
     if image.mode.startswith("I"):  # 16-bit grey: Pillow would cut it at 255 instead of scaling it
         image = Image.fromarray(np.clip(np.asarray(image).astype(np.int64) >> 8, 0, 255).astype(np.uint8))
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _opened(path: str, label: int | None) -> Picture:
+    """The picture in a file, not decoded yet if its format can be decoded at a smaller scale."""
+    with _blaming(path), Image.open(path) as file:
+        if file.format not in SHRINKING:
+            return Picture.of(_pixels(file), label)
+        return Picture(_upright_size(file), label, partial(_shrunk, path))
+
+
+def _shrunk(path: str, reduction: int) -> Tensor:
+    with _blaming(path), Image.open(path) as file:
+        if reduction > 1:
+            file.draft(None, (max(file.width // reduction, 1), max(file.height // reduction, 1)))
+        return _pixels(file)
+
+
+def _upright_size(file: Image.Image) -> tuple[int, int]:
+    """(height, width) of the picture as it is shown; the pixels need not be decoded."""
+    lies = file.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)  # the four with a quarter turn
+    return (file.width, file.height) if lies else (file.height, file.width)
+
+
+def _pixels(file: Image.Image) -> Tensor:
+    # Nothing is copied that need not be: with large pictures a copy takes as long as the decoding.
+    ImageOps.exif_transpose(file, in_place=True)
+    return torch.from_numpy(np.array(as_rgb(file))).permute(2, 0, 1)
+
+
+@contextmanager
+def _blaming(path: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # Pillow's plugins raise many kinds for a broken file
+        raise ValueError(f"cannot read the image file '{path}': {type(error).__name__}: {error}") from error
 
 
 def _existing(root: str | Path) -> Path:

@@ -1,21 +1,37 @@
 """What every data set gives: `(image, label or None)` by index, and a name for each image. Nothing else.
 
 Crops, colour and batches are other rooms' work. A data set of your own needs `__len__`, `__getitem__`, `labels` and
-`name`; put it into `Splits` and every command can use it.
+`name`; put it into `Splits` and every command can use it. `open` is for data that can be decoded at a smaller scale.
 """
 
 from __future__ import annotations
 
 import unicodedata
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import blake2b
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
+
+
+class Picture(NamedTuple):
+    """An image whose size is known, and whose pixels need not be there yet."""
+
+    size: tuple[int, int]
+    """(height, width) of `decode(1)`."""
+    label: int | None
+    decode: Callable[[int], Tensor]
+    """Reduction 1, 2, 4 or 8 -> uint8 (3 h w), RGB, whose sides are divided by it or by a smaller one, and rounded up."""
+
+    @classmethod
+    def of(cls, image: Tensor, label: int | None) -> Picture:
+        """An image (3 h w) that is decoded already, and stays as large as it is."""
+        return cls((image.shape[-2], image.shape[-1]), label, lambda reduction: image)
 
 
 class ImageDataset(Dataset[tuple[Tensor, "int | None"]], ABC):
@@ -29,6 +45,10 @@ class ImageDataset(Dataset[tuple[Tensor, "int | None"]], ABC):
 
     @abstractmethod
     def __getitem__(self, index: int) -> tuple[Tensor, int | None]: ...
+
+    def open(self, index: int) -> Picture:
+        """The same image and label; an override leaves decoding for when it is known how many pixels are needed."""
+        return Picture.of(*self[index])
 
     @property
     @abstractmethod
@@ -81,6 +101,9 @@ class Subset(ImageDataset):
 
     def __getitem__(self, index: int) -> tuple[Tensor, int | None]:
         return self.dataset[self.indices[index]]
+
+    def open(self, index: int) -> Picture:
+        return self.dataset.open(self.indices[index])
 
     @property
     def labels(self) -> list[int] | None:
