@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from esvit_pl import datasets
-from esvit_pl.augment import PARAMS, Recipe
+from esvit_pl.augment import PARAMS, Recipe, draw, make_views
 from esvit_pl.datamodule import ImageDataModule, say_once
 from esvit_pl.datasets import ArrayDataset, Splits
 
@@ -207,6 +207,91 @@ def test_only_multi_crop_training_is_left_to_the_device():
         assert batch["image"].dtype == torch.float32
         moved = data.transfer_batch_to_device(batch, torch.device("cpu"), 0)
         assert equal(moved, batch)
+
+
+# ---- JPEGs at a smaller scale ----------------------------------------------------------------------------------------
+
+WIDE = Recipe(global_size=16, num_local=2, local_size=8, supervised_size=8, eval_resize=16, eval_crop=16)
+SIDES = ((200, 300), (60, 50), (24, 24))  # crops of the first stay large at a quarter, of the last at no reduction
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory) -> Splits:
+    """Smooth pictures of several sizes, JPEGs and one PNG, in two classes."""
+    root = tmp_path_factory.mktemp("jpegs")
+    for number in range(12):
+        height, width = SIDES[number % 3]
+        y, x = torch.meshgrid(torch.linspace(0, 1, height), torch.linspace(0, 1, width), indexing="ij")
+        pixels = torch.stack([(3 * x + number).sin(), (4 * y - number).cos(), (2 * x + y).sin()], dim=-1)
+        name = root / "ab"[number % 2] / f"{number:02d}.{'png' if number == 3 else 'jpg'}"
+        name.parent.mkdir(exist_ok=True)
+        Image.fromarray((127 + 120 * pixels).byte().numpy()).save(name, quality=95)
+    return datasets.folder(root, val_fraction=0.2)
+
+
+def of_files(files: Splits, recipe: Recipe = WIDE, **settings) -> ImageDataModule:
+    return ImageDataModule(files, recipe, **{"batch_size": 4, "num_workers": 0, **settings})
+
+
+def test_views_are_those_of_whole_images_unless_reduced_decoding_is_asked_for(files):
+    for batch in passes(of_files(files), 2):
+        assert batch.keys() == {"views", "boxes", "flipped", "params", "index", "label"}
+    whole = [files.train[index] for index in range(12)]
+    data = of_files(files, batch_size=12)
+    data.set_epoch(3)
+    batch = next(iter(data.train_dataloader()))
+    for row, index in enumerate(batch["index"].tolist()):
+        image, label = whole[index]
+        parameters = draw(WIDE.views, WIDE, image.shape[-2:], seed=0, epoch=3, index=index)
+        assert equal(make_views(WIDE, image, parameters), [view[row] for view in batch["views"]])
+        assert label == batch["label"][row]
+
+
+@pytest.mark.parametrize("train", ["multi_crop", "supervised"])
+def test_reduced_decoding_draws_the_same_and_makes_nearly_the_same_views(files, train):
+    plain = Recipe(**{**vars(WIDE), "jitter": 0.0, "grayscale": 0.0, "global_solarize": [0.0]})
+    whole = passes(of_files(files, plain, train=train, train_subset="all"), 4)
+    reduced = passes(of_files(files, plain, train=train, train_subset="all", reduced_decoding=True), 4)
+    pixels = "views" if train == "multi_crop" else "image"
+    for one, two in zip(whole, reduced, strict=True):
+        views, others = one.pop(pixels), two.pop(pixels)
+        assert equal(one, two)
+        assert not equal(views, others)
+        for view, other in zip(views, others, strict=True):
+            difference = (view - other).abs() * min(plain.std)  # in 0-1
+            assert difference.mean() < 0.04
+            assert difference.max() < 0.2
+
+
+def test_each_image_is_reduced_as_its_crops_allow(files, monkeypatch):
+    reductions: dict[int, set[int]] = {index: set() for index in range(12)}
+
+    def spied(self, index):
+        picture = opened(self, index)
+        return picture._replace(decode=lambda reduction: reductions[index].add(reduction) or picture.decode(reduction))
+
+    opened = datasets.FolderDataset.open
+    monkeypatch.setattr(datasets.FolderDataset, "open", spied)
+    passes(of_files(files, reduced_decoding=True), 8)
+    names = [files.train.name(index) for index in range(12)]
+    by_size = {sides: set() for sides in SIDES}
+    for index, name in enumerate(names):
+        by_size[SIDES[int(name[2:4]) % 3]] |= reductions[index]
+    assert by_size == {(200, 300): {4, 8}, (60, 50): {1, 2}, (24, 24): {1}}
+
+
+def test_views_of_reduced_images_are_the_same_on_the_device_and_with_workers(files):
+    recipe = Recipe(**{**vars(WIDE), "normalize": "image"})
+    expected = passes(of_files(files, recipe, reduced_decoding=True), 1)
+    data = of_files(files, recipe, reduced_decoding=True, color_on="device", num_workers=1)
+    assert equal([data.finish(batch) for batch in passes(data, 1)], expected)
+
+
+def test_evaluation_and_images_that_lie_in_memory_are_never_reduced(files):
+    for loader in ("bank_dataloader", "query_dataloader"):
+        whole, reduced = (list(getattr(of_files(files, reduced_decoding=on), loader)()) for on in (False, True))
+        assert equal(whole, reduced)
+    assert equal(passes(module(), 1), passes(module(reduced_decoding=True), 1))
 
 
 # ---- the order of an epoch -------------------------------------------------------------------------------------------

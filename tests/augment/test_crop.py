@@ -77,3 +77,16 @@ def test_relative_boxes_give_the_pixels_back_from_float32():
         box = random_box(uniforms(seed), size, (0.08, 1.0), ASPECT)
         assert absolute(torch.tensor(relative(box, size)).tolist(), size) == box
         assert math.isclose(relative(box, size)[2], box[2] / size[1])
+
+
+def test_in_a_smaller_image_edges_lie_at_the_nearest_pixel():
+    box = relative((25, 12, 55, 30), (100, 100))
+    assert absolute(box, (50, 50)) == (12, 6, 28, 15)  # 12.5 to 40 of 50: halves go to the even number
+    assert absolute(box, (13, 13)) == (3, 2, 7, 3)  # 3.25 to 10.4, 1.56 to 5.46
+    # x and width of a box at the right edge, both rounded up, would end beside the image
+    assert absolute(relative((7, 0, 11, 18), (18, 18)), (9, 9)) == (4, 0, 5, 9)
+    for seed in range(200):
+        size, small = (30 + seed * 37 % 500, 30 + seed * 91 % 700), (1 + seed % 29, 1 + seed % 23)
+        x, y, w, h = absolute(relative(random_box(uniforms(seed), size, (0.08, 1.0), ASPECT), size), small)
+        assert 0 <= x <= x + w <= small[1]
+        assert 0 <= y <= y + h <= small[0]

@@ -13,9 +13,10 @@ from esvit_pl.augment import (
     draw,
     finish_views,
     image_moments,
+    largest_reduction,
     make_views,
 )
-from esvit_pl.augment.crop import absolute
+from esvit_pl.augment.crop import absolute, relative
 from esvit_pl.augment.photometric import luma
 from esvit_pl.augment.views import _finish_together
 from esvit_pl.seeding import numpy_generator
@@ -185,3 +186,39 @@ def test_global_random_states_stay_untouched(image):
     make_views(SMALL, image, drawn())
     assert torch.equal(torch.get_rng_state(), torch_state)
     assert (np.random.get_state()[1] == numpy_state).all()  # noqa: NPY002
+
+
+def boxes(image_size: tuple[int, int], *views: tuple[int, tuple[int, int, int, int]]):
+    """Parameters that hold sides and pixel boxes alone."""
+    sides = tuple(side for side, _ in views)
+    return drawn()._replace(size=sides, boxes=torch.tensor([relative(box, image_size) for _, box in views]))
+
+
+@pytest.mark.parametrize(("views", "reduction"), [
+    ([(32, (0, 0, 256, 256))], 8),
+    ([(32, (0, 0, 256, 250))], 4),  # 31 pixels high at an eighth
+    ([(32, (0, 0, 250, 256))], 4),
+    ([(32, (0, 0, 256, 256)), (16, (8, 8, 64, 72))], 4),  # the second view has 8 pixels at an eighth, 16 at a quarter
+    ([(32, (0, 0, 256, 256)), (16, (8, 8, 32, 72))], 2),
+    ([(32, (0, 0, 256, 256)), (16, (8, 8, 30, 72))], 1),
+    ([(32, (0, 0, 256, 256)), (16, (8, 8, 12, 72))], 1),  # enlarged from the whole image, too
+], ids=str)  # fmt: skip
+def test_no_reduction_makes_a_crop_smaller_than_its_view(views, reduction):
+    assert largest_reduction(boxes((304, 400), *views), (304, 400)) == reduction
+
+
+def test_the_crops_of_the_reduced_image_have_their_pixels():
+    found = set()
+    for index in range(60):
+        size = (20 + 7 * index, 30 + 5 * index)
+        parameters = draw(SMALL.views, SMALL, size, seed=0, epoch=0, index=index)
+        reduction = largest_reduction(parameters, size)
+        found.add(reduction)
+        for larger in (factor for factor in (2, 4, 8) if factor <= 2 * reduction):
+            image = tuple(-(-side // larger) for side in size)
+            enough = [
+                min(absolute(box, image)[2:]) >= side
+                for box, side in zip(parameters.boxes.tolist(), parameters.size, strict=True)
+            ]
+            assert all(enough) == (larger <= reduction)
+    assert found == {1, 2, 4, 8}

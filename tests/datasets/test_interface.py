@@ -5,7 +5,7 @@ from hashlib import blake2b
 import pytest
 import torch
 
-from esvit_pl.datasets import ArrayDataset, Splits, split_by_name
+from esvit_pl.datasets import ArrayDataset, Picture, Splits, Subset, split_by_name
 
 
 def images(n: int, labels: list[int] | None = None) -> ArrayDataset:
@@ -58,6 +58,22 @@ def test_without_val_the_line_says_how_the_images_are_parted():
     assert len(splits.bank) + len(splits.query) == 50
     assert splits.query.labels == [int(splits.query.name(i)[:-4]) for i in range(len(splits.query))]
     assert f"query: {len(splits.query)}, parted by a hash of the file names" in splits.describe()
+
+
+def test_an_image_that_is_decoded_opens_as_it_is():
+    data = Subset(images(3, [5, 6, 7]), [2, 1])
+    picture = data.open(0)
+    assert (picture.size, picture.label) == ((2, 2), 7)
+    assert torch.equal(picture.decode(8), data[0][0])
+
+
+def test_a_subset_opens_what_its_data_set_opens():
+    class Scaled(ArrayDataset):
+        def open(self, index):
+            return Picture((16, 16), index, lambda reduction: torch.full((3, 1, 1), reduction))
+
+    picture = Subset(Scaled(torch.zeros(4, 3, 2, 2, dtype=torch.uint8), list("abcd")), [3]).open(0)
+    assert (picture.size, picture.label, int(picture.decode(4)[0])) == ((16, 16), 3, 4)
 
 
 def test_bad_input():

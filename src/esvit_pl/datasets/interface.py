@@ -26,7 +26,7 @@ class Picture(NamedTuple):
     """(height, width) of `decode(1)`."""
     label: int | None
     decode: Callable[[int], Tensor]
-    """Reduction 1, 2, 4 or 8 -> uint8 (3 h w), RGB, whose sides are divided by it or by a smaller one, and rounded up."""
+    """Reduction 1, 2, 4 or 8 -> uint8 (3 h w), RGB: its sides, divided by it or by a smaller one, and rounded up."""
 
     @classmethod
     def of(cls, image: Tensor, label: int | None) -> Picture:
