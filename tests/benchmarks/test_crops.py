@@ -5,19 +5,24 @@ from io import BytesIO
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
+from PIL.JpegImagePlugin import JpegImageFile
 
 from esvit_pl.augment import Recipe, draw, make_views
+from esvit_pl.benchmarks import crops
 from esvit_pl.benchmarks.crops import (
     DECODE,
     DEVICE_CROPS,
     DEVICE_LOADER,
+    DEVICE_REDUCED,
     PIL_RECIPE,
     WORKER_CROPS,
+    WORKER_REDUCED,
     PILViews,
     crop_rates,
-    paired_ratio,
+    loader_rate,
     photograph,
 )
 
@@ -44,8 +49,22 @@ def test_photographs_are_jpegs_that_the_seed_determines():
     assert np.asarray(image).std() > 20
 
 
-def test_the_ratio_is_the_median_of_those_within_a_repeat():
-    assert paired_ratio({"one": [2.0, 9.0, 4.0], "two": [1.0, 3.0, 4.0]}, "one", "two") == 2.0
+SMALL = Recipe(global_size=8, local_size=4)
+WAYS = [DECODE, PIL_RECIPE, WORKER_CROPS, WORKER_REDUCED, DEVICE_LOADER, DEVICE_REDUCED, DEVICE_CROPS]
+
+
+def test_rates_are_medians_and_ratios_are_taken_within_a_repeat(monkeypatch):
+    """By hand: passes over 4 images; the first of each way warms up."""
+    taken = dict.fromkeys(WAYS, (9.0, 1.0, 1.0, 1.0))
+    taken[PIL_RECIPE] = (9.0, 1.0, 2.0, 8.0)
+    taken[DEVICE_CROPS] = (0.1, 2.0, 1.0, 2.0)  # ratios 0.5, 2, 4
+    clock = iter([taken[way][turn] for turn in range(4) for way in WAYS])
+    monkeypatch.setattr(crops, "seconds", lambda run, device: next(clock))
+    rows = list(crop_rates(SMALL, image_sizes=[(16, 20)], images=[4], batch_size=2, repeats=3))
+    assert [row.way for row in rows] == WAYS
+    assert {row.image for row in rows} == {"20 x 16"}
+    assert rows[-1] == ("20 x 16", DEVICE_CROPS, 2.0, 2.0)
+    assert rows[1] == ("20 x 16", PIL_RECIPE, 2.0, 1.0)
 
 
 def test_every_way_reads_every_image_in_every_repeat(monkeypatch):
@@ -54,10 +73,61 @@ def test_every_way_reads_every_image_in_every_repeat(monkeypatch):
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        rates = crop_rates(Recipe(global_size=8, local_size=4), images=4, image_size=(16, 20), batch_size=2, repeats=2)
+        settings = {"image_sizes": [(16, 20), (32, 20)], "images": [4, 2], "batch_size": 2, "repeats": 2}
+        rows = list(crop_rates(SMALL, **settings))
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
-    assert list(rates) == [DECODE, PIL_RECIPE, WORKER_CROPS, DEVICE_LOADER, DEVICE_CROPS]
-    assert all(len(values) == 2 and min(values) > 0 for values in rates.values())
-    assert Counter(opened) == {f"{number}.jpg": 5 * 3 for number in range(4)}  # ways, and repeats with one to warm up
+    assert [(row.image, row.way) for row in rows] == [(size, way) for size in ("20 x 16", "20 x 32") for way in WAYS]
+    assert all(row.images_per_second > 0 and row.ratio > 0 for row in rows)
+    # Repeats, with one to warm up, of all ways. Reduced decoding opens a file for its size, and again for its pixels.
+    each = 3 * (len(WAYS) + 2)
+    assert Counter(opened) == {"0.jpg": 2 * each, "1.jpg": 2 * each, "2.jpg": each, "3.jpg": each}
+
+
+def test_reduced_ways_read_large_images_at_a_smaller_scale(monkeypatch):
+    scales, draft = [], JpegImageFile.draft
+    monkeypatch.setattr(JpegImageFile, "draft", lambda self, *args: scales.append(args[1]) or draft(self, *args))
+    list(crop_rates(SMALL, image_sizes=[(160, 200)], images=[2], batch_size=2, repeats=1))
+    assert len(scales) == 2 * 2 * 2  # ways, images, passes
+    assert all(width in (25, 50, 100) for width, _ in scales)
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork", "ignore:This DataLoader will create 3 worker")
+@pytest.mark.parametrize(("workers", "images"), [(0, 4 * 2), (3, 3 * 4 * 2)])
+def test_a_loader_is_timed_after_two_batches_of_each_process(monkeypatch, workers, images):
+    counted = []
+
+    def timed(run):
+        batches = []
+        monkeypatch.setattr(crops, "exhaust", batches.extend)
+        run()
+        counted.append(batches)
+        return 0.5
+
+    monkeypatch.setattr(crops, "seconds", timed)
+    row = loader_rate(SMALL, image_size=(16, 20), images=3, batch_size=2, num_workers=workers, rounds=4)
+    assert row == ("20 x 16", "device_crops", workers, images / 0.5)
+    assert sum(len(batch["index"]) for batch in counted[0]) == images
+    assert "crops" in counted[0][0]
+
+
+def test_a_loader_with_colour_and_reduced_decoding():
+    row = loader_rate(
+        SMALL,
+        image_size=(160, 200),
+        images=2,
+        batch_size=2,
+        num_workers=0,
+        color_on="worker",
+        reduced_decoding=True,
+        rounds=1,
+    )
+    assert row[:3] == ("200 x 160", "worker_crops, reduced_decoding", 0)
+    assert row.images_per_second > 0
+
+
+@pytest.mark.parametrize(("images", "sizes"), [([5], [(16, 20)]), ([0], [(16, 20)]), ([4, 4], [(16, 20)])])
+def test_batches_must_be_whole(images, sizes):
+    with pytest.raises(ValueError, match=r"images needs a multiple of batch_size 2 for each of the 1 image sizes, got"):
+        list(crop_rates(SMALL, image_sizes=sizes, images=images, batch_size=2))

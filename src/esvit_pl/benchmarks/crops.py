@@ -1,14 +1,17 @@
-"""``python -m esvit_pl.benchmarks.crops``: images a second that one core reads, crops and colours, in four ways."""
+"""How fast images are read, cropped and coloured: on one core in several ways, and by all loading processes."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from io import BytesIO
+from itertools import islice
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
-from time import perf_counter
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,54 +23,145 @@ from torchvision import transforms
 
 from esvit_pl import datasets
 from esvit_pl.augment import Recipe, ViewRecipe
+from esvit_pl.benchmarks.measure import seconds
 from esvit_pl.datamodule import ImageDataModule, OneThread
+from esvit_pl.datasets import Splits, Subset
 
 DECODE = "decode alone"
 PIL_RECIPE = "PIL recipe"
 WORKER_CROPS = "worker_crops"
+WORKER_REDUCED = "worker_crops, reduced_decoding"
 DEVICE_LOADER = "device_crops, loader and transfer"
+DEVICE_REDUCED = "device_crops, loader and transfer, reduced_decoding"
 DEVICE_CROPS = "device_crops, with colour"
+
+
+class CropRate(NamedTuple):
+    """Of one way to make views, on one thread."""
+
+    image: str
+    """Width x height of the JPEGs in pixels."""
+    way: str
+    images_per_second: float
+    """Median of the repeats."""
+    ratio: float
+    """Median over the repeats of this way's rate to that of the PIL recipe, each repeat compared within itself."""
+
+
+class LoaderRate(NamedTuple):
+    """Of the training loader, as a device that takes every batch at once would see it."""
+
+    image: str
+    """Width x height of the JPEGs in pixels."""
+    way: str
+    num_workers: int
+    images_per_second: float
 
 
 def crop_rates(
     recipe: Recipe | None = None,
     *,
-    images: int = 64,
-    image_size: tuple[int, int] = (375, 500),
+    image_sizes: Sequence[tuple[int, int]] = ((375, 500), (1500, 2000)),
+    images: Sequence[int] = (64, 16),
     batch_size: int = 16,
     repeats: int = 5,
     device: str = "cpu",
-) -> dict[str, list[float]]:
-    """Images a second of each way, one number for each repeat; the ways take turns, on one thread, without workers.
+) -> Iterator[CropRate]:
+    """Rates of every way, for JPEGs of each size; the ways take turns, on one thread, without workers.
 
     "PIL recipe" is the same recipe as transforms of torchvision on PIL images, one view after the other.
 
     Args:
         recipe: `Recipe()`, the released one, if None.
-        images: JPEGs in one pass, which are made here (`photograph`).
-        image_size: (height, width).
+        image_sizes: (height, width) of the JPEGs, which are made here (`photograph`).
+        images: JPEGs of each size in one pass, whole batches.
         batch_size: images.
         repeats: passes over all images, after one to warm up.
-        device: where `device_crops` colours; crops are moved there.
+        device: where `device_crops` colours; views and crops are moved there.
+
+    Raises:
+        ValueError: numbers of images that are no whole batches, or not as many numbers as sizes.
     """
-    recipe = recipe or Recipe()
-    with TemporaryDirectory() as folder, OneThread():
-        paths = [Path(folder) / f"{number}.jpg" for number in range(images)]
-        for number, path in enumerate(paths):
-            path.write_bytes(photograph(number, image_size))
-        ways = _ways(paths, recipe, batch_size, torch.device(device))
-        rates: dict[str, list[float]] = {name: [] for name in ways}
-        for _ in range(repeats + 1):
-            for name, run in ways.items():
-                start = perf_counter()
-                run()
-                rates[name].append(images / (perf_counter() - start))
-    return {name: values[1:] for name, values in rates.items()}
+    if len(images) != len(image_sizes) or any(number < 1 or number % batch_size for number in images):
+        raise ValueError(
+            f"images needs a multiple of batch_size {batch_size} for each of the {len(image_sizes)} image sizes, "
+            f"got {list(images)}"
+        )
+    for size, number in zip(image_sizes, images, strict=True):
+        with photographs_in_a_folder(number, size) as folder, OneThread():
+            ways = _ways(folder, recipe or Recipe(), batch_size, torch.device(device))
+            rates: dict[str, list[float]] = {way: [] for way in ways}
+            for _ in range(repeats + 1):
+                for way, run in ways.items():
+                    rates[way].append(number / seconds(run, device))
+        for way, (_, *values) in rates.items():
+            ratios = [one / two for one, two in zip(values, rates[PIL_RECIPE][1:], strict=True)]
+            yield CropRate(as_words(size), way, median(values), median(ratios))
 
 
-def paired_ratio(rates: dict[str, list[float]], way: str, other: str = PIL_RECIPE) -> float:
-    """How many times as fast `way` is as `other`: the median over the repeats, each compared within itself."""
-    return median(one / two for one, two in zip(rates[way], rates[other], strict=True))
+def loader_rate(
+    recipe: Recipe | None = None,
+    *,
+    image_size: tuple[int, int] = (375, 500),
+    images: int = 64,
+    batch_size: int = 64,
+    num_workers: int | None = None,
+    color_on: str = "device",
+    reduced_decoding: bool = False,
+    rounds: int = 4,
+) -> LoaderRate:
+    """Images a second of `ImageDataModule`'s training loader, its processes at work and nothing else to do.
+
+    With `color_on="device"` colour is not in it. Where there is a GPU, batches are pinned as in training.
+
+    Args:
+        recipe: `Recipe()`, the released one, if None.
+        image_size: (height, width) of the JPEGs, which are made here (`photograph`).
+        images: different JPEGs; they are read again and again, from the system's cache.
+        batch_size: images.
+        num_workers: loading processes; None as in `ImageDataModule`.
+        color_on, reduced_decoding: as in `ImageDataModule`.
+        rounds: batches of each process that are measured, after two to warm up.
+    """
+    with photographs_in_a_folder(images, image_size) as folder:
+        jpegs = datasets.folder(folder).train
+        data = ImageDataModule(
+            Splits(jpegs),
+            recipe or Recipe(),
+            batch_size=batch_size,
+            num_workers=num_workers,
+            persistent_workers=False,
+            color_on=color_on,
+            reduced_decoding=reduced_decoding,
+        )
+        at_once = max(data.num_workers, 1)
+        batches = (2 + rounds) * at_once
+        data.dataset = Splits(Subset(jpegs, [index % images for index in range(batches * batch_size)]))
+        loader = iter(data.train_dataloader())
+        # Processes answer in turns, one batch each. Whole turns are counted, from the end of one to the end of another.
+        exhaust(islice(loader, 2 * at_once))
+        rate = rounds * at_once * batch_size / seconds(lambda: exhaust(loader))
+    way = f"{color_on}_crops" + (", reduced_decoding" if reduced_decoding else "")
+    return LoaderRate(as_words(image_size), way, data.num_workers, rate)
+
+
+def exhaust(iterator: Iterator[Any]) -> None:
+    """Take everything, keep nothing."""
+    deque(iterator, maxlen=0)
+
+
+@contextmanager
+def photographs_in_a_folder(number: int, size: tuple[int, int]) -> Iterator[Path]:
+    """A folder of so many JPEGs of (height, width), as long as it is needed."""
+    with TemporaryDirectory() as folder:
+        for image in range(number):
+            (Path(folder) / f"{image}.jpg").write_bytes(photograph(image, size))
+        yield Path(folder)
+
+
+def as_words(size: tuple[int, int]) -> str:
+    """(height, width) as ``width x height``"""
+    return f"{size[1]} x {size[0]}"
 
 
 def photograph(seed: int, size: tuple[int, int]) -> bytes:
@@ -121,49 +215,36 @@ def _pil_transform(view: ViewRecipe, recipe: Recipe) -> Callable[[Image.Image], 
     )
 
 
-def _ways(paths: list[Path], recipe: Recipe, batch_size: int, device: torch.device) -> dict[str, Callable[[], None]]:
-    data = datasets.folder(paths[0].parent)
-    worker, apart = (
-        ImageDataModule(data, recipe, batch_size=batch_size, num_workers=0, color_on=place)
-        for place in ("worker", "device")
-    )
-    plain, crops = worker.train_dataloader(), apart.train_dataloader()
-    pil = DataLoader(PILViews(paths, recipe), batch_size)
+def _ways(folder: Path, recipe: Recipe, batch_size: int, device: torch.device) -> dict[str, Callable[[], None]]:
+    data = datasets.folder(folder)
+    paths = [folder / data.train.name(index) for index in range(len(data.train))]
+
+    def module(**settings: Any) -> ImageDataModule:
+        return ImageDataModule(data, recipe, batch_size=batch_size, num_workers=0, **settings)
+
+    def load(loader: DataLoader) -> Callable[[], None]:
+        def run() -> None:
+            for batch in loader:
+                move_data_to_device(batch, device)
+
+        return run
 
     def decode() -> None:
         for index in range(len(data.train)):
             data.train[index]
 
-    def load(loader: DataLoader) -> None:
-        for batch in loader:
-            move_data_to_device(batch, device)
-        _wait(device)
-
     def color() -> None:
         for batch in crops:
-            apart.transfer_batch_to_device(batch, device, 0)
-        _wait(device)
+            on_device.transfer_batch_to_device(batch, device, 0)
 
+    on_device = module(color_on="device")
+    crops = on_device.train_dataloader()
     return {
         DECODE: decode,
-        PIL_RECIPE: lambda: load(pil),
-        WORKER_CROPS: lambda: load(plain),
-        DEVICE_LOADER: lambda: load(crops),
+        PIL_RECIPE: load(DataLoader(PILViews(paths, recipe), batch_size)),
+        WORKER_CROPS: load(module().train_dataloader()),
+        WORKER_REDUCED: load(module(reduced_decoding=True).train_dataloader()),
+        DEVICE_LOADER: load(crops),
+        DEVICE_REDUCED: load(module(color_on="device", reduced_decoding=True).train_dataloader()),
         DEVICE_CROPS: color,
     }
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-if __name__ == "__main__":
-    where = "cuda" if torch.cuda.is_available() else "cpu"
-    name = torch.cuda.get_device_name() if where == "cuda" else "CPU"
-    print(f"torch {torch.__version__}, one thread; JPEGs of 500 x 375, views 2 x 224 + 8 x 96 px, batch 16")
-    print(f"device_crops colours on: {name}")
-    measured = crop_rates(device=where)
-    for way, values in measured.items():
-        ratio = paired_ratio(measured, way)
-        print(f"{way:<36}{median(values):8.1f} images/s{ratio:8.2f} x the PIL recipe")
