@@ -454,6 +454,14 @@ def test_classes():
     assert ImageDataModule(Splits(images(4), None, ["a", "b", "c", "d"]), RECIPE).num_classes == 4
 
 
+def test_batches_are_pinned_where_there_is_a_gpu(monkeypatch):
+    for gpu in (False, True):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda gpu=gpu: gpu)
+        for color_on in ("worker", "device"):
+            assert module(color_on=color_on).train_dataloader().pin_memory is gpu
+            assert module(color_on=color_on, pin_memory=not gpu).query_dataloader().pin_memory is not gpu
+
+
 def test_no_local_crops():
     batch = passes(module(recipe=Recipe(global_size=8, num_local=0)), 1)[0]
     assert len(batch["views"]) == batch["boxes"].shape[1] == 2
