@@ -6,7 +6,7 @@ A row is a NamedTuple. The ends of its fields' names are their units: ``_seconds
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,22 +30,26 @@ class Report:
 
     benchmark: str
     what: str
-    """Sizes and conditions, in a sentence."""
+    """Sizes and conditions."""
     machine: Mapping[str, Any]
-    rows: list[Any]
-    """NamedTuples of one kind."""
+    rows: Iterable[Any]
+    """NamedTuples of one kind; may still be measured while they are read."""
 
-    def __str__(self) -> str:
-        return f"{self.benchmark}: {self.what}\n{as_words(self.machine)}\n\n{as_markdown(self.rows)}"
+    def title(self) -> str:
+        return f"{self.benchmark}: {self.what}\n{as_words(self.machine)}"
+
+    def finished(self) -> Report:
+        """Itself, with all rows measured."""
+        self.rows = list(self.rows)
+        return self
+
+    def table(self) -> str:
+        return as_markdown(self.rows)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values."""
-        return {
-            "benchmark": self.benchmark,
-            "what": self.what,
-            "machine": dict(self.machine),
-            "rows": [row._asdict() for row in self.rows],
-        }
+        rows = [row._asdict() for row in self.rows]
+        return {"benchmark": self.benchmark, "what": self.what, "machine": dict(self.machine), "rows": rows}
 
 
 def as_markdown(rows: Iterable[Any]) -> str:
@@ -64,9 +68,9 @@ def as_markdown(rows: Iterable[Any]) -> str:
 
 
 def heading(field: str) -> str:
-    """A field's name without the units that its cells show."""
-    words = field.removesuffix("_seconds").removesuffix("_bytes").replace("_", " ")
-    return words.replace("per second", "/ s")
+    """A field's name in words; its cells show the units."""
+    words = field.removesuffix("_seconds").removesuffix("_bytes").replace("_per_second", " / s").replace("_", " ")
+    return {"straight": "straightforward", "our": "ours", "bytes ratio": "memory ratio"}.get(words, words)
 
 
 def shown(field: str, value: Any) -> str:
@@ -86,9 +90,9 @@ def as_words(machine: Mapping[str, Any]) -> str:
     )
 
 
-def write_json(report: Report, path: str | Path) -> Path:
-    """Write a report, folders included; the path."""
+def write_json(reports: Sequence[Report], path: str | Path) -> Path:
+    """Write reports as a list, folders included; the path."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(report.as_dict(), indent=2) + "\n", encoding="utf-8")
+    path.write_text(json.dumps([report.as_dict() for report in reports], indent=2) + "\n", encoding="utf-8")
     return path
