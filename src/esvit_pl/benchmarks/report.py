@@ -6,6 +6,7 @@ A row is a NamedTuple. The ends of its fields' names are their units: ``_seconds
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,8 +70,12 @@ def as_markdown(rows: Iterable[Any]) -> str:
 
 def heading(field: str) -> str:
     """A field's name in words; its cells show the units."""
-    words = field.removesuffix("_seconds").removesuffix("_bytes").replace("_per_second", " / s").replace("_", " ")
-    return {"straight": "straightforward", "our": "ours", "bytes ratio": "memory ratio"}.get(words, words)
+    words = field.removesuffix("_seconds").replace("_per_second", " / s")
+    if words.endswith("_bytes"):
+        words = f"memory, {words.removesuffix('_bytes')}"
+    for short, long in (("bytes", "memory"), ("straight", "straightforward"), ("our", "ours"), ("_", " ")):
+        words = re.sub(rf"(?<![a-z]){short}(?![a-z])", long, words)
+    return words
 
 
 def shown(field: str, value: Any) -> str:
@@ -83,11 +88,17 @@ def shown(field: str, value: Any) -> str:
 
 def as_words(machine: Mapping[str, Any]) -> str:
     """``AMD EPYC, 2 threads, torch 2.14.1``"""
-    bare = ("cpu", "gpu")
-    return ", ".join(
-        str(value) if name in bare else f"{value} {name}" if isinstance(value, int) else f"{name} {value}"
-        for name, value in machine.items()
-    )
+    words = []
+    for name, value in machine.items():
+        counted = name[:-1] if value == 1 else name
+        words.append(
+            str(value)
+            if name in ("cpu", "gpu")
+            else f"{value} {counted}"
+            if isinstance(value, int)
+            else f"{name} {value}"
+        )
+    return ", ".join(words)
 
 
 def write_json(reports: Sequence[Report], path: str | Path) -> Path:

@@ -113,7 +113,7 @@ class StraightStep(Step):
         super().__init__(with_padding(backbone) if isinstance(backbone, Swin) else backbone, objective, views, **how)
 
     def make_optimizer(self) -> torch.optim.Optimizer:
-        return torch.optim.AdamW(parameter_groups(self.student), lr=0.0, foreach=False)
+        return torch.optim.AdamW(parameter_groups(self.student), lr=0.0)
 
     def losses(self, student: Views, teacher: Views) -> Losses:
         objective, losses = self.objective, Losses({}, self.objective.weights)
