@@ -349,30 +349,39 @@ def _model_legend(figure: Figure, colours: Mapping[str, str], *, arrows: bool) -
 
 
 def _model_names(axes: Axes, models: Sequence[Model]) -> None:
-    """Each name where it covers the least of the dots, the arrows and the names before it."""
+    """Each name near its dot, where it covers the least of the dots, the arrows and the other names."""
     point = axes.figure.dpi / 72  # in pixels
     centres = axes.transData.transform([(model.images_per_second, 100 * model.accuracy) for model in models])
     radii = [point * (model.parameters / PARAMETERS_OF_A_POINT) ** 0.5 / 2 for model in models]
-    taken = [np.array([*(centre - r), *(centre + r)]) for centre, r in zip(centres, radii, strict=True)]
+    fixed = [np.array([*(centre - r), *(centre + r)]) for centre, r in zip(centres, radii, strict=True)]
     for model, centre in zip(models, centres, strict=True):
         if model.start is not None:
             end = axes.transData.transform((model.images_per_second, 100 * model.start))
-            taken.append(np.array([*(np.minimum(centre, end) - 2 * point), *(np.maximum(centre, end) + 2 * point)]))
+            fixed.append(np.array([*(np.minimum(centre, end) - 2 * point), *(np.maximum(centre, end) + 2 * point)]))
     inside = np.array(axes.get_window_extent().extents)
+    places = [(side / np.hypot(*side), side, gap * point) for gap in (3, 8, 16) for side in AROUND]
+    texts, boxes, costs = [], [], []
     for model, centre, radius in zip(models, centres, radii, strict=True):
         at = (model.images_per_second, 100 * model.accuracy)
         text = axes.annotate(model.name, at, (0, 0), textcoords="offset points", fontsize=7.5, color="0.25")
         text.set_in_layout(False)
-        size = 1.06 * np.array(text.get_window_extent().size)  # at other resolutions letters are a little wider
-        places = [(side, side * (radius + gap * point) / np.hypot(*side)) for gap in (3, 8, 16) for side in AROUND]
-        middles = [centre + near + side * size / 2 for side, near in places]
-        boxes = [np.array([*(middle - size / 2), *(middle + size / 2)]) for middle in middles]
-        costs = [sum(_overlap(box, other) for other in taken) + 10 * _outside(box, inside) for box in boxes]
-        best = int(np.argmin(costs))
-        side, near = places[best]
-        text.set(ha=("center", "left", "right")[side[0]], va=("center", "bottom", "top")[side[1]])
-        text.xyann = tuple(near / point)
-        taken.append(boxes[best])
+        # More than it takes: letters are wider at other resolutions, and names in a row should not read as one.
+        size = np.array(text.get_window_extent().size) * (1.06, 1) + (3 * point, 0)
+        middles = [centre + way * (radius + gap) + side * size / 2 for way, side, gap in places]
+        around = [np.array([*(middle - size / 2), *(middle + size / 2)]) for middle in middles]
+        covered = [sum(_overlap(box, other) for other in fixed) + 10 * _outside(box, inside) for box in around]
+        texts.append(text)
+        boxes.append(around)
+        costs.append(np.array([area + 2 * gap for area, (_, _, gap) in zip(covered, places, strict=True)]))
+    chosen = [int(np.argmin(cost)) for cost in costs]
+    for _ in range(5):  # each in turn makes room for the others
+        for n, around in enumerate(boxes):
+            others = [boxes[m][k] for m, k in enumerate(chosen) if m != n]
+            chosen[n] = int(np.argmin(costs[n] + [sum(_overlap(box, other) for other in others) for box in around]))
+    for text, radius, k in zip(texts, radii, chosen, strict=True):
+        way, side, gap = places[k]
+        text.set(ha=("center", "left", "right")[int(side[0])], va=("center", "bottom", "top")[int(side[1])])
+        text.xyann = tuple(way * (radius + gap) / point)
 
 
 def _overlap(one: np.ndarray, two: np.ndarray) -> float:
