@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from statistics import median
 from time import perf_counter
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -15,9 +15,6 @@ from esvit_pl.benchmarks.backbones import configs, from_config, parameter_count
 from esvit_pl.benchmarks.measure import seconds
 from esvit_pl.benchmarks.published import DINO, ESVIT, FINE_TUNED, RIVALS, accuracy, v100_images_per_second
 from esvit_pl.visualize import Model, accuracy_against_throughput
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 Precision = Literal["float32", "bf16"]
 
@@ -130,8 +127,8 @@ def images_per_second(
     return batch_size / median(passes)
 
 
-def picture(rows: Sequence[Throughput] = (), *, where: str = "this machine") -> Figure:
-    """Accuracy against throughput: published ones, and below, if `rows` are given, those measured here.
+def picture(rows: Sequence[Throughput] = (), *, where: str = "this machine") -> Any:
+    """A matplotlib Figure of accuracy against throughput: published ones; below, if `rows` are given, measured ones.
 
     Args:
         rows: of `throughput`; configs without a published accuracy are left out.
