@@ -18,7 +18,7 @@ UNITS: dict[str, Callable[[Any], str]] = {
     "bytes": lambda x: f"{x / MIB:.0f} MiB",
     "ratio": lambda x: f"{x:.2f}",
     "error": lambda x: f"{x:.0e}",
-    "per_second": lambda x: f"{x:.1f}",
+    "per_second": lambda x: f"{x:.0f}" if x >= 100 else f"{x:.3g}",
     "share": lambda x: f"{100 * x:.0f} %",
     "parameters": lambda x: f"{x / 1e6:.1f} M",
     "flops": lambda x: f"{x / 1e9:.2f} G",
