@@ -70,11 +70,11 @@ def as_markdown(rows: Iterable[Any]) -> str:
 
 def heading(field: str) -> str:
     """A field's name in words; its cells show the units."""
-    words = field.removesuffix("_seconds").replace("_per_second", " / s")
-    if words.endswith("_bytes"):
-        words = f"memory, {words.removesuffix('_bytes')}"
-    for short, long in (("bytes", "memory"), ("straight", "straightforward"), ("our", "ours"), ("_", " ")):
-        words = re.sub(rf"(?<![a-z]){short}(?![a-z])", long, words)
+    words = field.removesuffix("_seconds").replace("_per_second", " / s").replace("_", " ")
+    if words.endswith(" bytes"):
+        words = f"memory, {words.removesuffix(' bytes')}"
+    for short, long in (("bytes", "memory"), ("straight", "straightforward"), ("our", "ours")):
+        words = re.sub(rf"\b{short}\b", long, words)
     return words
 
 

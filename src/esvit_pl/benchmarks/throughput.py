@@ -30,7 +30,7 @@ class Throughput(NamedTuple):
     flops: int
     """Multiply-adds of one image, which is what papers call FLOPs (`multiply_adds`)."""
     batch_size: int | None
-    """Images of one pass here; the paper's is 128."""
+    """Images of one pass here."""
     images_per_second: float | None
     """Here: images of a batch / median seconds of a pass."""
     v100_images_per_second: float | None

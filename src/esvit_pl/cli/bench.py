@@ -123,6 +123,31 @@ def step(cfg: DictConfig) -> Iterator[Report]:
     )
 
 
+def throughput(cfg: DictConfig) -> Iterator[Report]:
+    from esvit_pl.benchmarks.measure import machine
+    from esvit_pl.benchmarks.published import RIVALS
+    from esvit_pl.benchmarks.report import Report, as_words
+    from esvit_pl.benchmarks.throughput import picture
+    from esvit_pl.benchmarks.throughput import throughput as measure
+    from esvit_pl.visualize import save
+
+    rows: list[Any] = []
+
+    def measured() -> Iterator[Any]:
+        for row in measure(
+            cfg.backbones, batch_size=batch_size, precision="bf16" if bf16(cfg) else "float32", device=device(cfg)
+        ):
+            rows.append(row)
+            yield row
+
+    batch_size = cfg.batch_size or 1
+    what = f"backbones without heads, images of 224 px, batch {batch_size}, {cfg.trainer.precision}, inference"
+    yield report(cfg, "throughput", f"{what}; beside them what the paper publishes", measured())
+    yield Report("published", "the paper's rivals, measured by their authors", {"gpu": "V100"}, RIVALS)
+    path = Path(cfg.out) / "throughput.png"
+    print(save(picture(rows, where=as_words(machine(device(cfg)))), path), flush=True)
+
+
 def vil(cfg: DictConfig) -> Iterator[Report]:
     from esvit_pl.benchmarks.vil import attention_costs
 
@@ -138,6 +163,7 @@ BENCHMARKS: dict[str, Callable[[DictConfig], Iterator[Report]]] = {
     "loss": loss,
     "tokens": tokens,
     "step": step,
+    "throughput": throughput,
     "vil": vil,
 }
 
