@@ -43,6 +43,19 @@ def test_projections_and_prototypes_have_unit_length():
     assert torch.allclose(head.prototypes().norm(dim=-1), torch.ones(5), atol=1e-6)
 
 
+def test_prototypes_are_gains_times_directions_of_length_one_and_so_are_their_gradients():
+    prototypes = Prototypes(4, 5).double()
+    with torch.no_grad():
+        prototypes.gain.uniform_(0.5, 2)
+    by_hand = prototypes.gain * prototypes.direction / prototypes.direction.norm(dim=1, keepdim=True)
+    assert torch.allclose(prototypes(), by_hand, rtol=1e-12)
+    ours, wanted = (
+        torch.autograd.grad(w.pow(3).sum(), [prototypes.direction, prototypes.gain]) for w in (prototypes(), by_hand)
+    )
+    for mine, other in zip(ours, wanted, strict=True):
+        assert torch.allclose(mine, other, rtol=1e-10, atol=1e-14)
+
+
 def test_a_fixed_gain_does_not_learn():
     assert not Prototypes(4, 5, fixed_gain=True).gain.requires_grad
     assert Prototypes(4, 5).gain.requires_grad

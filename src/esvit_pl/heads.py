@@ -26,7 +26,8 @@ class Prototypes(nn.Module):
 
     def forward(self) -> Tensor:
         """The prototypes W (k p); logits are ``z @ W.T``."""
-        return self.gain * F.normalize(self.direction, dim=-1)
+        # What torch's own weight norm calls; written with norms and quotients, backward takes five times as long.
+        return torch._weight_norm(self.direction, self.gain, 0)
 
 
 class ProjectionHead(nn.Module):

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from esvit_pl.benchmarks.backbones import as_markdown, published, rows
+from esvit_pl.benchmarks.backbones import as_markdown, rows
 
 PAGE = Path(__file__).parents[2] / "docs" / "backbones.md"
 
@@ -26,7 +26,3 @@ def test_numbers_of_the_paper(table):
     assert named["deit_small_p8"].regions == (784, 144)
     assert named["vil_tiny"].attention == "sliding, chunks of 7 (stages 1-2); full (stages 3-4)"
     assert [named[name].attention for name in ("resnet50", "vit_base_p16")] == ["none", "full"]
-
-
-def test_what_is_not_published_is_left_open():
-    assert published("swin_large_w7", "view") == "-"

@@ -277,3 +277,17 @@ def test_errors_for_people():
     assert app.is_for_people(app.UserError())
     assert not app.is_for_people(ValueError("raised by nobody"))
     assert not app.is_for_people(RuntimeError("shape"))
+
+
+@pytest.mark.parametrize(
+    ("words", "become"),
+    [
+        (["logs/", "sort=x"], ["sort=x", "folders=['logs/']"]),
+        (["a b", "it's"], [r"folders=['a b','it\'s']"]),
+        (["sort=x"], ["sort=x"]),
+        (["--cfg", "job", "logs"], ["--cfg", "job", "folders=['logs']"]),
+        (["--help"], ["--help"]),
+    ],
+)
+def test_words_that_are_no_settings_become_one(words, become):
+    assert app.words_as_setting(words, "folders") == become

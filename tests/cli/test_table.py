@@ -6,8 +6,6 @@ import sys
 
 import pytest
 
-from esvit_pl.cli.table import folders_as_setting
-
 
 @pytest.fixture
 def logs(tmp_path):
@@ -71,20 +69,6 @@ def test_what_is_refused(commands, logs, words, said):
     assert outcome.code == 1
     assert said.format(logs=logs) in outcome.err
     assert "Traceback" not in outcome.err
-
-
-@pytest.mark.parametrize(
-    ("words", "become"),
-    [
-        (["logs/", "sort=x"], ["sort=x", "folders=['logs/']"]),
-        (["a b", "it's"], [r"folders=['a b','it\'s']"]),
-        (["sort=x"], ["sort=x"]),
-        (["--cfg", "job", "logs"], ["--cfg", "job", "folders=['logs']"]),
-        (["--help"], ["--help"]),
-    ],
-)
-def test_words_that_are_no_settings_are_folders(words, become):
-    assert folders_as_setting(words) == become
 
 
 def test_it_loads_neither_torch_nor_numpy(logs):

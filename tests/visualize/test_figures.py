@@ -1,13 +1,23 @@
 from __future__ import annotations
 
 import sys
+from itertools import combinations
 
 import matplotlib
 import numpy as np
 import pytest
 import torch
 
-from esvit_pl.visualize import comparison, crops, learning_curve, save, sweep
+from esvit_pl.benchmarks.throughput import published_models
+from esvit_pl.visualize import (
+    Model,
+    accuracy_against_throughput,
+    comparison,
+    crops,
+    learning_curve,
+    save,
+    sweep,
+)
 
 TABLE = {"chance": 0.05, "untrained": 0.36, "pretrained": 0.63, "raw_pixels": 0.28, "histogram": None}
 
@@ -110,6 +120,49 @@ def test_sweep_of_losses_has_the_smallest_on_top(tmp_path) -> None:
     assert (width < 1600) and (height < 1800)
 
 
+def boxes_of_names(axes):
+    """{name: its box in pixels}, and the axes' own."""
+    axes.figure.draw_without_rendering()
+    names = [text for text in axes.texts if text.get_text()]
+    return [(text.get_text(), text.get_window_extent()) for text in names], axes.get_window_extent()
+
+
+def test_accuracy_against_throughput_draws_each_model_where_it_is(tmp_path) -> None:
+    models = [Model("A", "small", 10, 0.7, 13_000_000, start=0.6), Model("B", "large", 1000, 0.8, 130_000_000)]
+    figure = accuracy_against_throughput(models, models[:1], where="a toaster")
+    above, below = figure.axes
+    assert [axes.get_title() for axes in figure.axes] == ["published: one V100", "measured: a toaster"]
+    large, small = above.collections  # small ones in front
+    np.testing.assert_allclose([dot.get_offsets()[0] for dot in (small, large)], [[10, 70], [1000, 80]])
+    assert large.get_sizes()[0] == pytest.approx(10 * small.get_sizes()[0])
+    assert not np.array_equal(small.get_facecolor(), large.get_facecolor())
+    (arrow,) = (text for text in above.texts if text.arrow_patch is not None)
+    assert (arrow.xy, arrow.xyann) == ((10, pytest.approx(70)), (10, pytest.approx(60)))
+    assert above.get_ylim()[0] < 60 < 80 < above.get_ylim()[1]
+    assert above.get_ylim() == below.get_ylim()
+    assert above.get_xscale() == "log"
+    assert [name for name, _ in boxes_of_names(above)[0]] == ["small", "large"]
+    assert {"A", "B", "100 M"} <= {text.get_text() for text in figure.legends[0].get_texts()}
+    width, height = drawn(figure, tmp_path / "figure.png")
+    assert (width, height) == (960, 1305)
+
+
+def test_names_of_models_cover_neither_one_another_nor_dots() -> None:
+    crowd = [Model("A", f"neighbour {n}", 100 + n, 0.75 + 0.001 * n, 20_000_000) for n in range(6)]
+    for models in (published_models(), crowd):
+        figure = accuracy_against_throughput(models)
+        (axes,) = figure.axes
+        names, inside = boxes_of_names(axes)
+        assert len(names) == len(models)
+        assert not [(one, two) for (one, a), (two, b) in combinations(names, 2) if a.overlaps(b)]
+        for _, box in names:
+            assert inside.contains(box.x0, box.y0) and inside.contains(box.x1, box.y1)
+            assert not any(box.contains(*axes.transData.transform(dot.get_offsets()[0])) for dot in axes.collections)
+        legend = figure.legends[0].get_window_extent()
+        assert (legend.x0 > 0) and (legend.x1 < figure.bbox.width)
+        assert legend.y1 < inside.y0
+
+
 def test_no_window_and_no_global_state() -> None:
     backend = matplotlib.rcParams["backend"]
     comparison({"knn": TABLE})
@@ -126,3 +179,5 @@ def test_bad_input() -> None:
         comparison({"status": "finished"})
     with pytest.raises(ValueError, match="sweep needs a value of knn/top1, got 1 groups without any"):
         sweep({"lr=1": []}, "knn/top1")
+    with pytest.raises(ValueError, match="accuracy_against_throughput needs a model or more, got none"):
+        accuracy_against_throughput([])

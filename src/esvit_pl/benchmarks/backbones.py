@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
-from importlib.resources import files
 
 import torch
 
 from esvit_pl.backbones import Backbone, build
-from esvit_pl.cli.calls import CONFIGS, compose, list_backbones
+from esvit_pl.benchmarks.published import accuracy
+from esvit_pl.cli.calls import compose, list_backbones
 
 SOURCES = {
     "swin": "2103.14030",
@@ -20,13 +19,6 @@ SOURCES = {
     "resnet50": "1512.03385",
 }
 """First part of a config's name -> arXiv number of the architecture's paper."""
-OF_DINO = {
-    "deit_small_p16": "77.0 / 74.5",
-    "deit_small_p8": "79.7 / 78.3",
-    "vit_base_p16": "78.2 / 76.1",
-    "vit_base_p8": "80.1 / 77.4",
-}
-"""Results of DINO's own training, as the EsViT paper's tables give them."""
 SIZES = (224, 96)
 
 
@@ -48,7 +40,25 @@ class Row:
 
 def rows() -> list[Row]:
     """One for each file of conf/backbone but ``timm``, which may be any model. Nothing is computed, only counted."""
-    return [_row(name) for name in list_backbones() if name != "timm"]
+    return [_row(name) for name in configs()]
+
+
+def configs() -> list[str]:
+    """Names of conf/backbone but ``timm``."""
+    return [name for name in list_backbones() if name != "timm"]
+
+
+def from_config(name: str, device: str = "meta") -> Backbone:
+    """A file of conf/backbone as a backbone in eval mode; on the meta device it has shapes and no values."""
+    node = dict(compose("pretrain", f"backbone={name}").backbone)
+    node.pop("_target_")
+    with torch.device(device):
+        return build(**node).eval()
+
+
+def parameter_count(backbone: Backbone) -> int:
+    """Of all tensors that can learn."""
+    return sum(parameter.numel() for parameter in backbone.parameters())
 
 
 def as_markdown(table: list[Row]) -> str:
@@ -67,19 +77,17 @@ def as_markdown(table: list[Row]) -> str:
 
 
 def _row(name: str) -> Row:
-    node = dict(compose("pretrain", f"backbone={name}").backbone)
-    node.pop("_target_")
-    with torch.device("meta"):
-        backbone = build(**node).eval()
-        regions = tuple(backbone(torch.empty(1, 3, side, side)).regions.shape[1] for side in SIZES)
+    backbone = from_config(name)
+    images = [torch.empty(1, 3, side, side, device="meta") for side in SIZES]
+    regions = tuple(backbone(image).regions.shape[1] for image in images)
     return Row(
         name,
-        sum(parameter.numel() for parameter in backbone.parameters()),
+        parameter_count(backbone),
         regions,
         attention_of(backbone),
         SOURCES[name.partition("_")[0]],
-        OF_DINO.get(name) or published(name, "view"),
-        published(name, "view_region"),
+        str(accuracy(name, "view") or "-"),
+        str(accuracy(name, "view_region") or "-"),
     )
 
 
@@ -100,15 +108,6 @@ def attention_of(backbone: Backbone) -> str:
     except NotImplementedError:
         return "none"
     return "full"
-
-
-def published(backbone: str, loss: str) -> str:
-    """What the header of this backbone's experiment expects; - where none is published."""
-    path = files(CONFIGS).joinpath("experiment", f"{backbone}_{loss}.yaml")
-    if not path.is_file():
-        return "-"
-    expected = re.search(r"# Expected: linear ([\d.]+) %, k-NN ([\d.]+) %", path.read_text(encoding="utf-8"))
-    return f"{expected[1]} / {expected[2]}" if expected else "-"
 
 
 def _stages(kinds: list[str], kind: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from statistics import median
 from time import perf_counter
@@ -16,24 +16,51 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 
-class Pair(NamedTuple):
-    """Two forms of one thing, run in turn."""
+class Comparison(NamedTuple):
+    """The straightforward form of something and ours, measured in one run."""
 
+    part: str
     straight_seconds: float
     """Median of the repeats, of the straightforward form."""
-    seconds: float
+    our_seconds: float
     """The same of ours."""
     ratio: float
     """Median over the repeats of straightforward / ours, each repeat compared within itself."""
+    straight_bytes: int | None = None
+    """Most memory held at once; None where it was not measured."""
+    our_bytes: int | None = None
+    """The same of ours."""
+
+    bytes_ratio: float | None = None
+    error: float | None = None
+    """Largest relative difference between the two results."""
 
 
-def in_turn(
-    straight: Callable[[], object], ours: Callable[[], object], *, repeats: int, device: torch.device | str = "cpu"
-) -> Pair:
-    """Run both forms once to warm up, then `repeats` times one after the other."""
-    pairs = [(seconds(straight, device), seconds(ours, device)) for _ in range(repeats + 1)][1:]
+def compare(
+    part: str,
+    straight: Callable[[], Iterable[Tensor]],
+    ours: Callable[[], Iterable[Tensor]],
+    *,
+    repeats: int,
+    device: torch.device | str = "cpu",
+    memory: bool = True,
+) -> Comparison:
+    """Run both forms once for the error, once for the memory if it is asked for, then `repeats` times in turn."""
+    error = relative_error(ours(), straight())
+    held = [peak_bytes(form, device) if memory else None for form in (straight, ours)]
+    pairs = [(seconds(straight, device), seconds(ours, device)) for _ in range(repeats)]
+    return compared(part, pairs, held, error)
+
+
+def compared(
+    part: str, pairs: list[tuple[float, float]], held: Sequence[int | None] = (None, None), error: float | None = None
+) -> Comparison:
+    """From the (straightforward, ours) seconds of each repeat."""
     theirs, mine = zip(*pairs, strict=True)
-    return Pair(median(theirs), median(mine), median(one / two for one, two in pairs))
+    ratio = median(one / two for one, two in pairs)
+    straight, ours = held
+    saved = straight / ours if straight and ours else None
+    return Comparison(part, median(theirs), median(mine), ratio, straight, ours, saved, error)
 
 
 def seconds(function: Callable[[], object], device: torch.device | str = "cpu") -> float:

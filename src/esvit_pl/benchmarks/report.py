@@ -6,7 +6,8 @@ A row is a NamedTuple. The ends of its fields' names are their units: ``_seconds
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ UNITS: dict[str, Callable[[Any], str]] = {
     "bytes": lambda x: f"{x / MIB:.0f} MiB",
     "ratio": lambda x: f"{x:.2f}",
     "error": lambda x: f"{x:.0e}",
-    "per_second": lambda x: f"{x:.1f}",
+    "per_second": lambda x: f"{x:.0f}" if x >= 100 else f"{x:.3g}",
     "share": lambda x: f"{100 * x:.0f} %",
     "parameters": lambda x: f"{x / 1e6:.1f} M",
     "flops": lambda x: f"{x / 1e9:.2f} G",
@@ -30,22 +31,26 @@ class Report:
 
     benchmark: str
     what: str
-    """Sizes and conditions, in a sentence."""
+    """Sizes and conditions."""
     machine: Mapping[str, Any]
-    rows: list[Any]
-    """NamedTuples of one kind."""
+    rows: Iterable[Any]
+    """NamedTuples of one kind; may still be measured while they are read."""
 
-    def __str__(self) -> str:
-        return f"{self.benchmark}: {self.what}\n{as_words(self.machine)}\n\n{as_markdown(self.rows)}"
+    def title(self) -> str:
+        return f"{self.benchmark}: {self.what}\n{as_words(self.machine)}"
+
+    def finished(self) -> Report:
+        """Itself, with all rows measured."""
+        self.rows = list(self.rows)
+        return self
+
+    def table(self) -> str:
+        return as_markdown(self.rows)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values."""
-        return {
-            "benchmark": self.benchmark,
-            "what": self.what,
-            "machine": dict(self.machine),
-            "rows": [row._asdict() for row in self.rows],
-        }
+        rows = [row._asdict() for row in self.rows]
+        return {"benchmark": self.benchmark, "what": self.what, "machine": dict(self.machine), "rows": rows}
 
 
 def as_markdown(rows: Iterable[Any]) -> str:
@@ -64,9 +69,13 @@ def as_markdown(rows: Iterable[Any]) -> str:
 
 
 def heading(field: str) -> str:
-    """A field's name without the units that its cells show."""
-    words = field.removesuffix("_seconds").removesuffix("_bytes").replace("_", " ")
-    return words.replace("per second", "/ s")
+    """A field's name in words; its cells show the units."""
+    words = field.removesuffix("_seconds").replace("_per_second", " / s").replace("_", " ")
+    if words.endswith(" bytes"):
+        words = f"memory, {words.removesuffix(' bytes')}"
+    for short, long in (("bytes", "memory"), ("straight", "straightforward"), ("our", "ours")):
+        words = re.sub(rf"\b{short}\b", long, words)
+    return words
 
 
 def shown(field: str, value: Any) -> str:
@@ -79,16 +88,22 @@ def shown(field: str, value: Any) -> str:
 
 def as_words(machine: Mapping[str, Any]) -> str:
     """``AMD EPYC, 2 threads, torch 2.14.1``"""
-    bare = ("cpu", "gpu")
-    return ", ".join(
-        str(value) if name in bare else f"{value} {name}" if isinstance(value, int) else f"{name} {value}"
-        for name, value in machine.items()
-    )
+    words = []
+    for name, value in machine.items():
+        counted = name[:-1] if value == 1 else name
+        words.append(
+            str(value)
+            if name in ("cpu", "gpu")
+            else f"{value} {counted}"
+            if isinstance(value, int)
+            else f"{name} {value}"
+        )
+    return ", ".join(words)
 
 
-def write_json(report: Report, path: str | Path) -> Path:
-    """Write a report, folders included; the path."""
+def write_json(reports: Sequence[Report], path: str | Path) -> Path:
+    """Write reports as a list, folders included; the path."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(report.as_dict(), indent=2) + "\n", encoding="utf-8")
+    path.write_text(json.dumps([report.as_dict() for report in reports], indent=2) + "\n", encoding="utf-8")
     return path

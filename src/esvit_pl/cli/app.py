@@ -99,6 +99,20 @@ def command(
     return decorate
 
 
+def words_as_setting(argv: Sequence[str], key: str) -> list[str]:
+    """The words of a command line that are neither settings nor flags, as one setting: ``folders=['logs/','more/']``.
+
+    A word behind a flag belongs to the flag: ``--cfg job``.
+    """
+    behind = {index + 1 for index, word in enumerate(argv) if word.startswith("-")}
+    is_bare = [
+        "=" not in word and not word.startswith(("-", "~")) and index not in behind for index, word in enumerate(argv)
+    ]
+    words = [word.replace("'", r"\'") for word, yes in zip(argv, is_bare, strict=True) if yes]
+    others = [word for word, yes in zip(argv, is_bare, strict=True) if not yes]
+    return [*others, "{}=[{}]".format(key, ",".join(f"'{word}'" for word in words))] if words else others
+
+
 def requires(program: str, *keys: str) -> Callable[[DictConfig], str | None]:
     """A ``needs`` for `command`: names those of the keys that the config leaves out or null."""
 

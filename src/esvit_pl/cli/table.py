@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 from omegaconf import DictConfig
 
-from esvit_pl.cli.app import command
+from esvit_pl.cli.app import command, words_as_setting
 from esvit_pl.cli.run_table import goal, ranked, report, run_table, write_csv
 from esvit_pl.cli.runs import find_runs
 
@@ -20,22 +19,8 @@ EXAMPLES = [
 
 
 def main() -> None:
-    sys.argv[1:] = folders_as_setting(sys.argv[1:])
+    sys.argv[1:] = words_as_setting(sys.argv[1:], "folders")
     show()
-
-
-def folders_as_setting(argv: Sequence[str]) -> list[str]:
-    """The words of a command line that are neither settings nor flags, as one setting: ``folders=['logs/','more/']``.
-
-    A word behind a flag belongs to the flag: ``--cfg job``.
-    """
-    behind = {index + 1 for index, word in enumerate(argv) if word.startswith("-")}
-    is_folder = [
-        "=" not in word and not word.startswith(("-", "~")) and index not in behind for index, word in enumerate(argv)
-    ]
-    folders = [word.replace("'", r"\'") for word, yes in zip(argv, is_folder, strict=True) if yes]
-    others = [word for word, yes in zip(argv, is_folder, strict=True) if not yes]
-    return [*others, "folders=[{}]".format(",".join(f"'{word}'" for word in folders))] if folders else others
 
 
 def needs(cfg: DictConfig) -> str | None:

@@ -1,5 +1,13 @@
 """Pictures: arrays first, ink last."""
 
-from esvit_pl.visualize.figures import comparison, crops, learning_curve, save, sweep
+from esvit_pl.visualize.figures import (
+    Model,
+    accuracy_against_throughput,
+    comparison,
+    crops,
+    learning_curve,
+    save,
+    sweep,
+)
 
-__all__ = ["comparison", "crops", "learning_curve", "save", "sweep"]
+__all__ = ["Model", "accuracy_against_throughput", "comparison", "crops", "learning_curve", "save", "sweep"]

@@ -7,7 +7,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -28,6 +28,26 @@ ROWS = {
     "pretrained": "pretrained",
 }
 """Rows of results.json in the order in which they are shown, and what they are called."""
+PARAMETERS_OF_A_POINT = 1.3e6
+"""A dot of `accuracy_against_throughput` has a square point for so many."""
+AROUND = tuple(map(np.array, [(1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (1, -1), (-1, 1), (-1, -1)]))
+"""Where a dot's name may stand, (right, up), best first."""
+
+
+class Model(NamedTuple):
+    """A dot of `accuracy_against_throughput`."""
+
+    method: str
+    """What its colour stands for."""
+    name: str
+    """Written beside it."""
+    images_per_second: float
+    accuracy: float
+    """Fraction in 0-1."""
+    parameters: int
+    """Their number is the dot's area."""
+    start: float | None = None
+    """Accuracy before something was added, where an arrow begins."""
 
 
 def learning_curve(
@@ -192,6 +212,37 @@ def sweep(groups: Mapping[str, Sequence[float]], metric: str, *, smaller_is_bett
     return figure
 
 
+def accuracy_against_throughput(
+    published: Sequence[Model], measured: Sequence[Model] = (), *, where: str = "this machine"
+) -> Figure:
+    """Linear accuracy on ImageNet-1k against images a second, one dot a model; arrows show what L_R adds to L_V.
+
+    Args:
+        published: drawn above, on the paper's V100.
+        measured: drawn below, where they were measured; none leaves the lower picture out.
+        where: that machine, in words.
+    """
+    panels = {"published: one V100": published, f"measured: {where}": measured}
+    panels = {title: models for title, models in panels.items() if models}
+    if not panels:
+        raise ValueError("accuracy_against_throughput needs a model or more, got none")
+    methods = list(dict.fromkeys(model.method for models in panels.values() for model in models))
+    colours = dict(zip(methods, itertools.cycle(COLOURS)))
+    figure = _figure(6.4, 0.9 + 3.9 * len(panels))
+    grid = np.ravel(figure.subplots(len(panels), 1, squeeze=False, sharey=True))
+    for axes, (title, models) in zip(grid, panels.items(), strict=True):
+        _models(axes, models, colours)
+        axes.set_title(title, fontsize=10)
+        _finish(axes, "linear accuracy (%)")
+        axes.set_xlabel("images/s")
+    arrows = any(model.start is not None for models in panels.values() for model in models)
+    _model_legend(figure, colours, arrows=arrows)
+    figure.draw_without_rendering()  # so that the layout is known to what finds room for the names
+    for axes, models in zip(grid, panels.values(), strict=True):
+        _model_names(axes, models)
+    return figure
+
+
 def save(figure: Figure, path: str | Path) -> Path:
     """Write a figure; the folder is made, the ending of the name is the format. Returns the path."""
     path = Path(path)
@@ -248,6 +299,100 @@ def _finish(axes: Axes, label: str) -> None:
     axes.grid(axis="y", color="0.92")
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
+
+
+def _models(axes: Axes, models: Sequence[Model], colours: Mapping[str, str]) -> None:
+    """The dots, large ones behind small ones, and the arrows."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    axes.set_xscale("log")
+    for model in sorted(models, key=lambda model: -model.parameters):
+        x, y, colour = model.images_per_second, 100 * model.accuracy, colours[model.method]
+        area = model.parameters / PARAMETERS_OF_A_POINT
+        axes.scatter([x], [y], s=area, color=colour, alpha=0.75, linewidths=0, zorder=2)
+        if model.start is not None:
+            arrow = {"arrowstyle": "-|>", "color": colour, "linewidth": 1, "shrinkA": 0, "shrinkB": area**0.5 / 2}
+            axes.annotate("", (x, y), (x, 100 * model.start), arrowprops=arrow)
+            axes.update_datalim([(x, 100 * model.start)])
+    axes.margins(x=0.12, y=0.08)
+    axes.autoscale_view()
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
+    axes.grid(axis="x", color="0.92")
+
+
+def _model_legend(figure: Figure, colours: Mapping[str, str], *, arrows: bool) -> None:
+    """Below the pictures, in two rows: what the colours are; what the areas are, and the arrows."""
+    from matplotlib.lines import Line2D
+
+    def entry(label: str, colour: str = "none", area: float = 36, marker: str = "o") -> Line2D:
+        look = {"color": colour, "marker": marker, "markersize": area**0.5, "markeredgewidth": 0}
+        return Line2D([], [], linestyle="", label=label, alpha=0.75, **look)
+
+    above = [entry(method, colour) for method, colour in colours.items()]
+    sizes = {"25 M": 25e6, "100 M": 100e6, "400 M parameters": 400e6}
+    below = [entry(label, "0.75", number / PARAMETERS_OF_A_POINT) for label, number in sizes.items()]
+    if arrows:
+        below.append(entry(r"$L_V \to L_V + L_R$", GREY, marker=r"$\uparrow$"))
+    columns = itertools.zip_longest(above, below)  # a legend is filled column by column
+    handles = [handle or entry("") for column in columns for handle in column]
+    figure.legend(
+        handles=handles,
+        loc="outside lower center",
+        ncols=len(handles) // 2,
+        frameon=False,
+        fontsize=8,
+        handletextpad=0.5,
+        columnspacing=1.2,
+    )
+
+
+def _model_names(axes: Axes, models: Sequence[Model]) -> None:
+    """Each name near its dot, where it covers the least of the dots, the arrows and the other names."""
+    point = axes.figure.dpi / 72  # in pixels
+    centres = axes.transData.transform([(model.images_per_second, 100 * model.accuracy) for model in models])
+    radii = [point * (model.parameters / PARAMETERS_OF_A_POINT) ** 0.5 / 2 for model in models]
+    fixed = [np.array([*(centre - r), *(centre + r)]) for centre, r in zip(centres, radii, strict=True)]
+    for model, centre in zip(models, centres, strict=True):
+        if model.start is not None:
+            end = axes.transData.transform((model.images_per_second, 100 * model.start))
+            fixed.append(np.array([*(np.minimum(centre, end) - 2 * point), *(np.maximum(centre, end) + 2 * point)]))
+    inside = np.array(axes.get_window_extent().extents)
+    places = [(side / np.hypot(*side), side, gap * point) for gap in (3, 8, 16) for side in AROUND]
+    texts, boxes, costs = [], [], []
+    for model, centre, radius in zip(models, centres, radii, strict=True):
+        at = (model.images_per_second, 100 * model.accuracy)
+        text = axes.annotate(model.name, at, (0, 0), textcoords="offset points", fontsize=7.5, color="0.25")
+        text.set_in_layout(False)
+        # More than it takes: letters are wider at other resolutions, and names in a row should not read as one.
+        size = np.array(text.get_window_extent().size) * (1.06, 1) + (3 * point, 0)
+        middles = [centre + way * (radius + gap) + side * size / 2 for way, side, gap in places]
+        around = [np.array([*(middle - size / 2), *(middle + size / 2)]) for middle in middles]
+        covered = [sum(_overlap(box, other) for other in fixed) + 10 * _outside(box, inside) for box in around]
+        texts.append(text)
+        boxes.append(around)
+        costs.append(np.array([area + 2 * gap for area, (_, _, gap) in zip(covered, places, strict=True)]))
+    chosen = [int(np.argmin(cost)) for cost in costs]
+    for _ in range(5):  # each in turn makes room for the others
+        for n, around in enumerate(boxes):
+            others = [boxes[m][k] for m, k in enumerate(chosen) if m != n]
+            chosen[n] = int(np.argmin(costs[n] + [sum(_overlap(box, other) for other in others) for box in around]))
+    for text, radius, k in zip(texts, radii, chosen, strict=True):
+        way, side, gap = places[k]
+        text.set(ha=("center", "left", "right")[int(side[0])], va=("center", "bottom", "top")[int(side[1])])
+        text.xyann = tuple(way * (radius + gap) / point)
+
+
+def _overlap(one: np.ndarray, two: np.ndarray) -> float:
+    """Area that two boxes (left, bottom, right, top) share."""
+    sides = np.minimum(one[2:], two[2:]) - np.maximum(one[:2], two[:2])
+    return float(np.prod(sides.clip(min=0)))
+
+
+def _outside(box: np.ndarray, frame: np.ndarray) -> float:
+    """Area of a box that lies outside a frame."""
+    return float(np.prod(box[2:] - box[:2])) - _overlap(box, frame)
 
 
 def _rows(table: Mapping[str, Any] | None) -> dict[str, float]:

@@ -1,0 +1,115 @@
+"""What the EsViT paper publishes about its own models and its rivals' (arXiv 2106.09785): data, measured by others.
+
+Accuracies are on ImageNet-1k in %, throughputs are of one V100 at 224 px. Accuracies of EsViT itself have their home in
+the headers of conf/experiment.
+"""
+
+from __future__ import annotations
+
+import re
+from importlib.resources import files
+from typing import NamedTuple
+
+from esvit_pl.cli.calls import CONFIGS
+
+M = 10**6
+
+
+class Accuracy(NamedTuple):
+    """On ImageNet-1k, top 1."""
+
+    linear_percent: float
+    knn_percent: float
+
+    def __str__(self) -> str:
+        return f"{self.linear_percent:.1f} / {self.knn_percent:.1f}"
+
+
+class Own(NamedTuple):
+    """An architecture that EsViT was trained on."""
+
+    architecture: str
+    parameters: int
+    """As rounded there."""
+    v100_images_per_second: float | None = None
+
+
+class Rival(NamedTuple):
+    """A line of the paper's Table 1 that is not EsViT's."""
+
+    method: str
+    architecture: str
+    parameters: int
+    """As rounded there."""
+    v100_images_per_second: float | None
+    linear_percent: float
+    knn_percent: float | None = None
+    remark: str | None = None
+
+
+ESTIMATED = "throughput estimated in the paper"
+FINE_TUNED = "pretrained on JFT-300M, fine-tuned"
+
+ESVIT = {
+    "swin_tiny_w7": Own("Swin-T", 28 * M, 808),
+    "swin_tiny_w14": Own("Swin-T/W14", 28 * M),
+    "swin_small_w7": Own("Swin-S", 49 * M, 467),
+    "swin_small_w14": Own("Swin-S/W14", 49 * M, 383),
+    "swin_base_w7": Own("Swin-B", 87 * M, 297),
+    "swin_base_w14": Own("Swin-B/W14", 87 * M, 254),
+    "vil_tiny": Own("ViL", 28 * M, 386),
+    "cvt_tiny_w7": Own("CvT", 29 * M, 848),
+    "resnet50": Own("ResNet-50", 24 * M, 1237),
+}
+"""Config -> the paper's numbers: Swin of Table 1 (windows of 7 unless named), the others of Table 4."""
+
+RIVALS = (
+    Rival("DINO", "DeiT-S/16", 21 * M, 1007, 77.0, 74.5),
+    Rival("DINO", "ViT-B/16", 85 * M, 312, 78.2, 76.1),
+    Rival("DINO", "DeiT-S/8", 21 * M, 180, 79.7, 78.3),
+    Rival("DINO", "ViT-B/8", 85 * M, 63, 80.1, 77.4),
+    Rival("MoCo-v3", "ViT-B/16", 85 * M, 312, 76.7),
+    Rival("MoCo-v3", "ViT-H-BN/16", 632 * M, 32, 79.1, remark=ESTIMATED),
+    Rival("MoCo-v3", "ViT-B-BN/7", 85 * M, 63, 79.5, remark=ESTIMATED),
+    Rival("MoCo-v3", "ViT-L-BN/7", 304 * M, 17, 81.0, remark=ESTIMATED),
+    Rival("MoBY", "Swin-T", 28 * M, 808, 75.1),
+    Rival("masked patch prediction", "ViT-B/16", 85 * M, 312, 79.9, remark=FINE_TUNED),
+    Rival("iGPT", "iGPT-XL", 6801 * M, None, 72.0),
+    Rival("SwAV", "RN50w5", 586 * M, 76, 78.5, 67.1),
+    Rival("BYOL", "RN200w2", 250 * M, 123, 79.6, 73.9),
+    Rival("SimCLR-v2", "RN152w3+SK", 794 * M, 46, 79.8, 73.1),
+)
+
+DINO = {
+    "deit_small_p16": "DeiT-S/16",
+    "deit_small_p8": "DeiT-S/8",
+    "vit_base_p16": "ViT-B/16",
+    "vit_base_p8": "ViT-B/8",
+}
+"""Config -> architecture, where L_V alone is DINO's own training and not EsViT's."""
+
+
+def accuracy(backbone: str, loss: str) -> Accuracy | None:
+    """Of a config of conf/backbone under a config of conf/loss; None where nothing is published."""
+    if backbone in DINO:
+        rival = _of_dino(backbone)
+        if loss != "view" or rival.knn_percent is None:
+            return None
+        return Accuracy(rival.linear_percent, rival.knn_percent)
+    path = files(CONFIGS).joinpath("experiment", f"{backbone}_{loss}.yaml")
+    if not path.is_file():
+        return None
+    expected = re.search(r"# Expected: linear ([\d.]+) %, k-NN ([\d.]+) %", path.read_text(encoding="utf-8"))
+    return Accuracy(float(expected[1]), float(expected[2])) if expected else None
+
+
+def v100_images_per_second(backbone: str) -> float | None:
+    """Of a config of conf/backbone; None where nothing is published."""
+    if backbone in DINO:
+        return _of_dino(backbone).v100_images_per_second
+    return ESVIT[backbone].v100_images_per_second if backbone in ESVIT else None
+
+
+def _of_dino(backbone: str) -> Rival:
+    (rival,) = (rival for rival in RIVALS if (rival.method, rival.architecture) == ("DINO", DINO[backbone]))
+    return rival

@@ -1,0 +1,181 @@
+"""What every backbone config costs at inference, beside the paper's numbers; and the paper's first figure of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from statistics import median
+from time import perf_counter
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from esvit_pl.backbones import Backbone
+from esvit_pl.benchmarks.backbones import configs, from_config, parameter_count
+from esvit_pl.benchmarks.measure import seconds
+from esvit_pl.benchmarks.published import DINO, ESVIT, FINE_TUNED, RIVALS, accuracy, v100_images_per_second
+from esvit_pl.visualize import Model, accuracy_against_throughput
+
+Precision = Literal["float32", "bf16"]
+
+CONVNETS = ("SwAV", "BYOL", "SimCLR-v2")
+"""Methods of the paper's Table 1 that have one large convolutional network each, and share a colour."""
+
+
+class Throughput(NamedTuple):
+    """A file of conf/backbone, without heads, in eval mode."""
+
+    backbone: str
+    parameters: int
+    flops: int
+    """Multiply-adds of one image, which is what papers call FLOPs (`multiply_adds`)."""
+    batch_size: int | None
+    """Images of one pass here."""
+    images_per_second: float | None
+    """Here: images of a batch / median seconds of a pass."""
+    v100_images_per_second: float | None
+    """In the paper's tables."""
+    view: str | None
+    """Published linear / k-NN accuracy on ImageNet-1k in %, with L_V."""
+    view_region: str | None
+    """The same with L_V + L_R."""
+
+
+def throughput(
+    backbones: Sequence[str] | None = None,
+    *,
+    side: int = 224,
+    batch_size: int = 1,
+    repeats: int = 10,
+    budget_seconds: float = 3.0,
+    precision: Precision = "float32",
+    device: str = "cpu",
+) -> Iterator[Throughput]:
+    """What each config costs and how many images a second it embeds; one after the other, as they are measured.
+
+    Args:
+        backbones: names of conf/backbone; all but ``timm`` if None.
+        side: of the images in pixels.
+        batch_size: images.
+        repeats: passes measured at most, after one to warm up.
+        budget_seconds: no pass of a config begins later than this after its first measured one; one is always made.
+        precision: "float32", or "bf16": under autocast.
+        device: where.
+
+    Raises:
+        ValueError: a name that is no config (with near ones), or a size that cannot be measured.
+    """
+    if min(batch_size, repeats) < 1:
+        raise ValueError(f"throughput needs batch_size and repeats from 1 on, got {batch_size} and {repeats}")
+    if precision not in ("float32", "bf16"):
+        raise ValueError(f"throughput needs precision 'float32' or 'bf16', got {precision!r}")
+    for name in configs() if backbones is None else backbones:
+        rate = images_per_second(
+            from_config(name, "cpu").to(device),
+            side=side,
+            batch_size=batch_size,
+            repeats=repeats,
+            budget_seconds=budget_seconds,
+            precision=precision,
+        )
+        yield counted(name, side)._replace(batch_size=batch_size, images_per_second=rate)
+
+
+def counted(name: str, side: int = 224) -> Throughput:
+    """What needs no measurement: on the meta device nothing is computed."""
+    backbone = from_config(name)
+    views = [accuracy(name, loss) for loss in ("view", "view_region")]
+    return Throughput(
+        name,
+        parameter_count(backbone),
+        multiply_adds(backbone, side),
+        None,
+        None,
+        v100_images_per_second(name),
+        *(str(view) if view else None for view in views),
+    )
+
+
+def multiply_adds(backbone: Backbone, side: int) -> int:
+    """Of one image's pass: convolutions, linear layers and both products of every attention.
+
+    As in the literature, norms, softmax, activations and sums are not counted. torch counts two operations for each.
+    """
+    image = torch.empty(1, backbone.spec["in_chans"], side, side, device=_device(backbone))
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        backbone(image)
+    return counter.get_total_flops() // 2
+
+
+def images_per_second(
+    backbone: Backbone, *, side: int, batch_size: int, repeats: int, budget_seconds: float, precision: Precision
+) -> float:
+    """Images of a batch / median seconds of a pass in inference mode, where the backbone lies; as in `throughput`."""
+    device = _device(backbone)
+    images = torch.randn(batch_size, backbone.spec["in_chans"], side, side, device=device)
+
+    def run() -> None:
+        # Inside, so that every pass casts its weights, as a first one does.
+        with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+            backbone(images)
+
+    seconds(run, device)
+    start = perf_counter()
+    passes = [seconds(run, device)]
+    while len(passes) < repeats and perf_counter() - start < budget_seconds:
+        passes.append(seconds(run, device))
+    return batch_size / median(passes)
+
+
+def picture(rows: Sequence[Throughput] = (), *, where: str = "this machine") -> Any:
+    """A matplotlib Figure of accuracy against throughput: published ones; below, if `rows` are given, measured ones.
+
+    Args:
+        rows: of `throughput`; configs without a published accuracy are left out.
+        where: the machine, in words.
+    """
+    return accuracy_against_throughput(published_models(), measured_models(rows), where=where)
+
+
+def published_models() -> list[Model]:
+    """What the paper's tables give a throughput and a linear accuracy for."""
+    ours = [
+        _esvit(name, own.v100_images_per_second, own.parameters)
+        for name, own in ESVIT.items()
+        if own.v100_images_per_second is not None
+    ]
+    rivals = [
+        Model(
+            "large convnets" if rival.method in CONVNETS else rival.method,
+            f"{rival.method} {rival.architecture}" if rival.method in CONVNETS else rival.architecture,
+            rival.v100_images_per_second,
+            rival.linear_percent / 100,
+            rival.parameters,
+        )
+        for rival in RIVALS
+        if rival.v100_images_per_second is not None and rival.remark != FINE_TUNED
+    ]
+    return ours + rivals
+
+
+def measured_models(rows: Sequence[Throughput]) -> list[Model]:
+    """Rows that were measured and whose accuracy is published, EsViT's first."""
+    measured = [(row, row.images_per_second) for row in rows if row.images_per_second is not None]
+    ours = [_esvit(row.backbone, rate, row.parameters) for row, rate in measured if row.backbone in ESVIT]
+    theirs = []
+    for row, rate in measured:
+        found = accuracy(row.backbone, "view") if row.backbone in DINO else None
+        if found is not None:
+            theirs.append(Model("DINO", DINO[row.backbone], rate, found.linear_percent / 100, row.parameters))
+    return ours + theirs
+
+
+def _esvit(name: str, rate: float, parameters: int) -> Model:
+    view, both = accuracy(name, "view"), accuracy(name, "view_region")
+    assert view is not None and both is not None, name
+    architecture = ESVIT[name].architecture
+    return Model("EsViT", architecture, rate, both.linear_percent / 100, parameters, view.linear_percent / 100)
+
+
+def _device(backbone: Backbone) -> torch.device:
+    return next(backbone.parameters()).device

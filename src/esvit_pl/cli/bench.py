@@ -1,0 +1,229 @@
+"""``esvit-bench``: the parts of a training against their straightforward forms, on this machine."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import DictConfig
+
+from esvit_pl.cli.app import command, words_as_setting
+
+if TYPE_CHECKING:
+    from esvit_pl.augment import Recipe
+    from esvit_pl.backbones import Backbone
+    from esvit_pl.benchmarks.report import Report
+
+EXAMPLES = [
+    "esvit-bench loss tokens                                      # of the Swin-T recipe",
+    "esvit-bench step backbone=swin_tiny_w14 batch_size=2",
+    "esvit-bench step trainer=gpu batch_size=64",
+]
+
+
+def main() -> None:
+    sys.argv[1:] = words_as_setting(sys.argv[1:], "benchmarks")
+    show()
+
+
+def needs(cfg: DictConfig) -> str | None:
+    choices = ", ".join(BENCHMARKS)
+    if not cfg.benchmarks:
+        return f"esvit-bench needs a benchmark or several: {choices}"
+    unknown = [name for name in cfg.benchmarks if name not in BENCHMARKS]
+    return f"there is no benchmark {' and no '.join(unknown)}; there are {choices}" if unknown else None
+
+
+@command("bench", summary="measure losses, tokens, crops, steps on this machine.", examples=EXAMPLES, needs=needs)
+def show(cfg: DictConfig) -> None:
+    from esvit_pl.benchmarks.report import write_json
+
+    for name in cfg.benchmarks:
+        reports = []
+        for report in BENCHMARKS[name](cfg):
+            print(report.title(), flush=True)
+            reports.append(report.finished())
+            print(f"\n{report.table()}\n", flush=True)
+        print(f"{write_json(reports, Path(cfg.out) / f'{name}.json')}\n", flush=True)
+
+
+def loss(cfg: DictConfig) -> Iterator[Report]:
+    from esvit_pl.benchmarks.loss import loss_costs
+    from esvit_pl.cli import assemble
+
+    recipe, backbone = assemble.construct(cfg, "augment"), build_backbone(cfg)
+    counts = region_counts(backbone, recipe)
+    batch_size = cfg.batch_size or 8
+    yield report(
+        cfg,
+        "loss",
+        f"losses with their prototype layers, {cfg.loss.num_prototypes:,} prototypes of width {cfg.loss.out_dim}, "
+        f"batch {batch_size}, views of {in_words(counts)} regions; forward and backward; straightforward holds all "
+        "logits and every pair's targets, ours streams them; memory beyond the inputs",
+        loss_costs(
+            batch_size=batch_size,
+            num_prototypes=cfg.loss.num_prototypes,
+            dim=cfg.loss.out_dim,
+            regions=counts,
+            repeats=cfg.repeats,
+            device=device(cfg),
+        ),
+    )
+
+
+def tokens(cfg: DictConfig) -> Iterator[Report]:
+    from esvit_pl.backbones.swin import Swin
+    from esvit_pl.benchmarks.tokens import token_savings
+    from esvit_pl.cli import assemble
+
+    backbone = build_backbone(cfg)
+    if not isinstance(backbone, Swin):
+        raise ValueError(f"tokens measures the padding of Swin, got backbone.name={cfg.backbone.name}; choose a Swin")
+    recipe: Recipe = assemble.construct(cfg, "augment")
+    batch_size = cfg.batch_size or 4
+    sizes = recipe.sizes
+    yield report(
+        cfg,
+        "tokens",
+        f"{chosen(cfg, 'backbone')}, batch {batch_size}, views of {in_words(sizes)} px; forward and backward; "
+        "straightforward computes padding, ours the tokens only; memory beyond the weights",
+        token_savings(
+            backbone,
+            crops=tuple((sizes.count(side), side) for side in dict.fromkeys(sizes)),
+            batch_size=batch_size,
+            repeats=cfg.repeats,
+            device=device(cfg),
+        ),
+    )
+
+
+def step(cfg: DictConfig) -> Iterator[Report]:
+    from esvit_pl.benchmarks.step import step_costs
+    from esvit_pl.cli import assemble
+
+    recipe: Recipe = assemble.construct(cfg, "augment")
+    batch_size = cfg.batch_size or 4
+    yield report(
+        cfg,
+        "step",
+        f"{chosen(cfg, 'backbone')}, {cfg.loss.num_prototypes:,} prototypes, batch {batch_size}, views of "
+        f"{in_words(recipe.sizes)} px, {cfg.trainer.precision}; memory is all that is held, weights and moments too",
+        step_costs(
+            build_backbone(cfg),
+            assemble.construct(cfg, "loss"),
+            sides=tuple(recipe.sizes),
+            num_global=recipe.num_global,
+            batch_size=batch_size,
+            repeats=cfg.repeats,
+            device=device(cfg),
+            bf16=bf16(cfg),
+        ),
+    )
+
+
+def throughput(cfg: DictConfig) -> Iterator[Report]:
+    from esvit_pl.benchmarks.measure import machine
+    from esvit_pl.benchmarks.published import RIVALS
+    from esvit_pl.benchmarks.report import Report, as_words
+    from esvit_pl.benchmarks.throughput import picture
+    from esvit_pl.benchmarks.throughput import throughput as measure
+    from esvit_pl.visualize import save
+
+    rows: list[Any] = []
+
+    def measured() -> Iterator[Any]:
+        for row in measure(
+            cfg.backbones, batch_size=batch_size, precision="bf16" if bf16(cfg) else "float32", device=device(cfg)
+        ):
+            rows.append(row)
+            yield row
+
+    batch_size = cfg.batch_size or 1
+    what = f"backbones without heads, images of 224 px, batch {batch_size}, {cfg.trainer.precision}, inference"
+    yield report(cfg, "throughput", f"{what}; beside them what the paper publishes", measured())
+    yield Report("published", "the paper's rivals, measured by their authors", {"gpu": "V100"}, RIVALS)
+    path = Path(cfg.out) / "throughput.png"
+    print(save(picture(rows, where=as_words(machine(device(cfg)))), path), flush=True)
+
+
+def vil(cfg: DictConfig) -> Iterator[Report]:
+    from esvit_pl.benchmarks.vil import attention_costs
+
+    yield report(
+        cfg,
+        "vil",
+        "ViL's sliding attention against a full one; 96 channels, 3 heads, chunks of 7, batch 2; forward and backward",
+        attention_costs(repeats=cfg.repeats, device=device(cfg)),
+    )
+
+
+BENCHMARKS: dict[str, Callable[[DictConfig], Iterator[Report]]] = {
+    "loss": loss,
+    "tokens": tokens,
+    "step": step,
+    "throughput": throughput,
+    "vil": vil,
+}
+
+
+def report(cfg: DictConfig, name: str, what: str, rows: Iterator[Any]) -> Report:
+    from esvit_pl.benchmarks.measure import machine
+    from esvit_pl.benchmarks.report import Report
+
+    return Report(name, what, machine(device(cfg)), rows)
+
+
+def device(cfg: DictConfig) -> str:
+    """Where the trainer would run: "cuda" or "cpu"."""
+    import torch
+
+    asked = cfg.trainer.accelerator
+    if asked in ("gpu", "cuda") and not torch.cuda.is_available():
+        raise ValueError(f"trainer.accelerator={asked}, and torch {torch.__version__} sees no GPU here; trainer=cpu")
+    return "cuda" if asked != "cpu" and torch.cuda.is_available() else "cpu"
+
+
+def bf16(cfg: DictConfig) -> bool:
+    """Whether networks run in bfloat16 where autocast lets them."""
+    if cfg.trainer.precision not in ("32-true", "bf16-mixed", 32, "32"):
+        raise ValueError(
+            f"esvit-bench measures trainer.precision=32-true and bf16-mixed, got {cfg.trainer.precision}; choose one"
+        )
+    return cfg.trainer.precision == "bf16-mixed"
+
+
+def build_backbone(cfg: DictConfig) -> Backbone:
+    from esvit_pl.cli import assemble
+
+    assemble.seed_weights(cfg)
+    return assemble.construct(cfg, "backbone")
+
+
+def region_counts(backbone: Backbone, recipe: Recipe) -> tuple[int, ...]:
+    """Regions of each view. Nothing is computed."""
+    from copy import deepcopy
+
+    import torch
+
+    shape = deepcopy(backbone).to("meta").eval()
+    seen = {side: shape(torch.empty(1, recipe.channels, side, side, device="meta")) for side in set(recipe.sizes)}
+    return tuple(seen[side].regions.shape[1] for side in recipe.sizes)
+
+
+def in_words(numbers: Any) -> str:
+    """``2 x 224 + 8 x 96``"""
+    numbers = list(numbers)
+    return " + ".join(f"{numbers.count(number)} x {number}" for number in dict.fromkeys(numbers))
+
+
+def chosen(cfg: DictConfig, group: str) -> str:
+    """The option of a group by its name."""
+    from esvit_pl.cli import assemble
+
+    return str(assemble.choice(group))
+
+
+if __name__ == "__main__":
+    main()

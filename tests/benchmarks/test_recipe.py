@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+import pytest
+import torch
+import toys
+
+from esvit_pl.backbones import build
+from esvit_pl.benchmarks.measure import compared
+from esvit_pl.benchmarks.recipe import device_flops, model_flops, recipe_rates
+
+
+def test_operations_of_one_step_by_hand():
+    # One block on 2 x 2 patches of 4 px in one window: 4 tokens of 8 channels, MLP of 32. Multiply-adds:
+    backbone = build("swin", embed_dim=8, depths=[1], num_heads=[2], window=2, img_size=8, patch_size=4)
+    embedding = 4 * (3 * 4 * 4) * 8
+    block = 4 * 8 * 24 + 2 * 4 * 4 * 8 + 4 * 8 * 8 + 2 * 4 * 8 * 32  # qkv, q k and attention v, projection, MLP
+    objective = toys.objective(num_prototypes=16, hidden_dim=6, out_dim=5, num_layers=2)
+    rows = 1 + 4  # of the view head and of the region head
+    heads = rows * (8 * 6 + 6 * 5 + 5 * 16)
+    view = 2 * (embedding + block + heads)
+    assert model_flops(backbone, objective, [8, 8, 8], num_global=2) == 3 * 3 * view + 2 * view
+
+
+def test_swin_t_by_its_published_size():
+    # 4.5 G multiply-adds for an image of 224 px.
+    backbone = build("swin", window=7)
+    objective = toys.objective(region_weight=0)
+    flops = model_flops(backbone, objective, [224], num_global=1)
+    assert flops / 8 == pytest.approx(4.5e9, rel=0.01)
+    assert next(backbone.parameters()).device.type == "cpu"
+    assert torch.is_grad_enabled()
+
+
+def test_the_slower_of_step_and_loader_bounds():
+    whole = compared("whole step", [(4.0, 2.0)], (300, 100))
+    rates = {rate.part: rate for rate in recipe_rates(whole, 50.0, batch_size=64, flops=10**9, device_flops=1e11)}
+    straight, ours = rates["step, straightforward"], rates["step, ours"]
+    assert (straight.images_per_second, ours.images_per_second, ours.ratio) == (16.0, 32.0, 2.0)
+    assert (straight.utilization_share, ours.utilization_share) == (0.16, 0.32)
+    assert (straight.peak_bytes, ours.peak_bytes) == (300, 100)
+    assert rates["training, bound by the step"].images_per_second == 32.0
+    *_, bound = recipe_rates(whole, 20.0, batch_size=64, flops=10**9, device_flops=None)
+    assert (bound.part, bound.images_per_second, bound.utilization_share) == ("training, bound by the loader", 20, None)
+
+
+@pytest.mark.parametrize(
+    ("name", "tera"),
+    [
+        ("NVIDIA H100 80GB HBM3", 989),
+        ("NVIDIA H100 PCIe", 756),
+        ("NVIDIA L40S", 362),
+        ("NVIDIA L4", 121),
+        ("NVIDIA A10G", 70),
+        ("NVIDIA A100-SXM4-80GB", 312),
+    ],
+)
+def test_data_sheets(name, tera):
+    assert device_flops(name) == tera * 1e12
+
+
+def test_a_gpu_that_nobody_listed():
+    assert device_flops("NVIDIA GeForce GTX 1080") is None

@@ -1,0 +1,79 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from esvit_pl.cli.bench import BENCHMARKS, in_words
+
+TOY = [
+    "backbone=swin_micro_32px",
+    "backbone.embed_dim=8",
+    "backbone.num_heads=[1,2]",
+    "augment.global_size=32",
+    "augment.local_size=16",
+    "augment.num_local=2",
+    "loss.num_prototypes=64",
+    "loss.hidden_dim=16",
+    "loss.out_dim=8",
+    "trainer=cpu",
+    "batch_size=1",
+    "repeats=1",
+]
+
+
+def test_benchmarks_print_tables_and_write_json(commands, tmp_path):
+    outcome = commands.run("bench", "loss", "tokens", "step", f"out={tmp_path}/bench", *TOY)
+    assert outcome.code == 0, outcome.err
+    lines = outcome.out.splitlines()
+    heading = next(line for line in lines if line.startswith("loss: "))
+    assert "64 prototypes of width 8, batch 1, views of 2 x 16 + 2 x 4 regions" in heading
+    (step,) = json.loads((tmp_path / "bench" / "step.json").read_text())
+    assert step["what"].startswith("swin_micro_32px, 64 prototypes, batch 1, views of 2 x 32 + 2 x 16 px, 32-true")
+    assert [row["part"] for row in step["rows"]][-1] == "whole step"
+    for name in ("loss", "tokens", "step"):
+        assert str(tmp_path / "bench" / f"{name}.json") in lines
+        (report,) = json.loads((tmp_path / "bench" / f"{name}.json").read_text())
+        errors = [row["error"] for row in report["rows"] if row["error"] is not None]
+        assert errors
+        assert max(errors) < 1e-5
+
+
+def test_measuring_leaves_no_run_behind(commands, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    commands.run("bench", "loss", "out=kept", *TOY, folder=tmp_path)
+    files = [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()]
+    assert files == ["kept/loss.json"]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], f"esvit-bench needs a benchmark or several: {', '.join(BENCHMARKS)}"),
+        (["los"], "there is no benchmark los; there are loss,"),
+        (["tokens", "backbone=cvt_tiny_w7"], "tokens measures the padding of Swin, got backbone.name=cvt"),
+        (["step", "trainer.precision=16-mixed"], "measures trainer.precision=32-true and bf16-mixed, got 16-mixed"),
+        (["loss", "loss.num_prototypse=4"], "num_prototypse: did you mean loss.num_prototypes?"),
+    ],
+)
+def test_what_is_refused(commands, words, said):
+    outcome = commands.run("bench", *words)
+    assert outcome.code == 1
+    assert said in outcome.err
+    assert "Traceback" not in outcome.err
+
+
+def test_a_gpu_that_is_not_there(commands, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    outcome = commands.run("bench", "loss", "trainer=gpu")
+    assert outcome.code == 1
+    assert "trainer.accelerator=gpu, and torch" in outcome.err
+
+
+def test_help_names_every_benchmark(commands):
+    outcome = commands.run("bench", "--help")
+    assert set(BENCHMARKS) <= {line.partition(" ")[0] for line in outcome.out.splitlines()}
+
+
+def test_views_in_words():
+    assert in_words((224, 224, 96, 96, 96)) == "2 x 224 + 3 x 96"
