@@ -1,4 +1,4 @@
-"""A step that leaves no trace: tensors move only where a flag on their device lets them, and the host hears of it later.
+"""A step that leaves no trace: tensors move only where a flag on their device lets them; the host hears of it later.
 
 Reading a flag on the host waits until the device has done all that it was asked for, and then the device waits for the
 host. So the flag stays where it was computed, and its copy is read when it has long arrived.
@@ -35,7 +35,8 @@ class LateFlag:
     def __init__(self, flag: Tensor) -> None:
         on_gpu = flag.device.type == "cuda"
         # Pinned: into other memory CUDA copies step by step, and the host would wait.
-        self._copy = torch.empty((), dtype=torch.bool, pin_memory=on_gpu).copy_(flag, non_blocking=on_gpu)
+        copy = torch.empty((), dtype=torch.bool, device="cpu", pin_memory=on_gpu).copy_(flag, non_blocking=on_gpu)
+        self._copy = copy.numpy()  # the same memory; reading it is no operation of torch's
         self._arrived = torch.cuda.current_stream(flag.device).record_event() if on_gpu else None
 
     def read(self) -> bool:
@@ -43,4 +44,4 @@ class LateFlag:
         if self._arrived is not None:
             self._arrived.synchronize()
             self._arrived = None
-        return bool(self._copy.numpy())  # numpy's reading is no operation of torch's, of which each might wait
+        return bool(self._copy)
