@@ -203,7 +203,6 @@ class Pretrainer(LightningModule):
             self._late, self._finite = late, ~nonfinite
             skip_where_(optimizer, nonfinite)
         else:
-            self._late = self._finite = None
             self.stop_if_nonfinite(late)
 
     def stop_if_nonfinite(self, late: tuple[LateFlag, int, int] | None) -> None:
@@ -229,7 +228,6 @@ class Pretrainer(LightningModule):
 
     def on_train_end(self) -> None:
         self.stop_if_nonfinite(self._late)
-        self._late = self._finite = None
 
     def check_gradients(self) -> None:
         """Name every trainable parameter that the first backward pass left without a gradient.
@@ -330,7 +328,7 @@ class Pretrainer(LightningModule):
 
     def on_train_start(self) -> None:
         trainer = self.trainer
-        self._late = None  # of a fit that failed
+        self._late = self._finite = None  # of an earlier fit
         batches, accumulate = trainer.num_training_batches, trainer.accumulate_grad_batches
         if batches == float("inf"):
             raise ValueError(
