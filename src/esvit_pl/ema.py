@@ -39,7 +39,8 @@ def ema_update_(teacher: nn.Module, student: nn.Module, momentum: float, *, when
     """
     theirs = dict(student.named_parameters())
     pairs = [(parameter, theirs[name]) for name, parameter in teacher.named_parameters()]
-    mine, other = [parameter for parameter, _ in pairs], [parameter.detach() for _, parameter in pairs]
+    mine: list[Tensor] = [parameter for parameter, _ in pairs]
+    other = [parameter.detach() for _, parameter in pairs]
     # Interpolation, not two products: where the student stands still, so does the teacher, to the last bit.
     if when is None:
         torch._foreach_lerp_(mine, other, 1 - momentum)

@@ -11,7 +11,6 @@ import toys
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.plugins import MixedPrecision
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from esvit_pl.augment import Recipe
 from esvit_pl.backbones import Backbone, Features
@@ -518,26 +517,6 @@ def test_a_loss_scale_leaves_the_flag_to_the_host(tmp_path, monkeypatch):
 # What the host waits for
 
 
-class NoWait(TorchDispatchMode):
-    """Fails at every operation for whose result the host would wait for a GPU: it empties the queue of kernels.
-
-    They read a value on the host, or need one for the size of their result; and `torch.tensor` of Python's numbers (it
-    lifts them), which on a GPU is a copy from memory that is not pinned.
-    """
-
-    waits = frozenset(
-        {"_local_scalar_dense", "item", "is_nonzero", "nonzero", "equal", "allclose", "masked_select", "_unique2"}
-        | {"unique_consecutive", "unique_dim", "lift_fresh", "isin", "bincount"}
-    )
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        name = func.overloadpacket.__name__
-        masks = name in ("index", "index_put_") and any(m is not None and m.dtype == torch.bool for m in args[1])
-        if name in self.waits or masks:
-            raise AssertionError(f"{name} waits for the GPU")
-        return func(*args, **(kwargs or {}))
-
-
 class WatchSteps(pl.Callback):
     """Runs `mode` from start to end of a batch, but not in an epoch's first step, where Lightning resets its log."""
 
@@ -567,7 +546,7 @@ class WatchSteps(pl.Callback):
 @pytest.mark.parametrize("optimizer", FUSED.values(), ids=FUSED)
 def test_no_step_waits_for_the_device(tmp_path, loss, optimizer):
     """Without a progress bar and between two lines of a logger, which read the losses that they show."""
-    watch = WatchSteps(NoWait())
+    watch = WatchSteps(toys.NoWait())
     module = toys.pretrainer(loss=loss, optimizer=optimizer, network={"drop_path_rate": 0.3})
     fit(module, tmp_path, length=32, callbacks=[watch], accumulate_grad_batches=2, log_every_n_steps=1000)
     assert watch.batches == 4
@@ -578,7 +557,7 @@ def test_a_host_that_reads_the_flag_is_seen_to_wait(tmp_path, monkeypatch):
     monkeypatch.setattr("esvit_pl.modules.pretrain.LateFlag", lambda flag: SimpleNamespace(read=lambda: bool(flag)))
     module = toys.pretrainer(optimizer=FUSED["adamw"])
     with pytest.raises(AssertionError, match="_local_scalar_dense waits for the GPU"):
-        fit(module, tmp_path, callbacks=[WatchSteps(NoWait())])
+        fit(module, tmp_path, callbacks=[WatchSteps(toys.NoWait())])
 
 
 class ErrorOnSync:

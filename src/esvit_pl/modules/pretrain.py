@@ -145,7 +145,7 @@ class Pretrainer(LightningModule):
         try:
             super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         finally:
-            skip_nothing_(self.optimizers(use_pl_optimizer=False))
+            skip_nothing_(getattr(optimizer, "optimizer", optimizer))  # out of Lightning's wrapper
         self.objective.commit(self._window, self._finite)
         if self.teacher is not None:
             ema_update_(self.teacher, self.student, self.momentum_at(progress), when=self._finite)
