@@ -16,6 +16,7 @@ FLOORS = [
     # ground: tensors
     [
         "distributed",
+        "guard",
         "schedules",
         "ema",
         "optim",

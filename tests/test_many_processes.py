@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,9 @@ import pytest
 import pytorch_lightning as pl
 import torch
 import toys
+from pytorch_lightning.callbacks import ModelCheckpoint
+from torch.multiprocessing import ProcessRaisedException
+from torch.utils.data import DataLoader
 
 from esvit_pl import distributed
 from esvit_pl.augment import Recipe
@@ -21,7 +25,7 @@ from esvit_pl.callbacks import CollapseMonitor, OnlineKNN, OnlineLinear
 from esvit_pl.datamodule import ImageDataModule
 from esvit_pl.datasets import ArrayDataset, Splits
 from esvit_pl.loggers import MetricsCSV, read_metrics
-from esvit_pl.modules import KNNEvaluator, LinearProbe
+from esvit_pl.modules import KNNEvaluator, LinearProbe, NonFiniteLoss, Pretrainer
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*have no `validation_step`"),
@@ -132,6 +136,61 @@ def test_pretraining_on_two_processes_is_that_on_one_and_sends_next_to_nothing(t
     expected = {"all_reduce": step + heads + right + knn + diagnostics, "all_gather": 2 * (2 + 2 * STEPS)}
     assert counts == [expected, expected]
     assert json.loads((tmp_path / "one" / "rank_0").read_text()) == {}
+
+
+class Witness(Pretrainer):
+    """Keeps weights, teacher, centres and moments of this rank, after the first step and at the error."""
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if batch_idx == 0:
+            self.after_first_step = self._everything()
+
+    def stop_if_nonfinite(self, *late: Any) -> None:
+        try:
+            super().stop_if_nonfinite(*late)
+        except NonFiniteLoss as error:
+            path = Path(self.trainer.default_root_dir) / f"rank_{self.trainer.global_rank}.pt"
+            torch.save((str(error), self.after_first_step, self._everything()), path)
+            # The process that started both ends the other one when one has failed.
+            torch.distributed.monitored_barrier(timeout=timedelta(seconds=60))
+            raise
+
+    def _everything(self) -> dict[str, torch.Tensor]:
+        moments = self.optimizers(use_pl_optimizer=False).state_dict()["state"]
+        flat = {f"{place} {name}": value.clone() for place, of in moments.items() for name, value in of.items()}
+        return toys.state(self) | flat
+
+
+class BadOnRankOne(toys.Noise):
+    """In batches of 4 on two ranks image 13 is one of rank 1's in its second step."""
+
+    def __getitem__(self, i: int) -> dict[str, Any]:
+        item = super().__getitem__(i)
+        if i == 13:
+            item["views"][0].fill_(torch.nan)
+        return item
+
+
+@pytest.mark.parametrize(
+    "fused",
+    [pytest.param(None, marks=pytest.mark.slow), True],
+    ids=["read on the host", "skipped on the device"],
+)
+def test_a_loss_that_is_not_finite_on_one_rank_stops_all_with_nothing_moved(tmp_path, fused):
+    module = toys.pretrainer(optimizer={"fused": fused})
+    module.__class__ = Witness
+    saver = ModelCheckpoint(tmp_path / "kept", every_n_train_steps=1, save_top_k=-1)
+    options = {"strategy": "ddp_spawn", "devices": 2, "callbacks": [saver], "enable_checkpointing": True}
+    loader = DataLoader(BadOnRankOne(24), batch_sampler=toys.RankSlices(24, 4))
+    with pytest.raises(ProcessRaisedException, match=r"NonFiniteLoss: .* optimizer step 1 \(epoch 0\)"):
+        toys.trainer(tmp_path, **options).fit(module, loader)
+    (said, first, last), (other_said, *others) = (torch.load(tmp_path / f"rank_{rank}.pt") for rank in (0, 1))
+    assert said == other_said
+    for other in (last, *others):
+        assert first.keys() == other.keys()
+        assert all(torch.equal(value, other[name]) for name, value in first.items())
+    assert any(name.endswith("exp_avg") for name in first)
+    assert [path.name for path in (tmp_path / "kept").iterdir()] == ["epoch=0-step=1.ckpt"]
 
 
 def evaluate(path: Path, ranks: int, what: str) -> list[dict]:

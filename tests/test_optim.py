@@ -1,10 +1,25 @@
 from __future__ import annotations
 
+import math
+from copy import deepcopy
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
-from esvit_pl.optim import LARS, OptimizerRecipe, clip_each_, parameter_groups, scaled_lr
+from esvit_pl.optim import (
+    LARS,
+    FusedSGD,
+    OptimizerRecipe,
+    can_skip,
+    clip_each_,
+    parameter_groups,
+    scaled_lr,
+    skip_nothing_,
+    skip_where_,
+)
 
 
 def test_groups_by_name_and_dimension():
@@ -76,3 +91,159 @@ def test_recipe_builds_its_optimizer(name, kind):
 def test_impossible_recipes_are_refused(change, message):
     with pytest.raises(ValueError, match=message):
         OptimizerRecipe(**change)
+
+
+# Steps that are skipped
+
+SKIPPING = [("adamw", torch.float32), ("adamw", torch.float64), ("sgd", torch.float32), ("lars", torch.float32)]
+
+
+class Run:
+    """Two layers, and their optimizer: the same at every start."""
+
+    def __init__(self, name: str, dtype: torch.dtype = torch.float32, fused: bool | None = True) -> None:
+        torch.manual_seed(0)
+        self.net = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2)).to(dtype)
+        self.optimizer = OptimizerRecipe(name=name, fused=fused).build(parameter_groups(self.net))
+        self.steps = 0
+
+    def step(self, flag: bool | None = None, scale: float = 1.0, only: int = 2) -> None:
+        """One step with the first `only` layers' gradients."""
+        noise = torch.Generator().manual_seed(self.steps)
+        for group in self.optimizer.param_groups:
+            group["lr"], group["weight_decay"] = 0.1, 0.05 if group["name"] == "decay" else 0.0
+        for parameter in self.net.parameters():
+            parameter.grad = scale * torch.randn(parameter.shape, generator=noise, dtype=parameter.dtype)
+        for parameter in self.net[only:].parameters():
+            parameter.grad = None
+        if flag is not None:
+            skip_where_(self.optimizer, torch.tensor(flag))
+        self.optimizer.step()
+        skip_nothing_(self.optimizer)
+        self.steps += 1
+
+    def everything(self) -> list[Any]:
+        """Parameters and the optimizer's state: moments, step counts."""
+        state = self.optimizer.state_dict()["state"]
+        return [p.detach().clone() for p in self.net.parameters()] + [
+            value.clone() for place in sorted(state) for _, value in sorted(state[place].items())
+        ]
+
+
+def assert_same(mine: list[torch.Tensor], other: list[torch.Tensor]) -> None:
+    assert len(mine) == len(other)
+    for x, y in zip(mine, other, strict=True):
+        assert x.dtype == y.dtype
+        assert torch.equal(x.view(-1).view(torch.uint8), y.view(-1).view(torch.uint8))
+
+
+@pytest.mark.parametrize(("name", "dtype"), SKIPPING)
+@pytest.mark.parametrize("bad", [math.nan, math.inf, 1.0])
+def test_a_skipped_step_leaves_parameters_moments_and_counts_to_the_last_bit(name, dtype, bad):
+    run = Run(name, dtype)
+    run.step()
+    run.step()
+    before = run.everything()
+    assert len(before) > len(list(run.net.parameters()))
+    run.step(True, scale=bad)
+    assert_same(run.everything(), before)
+    assert "found_inf" not in vars(run.optimizer)
+
+
+@pytest.mark.parametrize(("name", "dtype"), SKIPPING)
+def test_a_step_that_is_not_skipped_is_the_same_with_and_without_the_flag(name, dtype):
+    plain, flagged = Run(name, dtype), Run(name, dtype)
+    for _ in range(3):
+        plain.step()
+        flagged.step(False)
+    assert_same(flagged.everything(), plain.everything())
+
+
+@pytest.mark.parametrize(("name", "dtype"), SKIPPING)
+def test_after_a_skipped_first_step_training_goes_on_as_if_it_had_not_been(name, dtype):
+    plain, skipped = Run(name, dtype), Run(name, dtype)
+    before = [parameter.detach().clone() for parameter in skipped.net.parameters()]
+    skipped.step(True, scale=math.nan)
+    assert_same([parameter.detach() for parameter in skipped.net.parameters()], before)
+    skipped.steps = 0
+    for _ in range(2):
+        plain.step()
+        skipped.step(False)
+    assert_same(skipped.everything(), plain.everything())
+
+
+def test_who_can_skip():
+    parameters = [nn.Parameter(torch.zeros(2))]
+    assert all(can_skip(Run(name).optimizer) for name in ("adamw", "sgd", "lars"))
+    assert not any(can_skip(Run(name, fused=False).optimizer) for name in ("adamw", "sgd"))
+    assert not can_skip(torch.optim.RMSprop(parameters))
+    assert not can_skip(torch.optim.SGD(parameters, fused=True))  # its first momentum would be anything
+    theirs = type("Theirs", (torch.optim.AdamW,), {})
+    assert not can_skip(theirs(parameters, fused=True))
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd"])
+def test_the_fused_kernel_computes_what_the_others_do(name):
+    """Also where parameters join later, at which torch's own fused SGD fails."""
+    fused, plain = Run(name), Run(name, fused=False)
+    for only in (1, 1, 2, 2):
+        fused.step(only=only)
+        plain.step(only=only)
+    for mine, other in zip(fused.everything(), plain.everything(), strict=True):
+        assert torch.allclose(mine, other, atol=1e-6)
+
+
+def test_fused_sgd_runs_its_closure_with_gradients():
+    parameter = nn.Parameter(torch.ones(2))
+    optimizer = FusedSGD([parameter], lr=0.5)
+
+    def closure() -> float:
+        loss = (3 * parameter).sum()
+        loss.backward()
+        return loss.item()
+
+    assert optimizer.step(closure) == 6.0
+    assert parameter.tolist() == [-0.5, -0.5]
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd"])
+@pytest.mark.parametrize("fused", [True, False])
+def test_a_resumed_optimizer_keeps_its_own_kernel(name, fused):
+    """A run that began on a GPU goes on on a CPU, and the other way round."""
+    other, mine = Run(name, fused=not fused), Run(name, fused=fused)
+    for _ in range(2):
+        other.step()
+    mine.net.load_state_dict(other.net.state_dict())
+    mine.optimizer.load_state_dict(deepcopy(other.optimizer.state_dict()))
+    mine.steps = other.steps
+    assert {bool(group["fused"]) for group in mine.optimizer.param_groups} == {fused}
+    assert can_skip(mine.optimizer) == fused
+    other.step()
+    mine.step(False if fused else None)
+    for x, y in zip(mine.everything(), other.everything(), strict=True):
+        assert torch.allclose(x, y, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("fused", "device", "scaled", "expected"),
+    [
+        (None, "cpu", False, False),
+        (None, "cuda", False, True),
+        (None, "cuda", True, False),
+        (False, "cuda", False, False),
+        (True, "cpu", False, True),
+    ],
+)
+@pytest.mark.parametrize("name", ["adamw", "sgd"])
+def test_kernels_are_fused_on_gpus_unless_the_loss_is_scaled(name, fused, device, scaled, expected):
+    with FakeTensorMode():  # a GPU's tensors without a GPU
+        groups = [{"name": "decay", "params": [nn.Parameter(torch.empty(2, 2, device=device))]}]
+        optimizer = OptimizerRecipe(name=name, fused=fused).build(groups, scaled=scaled)
+    assert [bool(group["fused"]) for group in optimizer.param_groups] == [expected]
+
+
+def test_one_parameter_elsewhere_is_enough_for_no_fused_kernel():
+    with FakeTensorMode():
+        params = [nn.Parameter(torch.empty(2, device=device)) for device in ("cuda", "cpu")]
+        optimizer = OptimizerRecipe().build([{"name": "no_decay", "params": params}])
+    assert not optimizer.param_groups[0]["fused"]

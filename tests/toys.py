@@ -6,6 +6,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader, Dataset
 
 from esvit_pl.backbones import Backbone, build
@@ -113,3 +114,21 @@ def state(module: torch.nn.Module) -> dict[str, torch.Tensor]:
 def largest_difference(mine: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
     assert mine.keys() == other.keys()
     return max((mine[name].double() - other[name].double()).abs().max().item() for name in mine)
+
+
+class NoWait(TorchDispatchMode):
+    """Fails at every operation at which the host would wait until a GPU has done all that it was asked for before.
+
+    They read a value on the host, or need one for the size of their result; and `torch.tensor` of Python's numbers (it
+    lifts them), which on a GPU is a copy from memory that is not pinned.
+    """
+
+    values = frozenset({"_local_scalar_dense", "item", "is_nonzero", "equal", "allclose", "lift_fresh"})
+    sizes = frozenset({"nonzero", "masked_select", "isin", "bincount", "_unique2", "unique_dim", "unique_consecutive"})
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        masks = name in ("index", "index_put_") and any(m is not None and m.dtype == torch.bool for m in args[1])
+        if name in self.values or name in self.sizes or masks:
+            raise AssertionError(f"{name} waits for the GPU")
+        return func(*args, **(kwargs or {}))

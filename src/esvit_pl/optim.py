@@ -1,4 +1,6 @@
-"""Optimizers: parameter groups by name, clipping of each parameter, the learning-rate rule, LARS, and the recipe."""
+"""Optimizers: parameter groups by name, clipping of each parameter, the learning-rate rule, steps that can be skipped,
+LARS, and the recipe.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from esvit_pl.guard import move_
 from esvit_pl.schedules import cosine, warmup_cosine
 
 
@@ -61,11 +64,59 @@ def scaled_lr(lr: float, global_batch: int) -> float:
     return lr * global_batch / 256
 
 
+def can_skip(optimizer: Optimizer) -> bool:
+    """Whether `skip_where_` holds for it. Somebody's own optimizer may not look, so that it cannot."""
+    kind = type(optimizer)
+    return kind is LARS or (kind in (torch.optim.AdamW, FusedSGD) and all(g["fused"] for g in optimizer.param_groups))
+
+
+def skip_where_(optimizer: Optimizer, flag: Tensor) -> None:
+    """Let every ``step`` until `skip_nothing_` leave parameters and state as they are, to the last bit, where `flag` is
+    True, without a look at it on the host.
+
+    Args:
+        optimizer: one that `can_skip`.
+        flag: 0-d bool on the parameters' device.
+    """
+    optimizer.found_inf = flag.float()  # type: ignore[attr-defined]  # torch's name; its kernels look for exactly 1.0
+
+
+def skip_nothing_(optimizer: Optimizer) -> None:
+    """Take back `skip_where_`."""
+    vars(optimizer).pop("found_inf", None)
+
+
+class FusedSGD(torch.optim.SGD):
+    """torch's fused SGD with momentum, for parameters whose first gradients come at different steps.
+
+    torch's own has the momentum of all parameters or of none to begin with: it fails where prototypes that stood still
+    join the others, and a first step that is skipped leaves memory that nobody has written. Here momentum begins at 0,
+    which is the same: ``momentum * 0 + g`` is g.
+    """
+
+    def __init__(self, params: Any, lr: float = 0.0, *, momentum: float = 0.9) -> None:
+        super().__init__(params, lr, momentum, fused=True)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None and self.state[parameter].get("momentum_buffer") is None:
+                    self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+        super().step()
+        return loss
+
+
 class LARS(Optimizer):
     """Layer-wise adaptive rate scaling with momentum (You et al., arXiv 1708.03888), as released.
 
     Parameters of two and more dimensions: ``g += weight_decay * p``, then ``g *= trust * |p| / |g|`` (1 where a norm is
-    0). One-dimensional ones: neither. Then ``buffer = momentum * buffer + g`` and ``p -= lr * buffer``.
+    0). One-dimensional ones: neither. Then ``buffer = momentum * buffer + g`` and ``p -= lr * buffer``. It can skip a
+    step (`skip_where_`).
     """
 
     def __init__(
@@ -94,8 +145,13 @@ class LARS(Optimizer):
         state = self.state[parameter]
         if "momentum_buffer" not in state:
             state["momentum_buffer"] = torch.zeros_like(parameter)
-        state["momentum_buffer"].mul_(group["momentum"]).add_(grad)
-        parameter.add_(state["momentum_buffer"], alpha=-group["lr"])
+        buffer, skip = state["momentum_buffer"], getattr(self, "found_inf", None)
+        if skip is None:
+            buffer.mul_(group["momentum"]).add_(grad)
+            parameter.add_(buffer, alpha=-group["lr"])
+        else:
+            pushed = (buffer * group["momentum"]).add_(grad)
+            move_([buffer, parameter], [pushed, parameter.add(pushed, alpha=-group["lr"])], skip == 0)
 
 
 @dataclass(frozen=True)
@@ -111,7 +167,9 @@ class OptimizerRecipe:
         weight_decay_end: at the end of a cosine over the whole training.
         betas: of AdamW.
         momentum: of SGD and LARS.
-        fused: torch's fused kernel for AdamW and SGD (on GPUs; not with ``precision=16-mixed``).
+        fused: torch's fused kernel for AdamW and SGD, in which a step is skipped without a wait for the GPU
+            (`skip_where_`). None: where every parameter lies on a CUDA device and no loss is scaled. LARS has no such
+            kernel and skips on a GPU in any case; on a CPU, True lets it skip there too.
     """
 
     name: Literal["adamw", "sgd", "lars"] = "adamw"
@@ -122,7 +180,7 @@ class OptimizerRecipe:
     weight_decay_end: float = 0.4
     betas: tuple[float, float] = (0.9, 0.999)
     momentum: float = 0.9
-    fused: bool = False
+    fused: bool | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "betas", tuple(self.betas))
@@ -131,7 +189,7 @@ class OptimizerRecipe:
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"optimizer needs two betas of 0 or more and below 1, got {list(self.betas)}")
         for key, value in asdict(self).items():
-            if key != "betas" and key != "name" and value < 0:
+            if key not in ("name", "betas", "fused") and value < 0:
                 raise ValueError(f"optimizer needs {key} of 0 or more, got {value}")
 
     @property
@@ -139,13 +197,27 @@ class OptimizerRecipe:
         """Tensors of a parameter's size that the optimizer keeps for it."""
         return 2 if self.name == "adamw" else 1
 
-    def build(self, groups: list[dict[str, Any]]) -> Optimizer:
-        """The optimizer at learning rate 0; `lr_at` and `weight_decay_at` are set before every step."""
+    def build(self, groups: list[dict[str, Any]], *, scaled: bool = False) -> Optimizer:
+        """The optimizer at learning rate 0; `lr_at` and `weight_decay_at` are set before every step.
+
+        Args:
+            groups: of `parameter_groups`, on the device that trains.
+            scaled: the loss is scaled for float16 (``precision=16-mixed``). Fused kernels take the scale out after
+                gradients are clipped, so that None is False then.
+        """
+        on_gpu = all(parameter.is_cuda for group in groups for parameter in group["params"])
+        fused = on_gpu and not scaled if self.fused is None else self.fused
+        if self.name == "lars":
+            return LARS(groups, lr=0.0, momentum=self.momentum)
+        optimizer: Optimizer
         if self.name == "adamw":
-            return torch.optim.AdamW(groups, lr=0.0, betas=self.betas, fused=self.fused or None)
-        if self.name == "sgd":
-            return torch.optim.SGD(groups, lr=0.0, momentum=self.momentum, fused=self.fused or None)
-        return LARS(groups, lr=0.0, momentum=self.momentum)
+            optimizer = torch.optim.AdamW(groups, lr=0.0, betas=self.betas, fused=fused or None)
+        elif fused:
+            optimizer = FusedSGD(groups, momentum=self.momentum)
+        else:
+            optimizer = torch.optim.SGD(groups, lr=0.0, momentum=self.momentum)
+        optimizer.register_load_state_dict_pre_hook(_with_own_kernel)
+        return optimizer
 
     def lr_at(self, step: int, total: int, *, warmup: int, global_batch: int) -> float:
         """Learning rate of optimizer step `step` of `total`, after `warmup` steps of warm-up."""
@@ -154,3 +226,9 @@ class OptimizerRecipe:
     def weight_decay_at(self, step: int, total: int) -> float:
         """Weight decay of the group 'decay' at optimizer step `step` of `total`."""
         return cosine(step, total, start=self.weight_decay, end=self.weight_decay_end)
+
+
+def _with_own_kernel(optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+    """A saved state for this machine's kernel, fused or not; torch would take on that of the machine that saved it."""
+    fused = optimizer.param_groups[0]["fused"]
+    return {**state, "param_groups": [{**group, "fused": fused} for group in state["param_groups"]]}

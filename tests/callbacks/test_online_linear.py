@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import foreign
@@ -193,6 +194,14 @@ def test_the_pretrainer_needs_no_argument_but_a_data_module(tmp_path) -> None:
     assert "both/student/lr0.03/top1" in trainer.callback_metrics  # from the first view of the batch
 
 
+class Unhurried(OnlineLinear):
+    """Its steps, after the first one, wait for no GPU."""
+
+    def on_train_batch_end(self, *args: Any) -> None:
+        with toys.NoWait() if self.heads else nullcontext():
+            super().on_train_batch_end(*args)
+
+
 @pytest.mark.filterwarnings("ignore:.*no `validation_step`.*")
 def test_learns_nothing_from_the_labels_of_the_query(tmp_path) -> None:
     """Pretraining uses all images where there is no val; their labels must not help to classify themselves."""
@@ -205,7 +214,7 @@ def test_learns_nothing_from_the_labels_of_the_query(tmp_path) -> None:
             for i in getattr(Splits(arrays(names, labels), val_fraction=0.3), wrong).indices:
                 labels[i] = (labels[i] + 1) % 3
         splits = Splits(arrays(names, labels), val_fraction=0.3)
-        callback = OnlineLinear(num_classes=3)
+        callback = Unhurried(num_classes=3)
         trainer = toys.trainer(tmp_path, callbacks=[callback], max_epochs=1)
         trainer.fit(toys.pretrainer(), ImageDataModule(splits, Recipe(**size), batch_size=8, num_workers=0))
         return callback.heads[0]

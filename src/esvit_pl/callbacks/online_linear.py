@@ -139,7 +139,8 @@ class OnlineLinear(Callback):
         features, labels = self._training_features(trainer, pl_module, outputs, batch)
         if self._held_out is not None:
             self._held_out = self._held_out.to(labels.device)
-            labels = labels.masked_fill(torch.isin(batch["index"].to(labels.device), self._held_out), -1)
+            # A table: torch.isin would sort, and wait for the GPU to know how many different ones there are.
+            labels = labels.masked_fill(self._held_out[batch["index"].to(labels.device)], -1)
         if not self.heads:
             self._check_labels(labels)
             self._make_heads(pl_module, features)

@@ -109,7 +109,7 @@ def unpack_first_view(batch: Any) -> tuple[Any, Tensor | None]:
 
 
 def held_out(trainer: Any) -> Tensor | None:
-    """(n,) places of the training images whose labels belong to the query, as the batches' "index" counts them.
+    """(images,) bool: whether the label of a training image, counted as the batches' "index", belongs to the query.
 
     Where there is no ``val``, ImageDataModule pretrains on all images, those of the query among them. None if there are
     none, or if the data module is another one.
@@ -117,7 +117,9 @@ def held_out(trainer: Any) -> Tensor | None:
     data: Any = getattr(trainer, "datamodule", None)
     if getattr(data, "train_subset", None) != "all" or data.dataset.val is not None:
         return None
-    return torch.tensor(data.dataset.query.indices)
+    held = torch.zeros(len(data.train_images), dtype=torch.bool)
+    held[data.dataset.query.indices] = True
+    return held
 
 
 def features_on_trainer(

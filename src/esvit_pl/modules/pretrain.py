@@ -18,10 +18,20 @@ from esvit_pl.checkpoints.training import check_same_architecture, describe
 from esvit_pl.datamodule import batch_size_of
 from esvit_pl.distributed import sum_over_ranks
 from esvit_pl.ema import check_apart, ema_update_, make_teacher
+from esvit_pl.guard import LateFlag
 from esvit_pl.heads import Prototypes
 from esvit_pl.network import MultiCropNetwork
 from esvit_pl.objectives.interface import Losses, Objective, Progress, Views
-from esvit_pl.optim import OptimizerRecipe, clip_each_, parameter_groups, restore_, scaled_lr
+from esvit_pl.optim import (
+    OptimizerRecipe,
+    can_skip,
+    clip_each_,
+    parameter_groups,
+    restore_,
+    scaled_lr,
+    skip_nothing_,
+    skip_where_,
+)
 from esvit_pl.schedules import cosine, in_steps
 from esvit_pl.seeding import seed_torch
 
@@ -50,7 +60,9 @@ class Pretrainer(LightningModule):
     Logs ``train/<term>_loss``, the objective's diagnostics and every schedule as ``train/...``.
 
     Raises:
-        NonFiniteLoss: on every rank, before anything of that step has moved.
+        NonFiniteLoss: on every rank, with nothing of that step moved: at once, or, where the optimizer can skip a step
+            by a flag on the device (`optim.can_skip`), in the next step, at the end of the epoch or before a
+            checkpoint, whichever comes first.
         ValueError: settings that do not fit together, at the start of the fit.
     """
 
@@ -95,6 +107,8 @@ class Pretrainer(LightningModule):
         self.steps_per_epoch = self.total_steps = self.global_batch = 0
         self._seen: list[Losses] = []
         self._window: Tensor | None = None
+        self._finite: Tensor | None = None
+        self._late: tuple[LateFlag, int, int] | None = None
         self._gradients_checked = False
 
     # The step
@@ -128,14 +142,20 @@ class Pretrainer(LightningModule):
         for group in optimizer.param_groups:
             group["lr"] = self.lr_at(progress)
             group["weight_decay"] = self.weight_decay_at(progress) if group["name"] == "decay" else 0.0
-        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
-        self.objective.commit(self._window)
+        try:
+            super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        finally:
+            skip_nothing_(getattr(optimizer, "optimizer", optimizer))  # out of Lightning's wrapper
+        self.objective.commit(self._window, self._finite)
         if self.teacher is not None:
-            ema_update_(self.teacher, self.student, self.momentum_at(progress))
+            ema_update_(self.teacher, self.student, self.momentum_at(progress), when=self._finite)
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         progress = self.progress
-        self.log_step(self.gather_window(), progress)
+        self.stop_if_nonfinite(self._late)  # not earlier in the step: by now the GPU is busy with this one
+        measures, nonfinite = self.gather_window()
+        self.guard(optimizer, nonfinite)
+        self.log_step(measures, progress)
         if not self._gradients_checked:
             self.check_gradients()
         for parameter in self._standing_still(progress):
@@ -150,12 +170,13 @@ class Pretrainer(LightningModule):
 
     # What ranks tell one another
 
-    def gather_window(self) -> dict[str, Tensor]:
+    def gather_window(self) -> tuple[dict[str, Tensor], Tensor]:
         """The one sum over ranks of an optimizer step, beside the gradients': what the objective commits, the losses
         and diagnostics for the log, and whether any loss was not finite.
 
         Returns:
-            {name: mean over the micro-batches of this step and over ranks} of losses and diagnostics.
+            {name: mean over the micro-batches of this step and over ranks} of losses and diagnostics; 0-d bool, True
+            where a loss was not finite in any micro-batch on any rank.
         """
         seen, self._seen = self._seen, []
         measures = torch.stack([losses.values for losses in seen]).sum(0)
@@ -163,15 +184,50 @@ class Pretrainer(LightningModule):
         window = self.objective.window()
         parts = [measures[:0] if window is None else window, measures, nonfinite.to(measures.dtype)]
         self._window, measures, nonfinite = sum_over_ranks(torch.cat(parts)).split([len(part) for part in parts])
-        if nonfinite > 0:
-            self.objective.reset()
-            raise NonFiniteLoss(
-                f"the loss is not finite at optimizer step {self.trainer.global_step} "
-                f"(epoch {self.trainer.current_epoch}); "
-                "weights, centres and teacher are as before that step. Resume from the last checkpoint (ckpt_path=...) "
-                "with a lower optimizer.lr or a smaller module.clip_grad, or with trainer.precision=32"
-            )
-        return dict(zip(seen[0].names, measures / (len(seen) * self.trainer.world_size), strict=True))
+        means = measures / (len(seen) * self.trainer.world_size)
+        return dict(zip(seen[0].names, means, strict=True)), nonfinite[0] > 0
+
+    # What a loss that is not finite does
+
+    def guard(self, optimizer: Optimizer, nonfinite: Tensor) -> None:
+        """Let this step move nothing where its loss is not finite.
+
+        The host waits for the flag only if the optimizer cannot skip a step by it, on a CPU, where waiting costs
+        nothing (unless ``optimizer.fused`` asks for it), and under a loss scale, whose own check waits already.
+
+        Args:
+            nonfinite: 0-d bool, equal on all ranks.
+        """
+        late = LateFlag(nonfinite), self.trainer.global_step, self.trainer.current_epoch
+        if can_skip(optimizer) and (nonfinite.is_cuda or self.optimizer.fused) and not self._scaled:
+            self._late, self._finite = late, ~nonfinite
+            skip_where_(optimizer, nonfinite)
+        else:
+            self.stop_if_nonfinite(late)
+
+    def stop_if_nonfinite(self, late: tuple[LateFlag, int, int] | None) -> None:
+        """
+        Args:
+            late: a step's flag, the step and its epoch; stays, so that nothing is saved after the error either.
+
+        Raises:
+            NonFiniteLoss: that step's loss was not finite.
+        """
+        if late is None or not late[0].read():
+            return
+        self._seen = []
+        self.objective.reset()
+        raise NonFiniteLoss(
+            f"the loss is not finite at optimizer step {late[1]} (epoch {late[2]}); "
+            "weights, centres and teacher are as before that step. Resume from the last checkpoint (ckpt_path=...) "
+            "with a lower optimizer.lr or a smaller module.clip_grad, or with trainer.precision=32"
+        )
+
+    def on_train_epoch_end(self) -> None:
+        self.stop_if_nonfinite(self._late)  # after most callbacks, and before those that save
+
+    def on_train_end(self) -> None:
+        self.stop_if_nonfinite(self._late)
 
     def check_gradients(self) -> None:
         """Name every trainable parameter that the first backward pass left without a gradient.
@@ -214,6 +270,10 @@ class Pretrainer(LightningModule):
             **self.objective.schedules(progress),
         }
         for name, value in values.items():
+            if not isinstance(value, Tensor):
+                # Lightning would copy the number to the GPU, and wait until all that was asked for before is done.
+                dtype = torch.promote_types(torch.get_default_dtype(), torch.float32)
+                value = torch.full((), value, dtype=dtype, device=self.device)
             self.log(f"train/{name}", value, prog_bar=name.endswith("_loss"), batch_size=self.global_batch)
 
     # Weights of an earlier training
@@ -247,7 +307,7 @@ class Pretrainer(LightningModule):
     # Around the fit
 
     def configure_optimizers(self) -> Optimizer:
-        optimizer = self.optimizer.build(parameter_groups(self.student))
+        optimizer = self.optimizer.build(parameter_groups(self.student), scaled=self._scaled)
         if self.moments is not None:
             restore_(optimizer, dict(self.student.named_parameters(remove_duplicate=False)), self.moments.of)
         return optimizer
@@ -268,6 +328,7 @@ class Pretrainer(LightningModule):
 
     def on_train_start(self) -> None:
         trainer = self.trainer
+        self._late = self._finite = None  # of an earlier fit
         batches, accumulate = trainer.num_training_batches, trainer.accumulate_grad_batches
         if batches == float("inf"):
             raise ValueError(
@@ -311,10 +372,16 @@ class Pretrainer(LightningModule):
         self.objective.check(epochs)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.stop_if_nonfinite(self._late)
         checkpoint["esvit_pl"] = describe(self.student.backbone, self.objective, self.config)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         check_same_architecture(checkpoint, self.student.backbone, self.objective, self.state_dict())
+
+    @property
+    def _scaled(self) -> bool:
+        """Whether the loss is scaled (precision 16-mixed)."""
+        return getattr(getattr(self._trainer, "precision_plugin", None), "scaler", None) is not None
 
     def _idle_parameters(self, heads: set[str]) -> list[torch.nn.Parameter]:
         return [

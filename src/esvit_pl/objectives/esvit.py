@@ -149,10 +149,10 @@ class EsViTObjective(Objective):
     def window(self) -> Tensor:
         return torch.cat([center.window() for center in self._centers])
 
-    def commit(self, window: Tensor | None) -> None:
+    def commit(self, window: Tensor | None, when: Tensor | None = None) -> None:
         assert window is not None
         for center, part in zip(self._centers, window.chunk(len(self.centers)), strict=True):
-            center.commit(part)
+            center.commit(part, when)
 
     def reset(self) -> None:
         for center in self._centers:

@@ -102,8 +102,14 @@ class Objective(nn.Module):
         """(any,): statistics since the last `commit` whose sum over ranks `commit` takes."""
         return None
 
-    def commit(self, window: Tensor | None) -> None:
-        """Once per optimizer step, after the optimizer and before the teacher: centres, queues."""
+    def commit(self, window: Tensor | None, when: Tensor | None = None) -> None:
+        """Once per optimizer step, after the optimizer and before the teacher: centres, queues.
+
+        Args:
+            window: that of `window`, summed over ranks.
+            when: 0-d bool on the device, None for True. Where it is False the step's loss was not finite, and nothing
+                may move, to the last bit (`guard.move_`); the statistics are forgotten all the same.
+        """
 
     def reset(self) -> None:
         """Forget the statistics since the last `commit`."""
