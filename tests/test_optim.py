@@ -227,7 +227,8 @@ def test_a_resumed_optimizer_keeps_its_own_kernel(name, fused):
 @pytest.mark.parametrize(
     ("fused", "device", "scaled", "expected"),
     [
-        (None, "cpu", False, False),
+        (None, "cpu", False, True),
+        (None, "meta", False, False),
         (None, "cuda", False, True),
         (None, "cuda", True, False),
         (False, "cuda", False, False),
@@ -235,7 +236,7 @@ def test_a_resumed_optimizer_keeps_its_own_kernel(name, fused):
     ],
 )
 @pytest.mark.parametrize("name", ["adamw", "sgd"])
-def test_kernels_are_fused_on_gpus_unless_the_loss_is_scaled(name, fused, device, scaled, expected):
+def test_kernels_are_fused_unless_the_loss_is_scaled(name, fused, device, scaled, expected):
     with FakeTensorMode():  # a GPU's tensors without a GPU
         groups = [{"name": "decay", "params": [nn.Parameter(torch.empty(2, 2, device=device))]}]
         optimizer = OptimizerRecipe(name=name, fused=fused).build(groups, scaled=scaled)

@@ -168,8 +168,8 @@ class OptimizerRecipe:
         betas: of AdamW.
         momentum: of SGD and LARS.
         fused: torch's fused kernel for AdamW and SGD, in which a step is skipped without a wait for the GPU
-            (`skip_where_`). None: where every parameter lies on a CUDA device and no loss is scaled. LARS has no such
-            kernel and skips on a GPU in any case; on a CPU, True lets it skip there too.
+            (`skip_where_`). None: on GPUs and CPUs, unless the loss is scaled. LARS has no such kernel and skips on a
+            GPU in any case. On a CPU there is nothing to wait for, and True alone makes it skip as on a GPU.
     """
 
     name: Literal["adamw", "sgd", "lars"] = "adamw"
@@ -205,8 +205,8 @@ class OptimizerRecipe:
             scaled: the loss is scaled for float16 (``precision=16-mixed``). Fused kernels take the scale out after
                 gradients are clipped, so that None is False then.
         """
-        on_gpu = all(parameter.is_cuda for group in groups for parameter in group["params"])
-        fused = on_gpu and not scaled if self.fused is None else self.fused
+        devices = {parameter.device.type for group in groups for parameter in group["params"]}
+        fused = devices in ({"cuda"}, {"cpu"}) and not scaled if self.fused is None else self.fused
         if self.name == "lars":
             return LARS(groups, lr=0.0, momentum=self.momentum)
         optimizer: Optimizer
