@@ -39,6 +39,28 @@ def test_benchmarks_print_tables_and_write_json(commands, tmp_path):
         assert max(errors) < 1e-5
 
 
+def test_a_recipe_says_what_bounds_it(commands, tmp_path):
+    words = ["datamodule=device_crops", "datamodule.num_workers=0", "peak_tflops=0.1", f"out={tmp_path}"]
+    outcome = commands.run("bench", "recipe", *words, *TOY)
+    assert outcome.code == 0, outcome.err
+    step, rates = json.loads((tmp_path / "recipe.json").read_text())
+    seconds = step["rows"][-1]["our_seconds"]
+    straight, ours, loader, training = rates["rows"]
+    assert ours["images_per_second"] == pytest.approx(1 / seconds)
+    assert training["images_per_second"] == min(ours["images_per_second"], loader["images_per_second"])
+    flops = float(rates["what"].partition(" GFLOPs")[0]) * 1e9
+    assert ours["utilization_share"] == pytest.approx(flops / seconds / 1e11, rel=0.01)  # printed with three digits
+    assert straight["ratio"] == 1
+
+
+def test_crops_are_measured_in_whole_batches(commands, tmp_path):
+    outcome = commands.run("bench", "crops", f"out={tmp_path}", *TOY)
+    assert outcome.code == 0, outcome.err
+    (report,) = json.loads((tmp_path / "crops.json").read_text())
+    assert {row["image"] for row in report["rows"]} == {"500 x 375", "2000 x 1500"}
+    assert "views of 2 x 32 + 2 x 16 px of JPEGs made here, batch 1" in report["what"]
+
+
 def test_measuring_leaves_no_run_behind(commands, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     commands.run("bench", "loss", "out=kept", *TOY, folder=tmp_path)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 EXAMPLES = [
     "esvit-bench loss tokens                                      # of the Swin-T recipe",
     "esvit-bench step backbone=swin_tiny_w14 batch_size=2",
-    "esvit-bench step trainer=gpu batch_size=64",
+    "esvit-bench recipe trainer=gpu datamodule=device_crops",
 ]
 
 
@@ -73,6 +73,22 @@ def loss(cfg: DictConfig) -> Iterator[Report]:
     )
 
 
+def crops(cfg: DictConfig) -> Iterator[Report]:
+    from esvit_pl.benchmarks.crops import crop_rates
+    from esvit_pl.cli import assemble
+
+    recipe: Recipe = assemble.construct(cfg, "augment")
+    batch_size = cfg.batch_size or 16
+    yield report(
+        cfg,
+        "crops",
+        f"views of {in_words(recipe.sizes)} px of JPEGs made here, batch {batch_size}, one thread, no other processes",
+        crop_rates(
+            recipe, images=(4 * batch_size, batch_size), batch_size=batch_size, repeats=cfg.repeats, device=device(cfg)
+        ),
+    )
+
+
 def tokens(cfg: DictConfig) -> Iterator[Report]:
     from esvit_pl.backbones.swin import Swin
     from esvit_pl.benchmarks.tokens import token_savings
@@ -100,21 +116,55 @@ def tokens(cfg: DictConfig) -> Iterator[Report]:
 
 
 def step(cfg: DictConfig) -> Iterator[Report]:
+    yield step_report(cfg, cfg.batch_size or 4)
+
+
+def recipe(cfg: DictConfig) -> Iterator[Report]:
+    import torch
+
+    from esvit_pl.benchmarks.crops import loader_rate
+    from esvit_pl.benchmarks.recipe import device_flops, model_flops, recipe_rates
+    from esvit_pl.cli import assemble
+
+    views: Recipe = assemble.construct(cfg, "augment")
+    batch_size = cfg.batch_size or (64 if device(cfg) == "cuda" else 4)
+    parts = step_report(cfg, batch_size)
+    yield parts
+    *_, whole = parts.rows
+    name = torch.cuda.get_device_name() if device(cfg) == "cuda" else ""
+    at_best = cfg.peak_tflops * 1e12 if cfg.peak_tflops else device_flops(name)
+    flops = model_flops(build_backbone(cfg), assemble.construct(cfg, "loss"), views.sizes, views.num_global)
+    loader = loader_rate(
+        views,
+        batch_size=batch_size,
+        num_workers=cfg.datamodule.num_workers,
+        color_on=cfg.datamodule.color_on,
+        reduced_decoding=cfg.datamodule.reduced_decoding,
+    )
+    yield report(
+        cfg,
+        "recipe",
+        f"{flops / 1e9:.3g} GFLOPs an image; utilisation of {f'{at_best / 1e12:g}' if at_best else 'unknown'} TFLOP/s; "
+        f"loader: {loader.way}, {loader.num_workers} processes, JPEGs of {loader.image} px",
+        recipe_rates(whole, loader.images_per_second, batch_size=batch_size, flops=flops, device_flops=at_best),
+    )
+
+
+def step_report(cfg: DictConfig, batch_size: int) -> Report:
     from esvit_pl.benchmarks.step import step_costs
     from esvit_pl.cli import assemble
 
-    recipe: Recipe = assemble.construct(cfg, "augment")
-    batch_size = cfg.batch_size or 4
-    yield report(
+    views: Recipe = assemble.construct(cfg, "augment")
+    return report(
         cfg,
         "step",
         f"{chosen(cfg, 'backbone')}, {cfg.loss.num_prototypes:,} prototypes, batch {batch_size}, views of "
-        f"{in_words(recipe.sizes)} px, {cfg.trainer.precision}; memory is all that is held, weights and moments too",
+        f"{in_words(views.sizes)} px, {cfg.trainer.precision}; memory is all that is held, weights and moments too",
         step_costs(
             build_backbone(cfg),
             assemble.construct(cfg, "loss"),
-            sides=tuple(recipe.sizes),
-            num_global=recipe.num_global,
+            sides=views.sizes,
+            num_global=views.num_global,
             batch_size=batch_size,
             repeats=cfg.repeats,
             device=device(cfg),
@@ -161,8 +211,10 @@ def vil(cfg: DictConfig) -> Iterator[Report]:
 
 BENCHMARKS: dict[str, Callable[[DictConfig], Iterator[Report]]] = {
     "loss": loss,
+    "crops": crops,
     "tokens": tokens,
     "step": step,
+    "recipe": recipe,
     "throughput": throughput,
     "vil": vil,
 }
