@@ -41,8 +41,8 @@ def clip_each_(parameters: Iterable[nn.Parameter], max_norm: float) -> None:
     grads = [parameter.grad for parameter in parameters if parameter.grad is not None]
     if not grads:
         return
-    scales = [(max_norm / (norm + 1e-6)).clamp_(max=1.0) for norm in torch._foreach_norm(grads)]
-    torch._foreach_mul_(grads, scales)
+    norms = torch.stack(list(torch._foreach_norm(grads)))
+    torch._foreach_mul_(grads, list((max_norm / (norms + 1e-6)).clamp_(max=1.0).unbind()))
 
 
 def restore_(optimizer: Optimizer, parameters: Mapping[str, Tensor], state: Mapping[str, Mapping[str, Tensor]]) -> None:
