@@ -18,6 +18,7 @@ from timm.layers import DropPath, Mlp
 from torch import Tensor, nn
 
 from esvit_pl.backbones.interface import Attention, Backbone, Features, check_block_count, width_of_last
+from esvit_pl.backbones.recompute import Recomputable
 from esvit_pl.backbones.vil_attention import (
     AROUND,
     OWN,
@@ -254,7 +255,7 @@ def resized(table: Tensor, length: int, stretch: float) -> Tensor:
     return cubic_weights(length, native, stretch * length / native, table.device, table.dtype) @ table
 
 
-class AttentionBranch(nn.Module):
+class AttentionBranch(Recomputable):
     """x + attention(norm(x)), the second part dropped for some images."""
 
     def __init__(self, attention: SlidingAttention | FullAttention, dim: int, rate: float) -> None:
@@ -268,7 +269,7 @@ class AttentionBranch(nn.Module):
         return x + self.drop_path(self.attn(self.norm(x), grid))
 
 
-class MlpBranch(nn.Module):
+class MlpBranch(Recomputable):
     """x + mlp(norm(x)), the second part dropped for some images."""
 
     def __init__(self, dim: int, hidden: int, rate: float) -> None:
