@@ -17,6 +17,7 @@ FLOORS = [
     [
         "distributed",
         "schedules",
+        "compiling",
         "ema",
         "optim",
         "heads",

@@ -89,6 +89,13 @@ class Backbone(nn.Module):
         for block in blocks:
             block.grad_checkpointing = enable
 
+    def check_compiles(self) -> None:
+        """Refuse ``torch.compile`` where it could not keep a forward in one graph.
+
+        Raises:
+            ValueError: the reason, and what to do.
+        """
+
 
 def width_of_last(n: int, widths: Sequence[int], depths: Sequence[int]) -> int:
     """Channels of the last `n` blocks side by side, from the width and the number of blocks of each stage."""

@@ -152,6 +152,14 @@ class ViL(Backbone):
             x = stage.as_map(tokens, grid)
         raise AssertionError("the wanted block is in one of the stages")
 
+    def check_compiles(self) -> None:
+        sliding = any(isinstance(branch.attn, SlidingAttention) for stage in self.stages for branch, _ in stage.blocks)
+        if self.spec["mode"] > 0 and sliding:
+            raise ValueError(
+                f"ViL with mode={self.spec['mode']} draws anew in every pass which chunks attend to which, and no "
+                "compiled graph can do that; set backbone.mode=0 (all chunks around), or module.compile=false"
+            )
+
     @property
     def stages(self) -> list[Stage]:
         return [cast(Stage, self.get_submodule(f"layer{stage + 1}")) for stage in range(len(self.spec["dims"]))]
