@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import nn
 
@@ -9,10 +11,10 @@ RANDOM = {"fallback_random": True}
 """Draw what the uncompiled network draws: seeds mean the same, and stochastic depth drops the same images."""
 
 
-def compile_(network: nn.Module, device: torch.device | str) -> None:
+def compile_(networks: Iterable[nn.Module], device: torch.device | str) -> None:
     """Compile what ``network(...)`` does, at its first call, for the sizes that it is called with.
 
-    Its parts stay as they are when they are called by themselves: an evaluation of ``network.backbone``, in batches of
+    A network's parts stay as they are when they are called by themselves: an evaluation of ``network.backbone``, in batches of
     other sizes, compiles nothing.
 
     Args:
@@ -22,7 +24,8 @@ def compile_(network: nn.Module, device: torch.device | str) -> None:
         ValueError: compiled code cannot be made for the device.
     """
     check_compiler(device)
-    network.compile(dynamic=False, options=RANDOM)
+    for network in networks:
+        network.compile(dynamic=False, options=RANDOM)
 
 
 def check_compiler(device: torch.device | str) -> None:

@@ -277,9 +277,7 @@ class Pretrainer(LightningModule):
         if self.teacher is not None:
             check_apart(self.teacher, self.student)
         if self.compiles:  # here: weights, batch norms and device are the final ones
-            for network in (self.student, self.teacher):
-                if network is not None:
-                    compile_(network, self.device)
+            compile_([network for network in (self.student, self.teacher) if network is not None], self.device)
 
     def on_train_start(self) -> None:
         trainer = self.trainer
