@@ -14,8 +14,8 @@ RANDOM = {"fallback_random": True}
 def compile_(networks: Iterable[nn.Module], device: torch.device | str) -> None:
     """Compile what ``network(...)`` does, at its first call, for the sizes that it is called with.
 
-    A network's parts stay as they are when they are called by themselves: an evaluation of ``network.backbone``, in batches of
-    other sizes, compiles nothing.
+    A network's parts stay as they are when they are called by themselves: an evaluation of ``network.backbone``, in
+    batches of other sizes, compiles nothing.
 
     Args:
         device: of the tensors to come.

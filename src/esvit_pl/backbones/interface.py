@@ -33,8 +33,9 @@ class Attention(NamedTuple):
 
 
 class Backbone(nn.Module):
-    """Base class of all backbones. Sub-classes set the four attributes and write the four methods; blocks that inherit from
-    `Recomputable` make `set_grad_checkpointing` work.
+    """Base class of all backbones. Sub-classes set the four attributes and write the four methods.
+
+    Blocks that inherit from `Recomputable` make `set_grad_checkpointing` work.
 
     Attributes:
         width: channels of the pooled feature.

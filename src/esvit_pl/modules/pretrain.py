@@ -71,7 +71,7 @@ class Pretrainer(LightningModule):
         num_global: int = 2,
         seed: int = 0,
         start_epoch: int = 0,
-        compile: bool = False,
+        compile: bool = False,  # noqa: A002 - the name that configs type
         grad_checkpointing: bool = False,
         config: dict[str, Any] | None = None,
     ) -> None:
