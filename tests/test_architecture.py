@@ -18,6 +18,7 @@ FLOORS = [
         "distributed",
         "guard",
         "schedules",
+        "compiling",
         "ema",
         "optim",
         "heads",

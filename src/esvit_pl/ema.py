@@ -9,6 +9,7 @@ import torch
 from timm.layers import DropPath
 from torch import Tensor, nn
 
+from esvit_pl.backbones.interface import Backbone
 from esvit_pl.guard import move_
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -20,6 +21,8 @@ def make_teacher(student: Module) -> Module:
     for module in teacher.modules():
         if isinstance(module, DropPath):
             module.drop_prob = 0.0
+        if isinstance(module, Backbone):
+            module.set_grad_checkpointing(False)  # there is no backward
     check_apart(teacher, student)
     return teacher
 

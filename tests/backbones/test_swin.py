@@ -170,7 +170,6 @@ def test_autocast_agrees_within_its_precision():
     assert relative_error(mine.float(), theirs.float()) < 0.03
 
 
-@pytest.mark.filterwarnings("ignore:.*lru_cache")
 def test_compiled_in_one_graph():
     backbone = build("swin", **{**TINY, "depths": [2], "num_heads": [1]})
     compiled = torch.compile(backbone, backend="eager", fullgraph=True, dynamic=False)

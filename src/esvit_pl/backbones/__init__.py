@@ -9,6 +9,7 @@ from timm import is_model
 
 from esvit_pl.backbones.cvt import CvT
 from esvit_pl.backbones.interface import Attention, Backbone, Features
+from esvit_pl.backbones.recompute import Recomputable
 from esvit_pl.backbones.registry import ModelForTimm
 from esvit_pl.backbones.swin import Swin
 from esvit_pl.backbones.timm_backbone import TimmBackbone, unknown
@@ -45,6 +46,7 @@ __all__ = [
     "CvT",
     "Features",
     "ModelForTimm",
+    "Recomputable",
     "Swin",
     "TimmBackbone",
     "ViL",

@@ -20,6 +20,7 @@ from timm.layers import DropPath, LayerNorm2d
 from torch import Tensor, nn
 
 from esvit_pl.backbones.interface import Attention, Backbone, Features, check_block_count, width_of_last
+from esvit_pl.backbones.recompute import Recomputable
 
 EPS = 1e-5
 
@@ -143,7 +144,7 @@ class Stage(nn.Module):
         return self.blocks(self.embed(x))
 
 
-class Block(nn.Module):
+class Block(Recomputable):
     """Window attention and MLP, each with a residual that stochastic depth drops on its own."""
 
     def __init__(self, width: int, heads: int, window: int, hidden: int, drop_path: float) -> None:

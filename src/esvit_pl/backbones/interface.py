@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
+from esvit_pl.backbones.recompute import Recomputable
+
 
 class Features(NamedTuple):
     """What a backbone sees in a batch of images."""
@@ -32,6 +34,8 @@ class Attention(NamedTuple):
 
 class Backbone(nn.Module):
     """Base class of all backbones. Sub-classes set the four attributes and write the four methods.
+
+    Blocks that inherit from `Recomputable` make `set_grad_checkpointing` work.
 
     Attributes:
         width: channels of the pooled feature.
@@ -68,6 +72,30 @@ class Backbone(nn.Module):
             f"{type(self).__name__} has no attention weights to show; Swin, CvT, ViL's full blocks, ViT and DeiT have "
             "(backbone=swin_tiny_w7, cvt_tiny_w7, vil_tiny, vit_base_p16, deit_small_p16)"
         )
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Let backward compute each block again instead of keeping what is inside: less memory, one more forward.
+
+        Nothing else changes, to the last bit. It works in training mode with gradients, and nowhere else.
+
+        Raises:
+            ValueError: the backbone has no block that can be computed again.
+        """
+        blocks = [module for module in self.modules() if isinstance(module, Recomputable)]
+        if enable and not blocks:
+            raise ValueError(
+                f"{type(self).__name__} has no blocks that can be computed again; let them inherit from "
+                "esvit_pl.backbones.Recomputable, or leave grad_checkpointing=false"
+            )
+        for block in blocks:
+            block.grad_checkpointing = enable
+
+    def check_compiles(self) -> None:
+        """Refuse ``torch.compile`` where it could not keep a forward in one graph.
+
+        Raises:
+            ValueError: the reason, and what to do.
+        """
 
 
 def width_of_last(n: int, widths: Sequence[int], depths: Sequence[int]) -> int:

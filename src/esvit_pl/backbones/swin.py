@@ -27,6 +27,7 @@ from timm.models.swin_transformer import (
 from torch import Tensor, nn
 
 from esvit_pl.backbones.interface import Attention, Backbone, Features, check_block_count, width_of_last
+from esvit_pl.backbones.recompute import Recomputable
 from esvit_pl.backbones.swin_windows import Strip, WindowGroup, WindowPlan, shifted_window_mask, window_plan
 
 
@@ -162,7 +163,7 @@ class SwinStage(nn.Module):
         return self.blocks(self.downsample(x))
 
 
-class SwinBlock(nn.Module):
+class SwinBlock(Recomputable):
     """Window attention and MLP, each with a residual: a timm block's parts, as if padded before they are rolled."""
 
     def __init__(self, block: SwinTransformerBlock) -> None:

@@ -10,7 +10,6 @@ tokens keep their order, so the unpadded map is rolled and cut into rectangles, 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import lru_cache
 from itertools import groupby, product
 from math import isqrt
 from typing import NamedTuple
@@ -18,6 +17,8 @@ from typing import NamedTuple
 import torch
 from timm.models.swin_transformer import get_relative_position_index
 from torch import Tensor
+
+from esvit_pl.backbones.constants import made_once
 
 
 class Strip(NamedTuple):
@@ -59,7 +60,7 @@ class WindowPlan(NamedTuple):
     """One for every strip of rows and every strip of columns."""
 
 
-@lru_cache(maxsize=256)
+@made_once
 def window_plan(
     height: int, width: int, window: int, shift: int, device: torch.device, dtype: torch.dtype
 ) -> WindowPlan:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from difflib import SequenceMatcher, get_close_matches
 from functools import lru_cache
-from typing import Any, Literal, cast
+from typing import Any, Literal, Self, cast
 
 import timm
 import torch
@@ -27,6 +27,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from esvit_pl.backbones.interface import Attention, Backbone, Features, check_block_count
+from esvit_pl.backbones.recompute import hold_statistics
 
 Pool = Literal["token", "mean"]
 
@@ -80,11 +81,14 @@ class TimmBackbone(Backbone):
 
     Attributes:
         mean, std: of each channel of the images that timm's weights of that name were trained on.
+        grad_checkpointing: whether backward computes blocks again, in training mode.
 
     Raises:
         ValueError: no such model, with near names; a model that does not take images of several sizes, with the reason
             and others that do; arguments that the model does not have.
     """
+
+    grad_checkpointing = False
 
     def __init__(
         self,
@@ -106,7 +110,8 @@ class TimmBackbone(Backbone):
             **model_args,
         }
         _check(self.spec)
-        self.traits = traits = study(name, img_size, in_chans, json.dumps(model_args, sort_keys=True))
+        self.model_args = json.dumps(model_args, sort_keys=True)
+        self.traits = traits = study(name, img_size, in_chans, self.model_args)
         if drop_path_rate and "drop_path_rate" not in traits.options:
             raise ValueError(f"timm's {name} has no stochastic depth; wanted is drop_path_rate=0, got {drop_path_rate}")
         if pool == "token" and not traits.class_token:
@@ -122,6 +127,8 @@ class TimmBackbone(Backbone):
 
     def forward(self, x: Tensor) -> Features:
         self.check_activations()
+        if self.grad_checkpointing:
+            hold_statistics(self.model)
         x = padded(x, self.traits.multiple)
         return as_features(last_tokens(self.model, self.traits, x), self.model, self.traits, self.pool, x)
 
@@ -139,6 +146,23 @@ class TimmBackbone(Backbone):
     def last_blocks_width(self, n: int) -> int:
         check_block_count(n, len(self.traits.widths))
         return sum(self.traits.widths[-n:])
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """By timm's own switch, which says what a block is: a layer, a stage.
+
+        Raises:
+            ValueError: the model has none, or its switch changes nothing of what features need.
+        """
+        if enable:
+            check_recomputes(self.spec["name"], self.spec["img_size"], self.spec["in_chans"], self.model_args)
+        self.grad_checkpointing = enable
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> Self:
+        super().train(mode)
+        if hasattr(self.model, "set_grad_checkpointing"):  # timm's own works in evaluation too
+            self.model.set_grad_checkpointing(mode and self.grad_checkpointing)
+        return self
 
     def check_activations(self) -> None:
         """Refuse what torch makes of a norm that contains its activation: a synchronised one without it, silently."""
@@ -298,6 +322,54 @@ def study(name: str, img_size: int, in_chans: int, model_args: str) -> Traits:
         return _with(traits, **_widths_and_unused(model, traits, torch.zeros(2, in_chans, side, side)))
 
 
+@lru_cache(maxsize=128)
+def check_recomputes(name: str, img_size: int, in_chans: int, model_args: str) -> None:
+    """Refuse a model whose ``set_grad_checkpointing`` is none, by running it on the meta device.
+
+    Args:
+        model_args: further arguments, as JSON.
+
+    Raises:
+        ValueError: it has none; features keep as much as without; or backward changes buffers, which forward did.
+    """
+    traits = study(name, img_size, in_chans, model_args)
+    with torch.device("meta"), torch.inference_mode(False), torch.enable_grad():
+        model = _create(name, traits.options, img_size, in_chans, json.loads(model_args)).train()
+        side = _small_side(traits, img_size)
+        x = padded(torch.zeros(2, in_chans, side, side), traits.multiple)
+
+        def features() -> Features:
+            return as_features(last_tokens(model, traits, x), model, traits, "mean", x)
+
+        try:
+            before, _ = _kept(features)
+            model.set_grad_checkpointing(True)
+            hold_statistics(model)
+            after, seen = _kept(features)
+            versions = {key: buffer._version for key, buffer in model.named_buffers()}
+            (seen.pooled.sum() + seen.regions.sum()).backward()
+        except Exception as error:  # whatever a family's code raises is the answer that is asked for
+            raise ValueError(_keeps(name, f"timm's code ends with {_said(error)}")) from error
+        if after >= before:
+            raise ValueError(_keeps(name, "its switch changes nothing of what the features need"))
+        moved = [key for key, buffer in model.named_buffers() if buffer._version != versions[key]]
+        if moved:
+            raise ValueError(_keeps(name, f"backward would change its {moved[0]} a second time"))
+
+
+def _kept(forward: Callable[[], Features]) -> tuple[int, Features]:
+    """Values that `forward` keeps for backward, and what it gives."""
+    sizes: dict[int, int] = {}
+
+    def note(kept: Tensor) -> Tensor:
+        sizes[id(kept)] = kept.numel()
+        return kept
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda kept: kept):
+        features = forward()
+    return sum(sizes.values()), features
+
+
 def _static_traits(name: str, model: nn.Module, options: frozenset[str]) -> Traits:
     info = getattr(model, "feature_info", None)
     walk = getattr(model, "forward_intermediates", None)
@@ -424,6 +496,10 @@ def _refusal(name: str, why: str) -> str:
     return (
         f"timm's {name} cannot be a backbone for crops of several sizes: {why}. Near ones that can: {', '.join(near)}"
     )
+
+
+def _keeps(name: str, why: str) -> str:
+    return f"timm's {name} cannot compute blocks again in backward: {why}. Leave grad_checkpointing=false"
 
 
 def _check(spec: dict[str, Any]) -> None:

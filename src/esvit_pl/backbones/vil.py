@@ -18,6 +18,7 @@ from timm.layers import DropPath, Mlp
 from torch import Tensor, nn
 
 from esvit_pl.backbones.interface import Attention, Backbone, Features, check_block_count, width_of_last
+from esvit_pl.backbones.recompute import Recomputable
 from esvit_pl.backbones.vil_attention import (
     AROUND,
     OWN,
@@ -151,6 +152,14 @@ class ViL(Backbone):
             x = stage.as_map(tokens, grid)
         raise AssertionError("the wanted block is in one of the stages")
 
+    def check_compiles(self) -> None:
+        sliding = any(isinstance(branch.attn, SlidingAttention) for stage in self.stages for branch, _ in stage.blocks)
+        if self.spec["mode"] > 0 and sliding:
+            raise ValueError(
+                f"ViL with mode={self.spec['mode']} draws anew in every pass which chunks attend to which, and no "
+                "compiled graph can do that; set backbone.mode=0 (all chunks around), or module.compile=false"
+            )
+
     @property
     def stages(self) -> list[Stage]:
         return [cast(Stage, self.get_submodule(f"layer{stage + 1}")) for stage in range(len(self.spec["dims"]))]
@@ -254,7 +263,7 @@ def resized(table: Tensor, length: int, stretch: float) -> Tensor:
     return cubic_weights(length, native, stretch * length / native, table.device, table.dtype) @ table
 
 
-class AttentionBranch(nn.Module):
+class AttentionBranch(Recomputable):
     """x + attention(norm(x)), the second part dropped for some images."""
 
     def __init__(self, attention: SlidingAttention | FullAttention, dim: int, rate: float) -> None:
@@ -268,7 +277,7 @@ class AttentionBranch(nn.Module):
         return x + self.drop_path(self.attn(self.norm(x), grid))
 
 
-class MlpBranch(nn.Module):
+class MlpBranch(Recomputable):
     """x + mlp(norm(x)), the second part dropped for some images."""
 
     def __init__(self, dim: int, hidden: int, rate: float) -> None:

@@ -10,12 +10,13 @@ Nothing of size n x n is ever made: every chunk gets one copy of the keys that i
 
 from __future__ import annotations
 
-from functools import lru_cache
 from itertools import product
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from esvit_pl.backbones.constants import made_once
 
 Grid = tuple[int, int]
 Offsets = tuple[tuple[int, int], ...]
@@ -124,7 +125,7 @@ def seen(x: Tensor, num_globals: int, grid: Grid, side: int, offsets: Offsets) -
     return torch.cat([everywhere, *parts], dim=4)
 
 
-@lru_cache(maxsize=256)
+@made_once
 def absent(
     grid: Grid, side: int, offsets: Offsets, num_globals: int, device: torch.device, dtype: torch.dtype
 ) -> Tensor | None:
@@ -143,7 +144,7 @@ def relative_bias(table: Tensor, global_bias: Tensor | None, side: int, offsets:
     return torch.cat([global_bias[:, None].expand(-1, side * side, -1), bias], dim=2)
 
 
-@lru_cache(maxsize=256)
+@made_once
 def relative_index(side: int, offsets: Offsets, reach: int, device: torch.device) -> Tensor:
     """(s2 len(offsets)*s2): row of the bias table for every query of a chunk and key of the chunks at `offsets`.
 
@@ -157,7 +158,7 @@ def relative_index(side: int, offsets: Offsets, reach: int, device: torch.device
         return (row * (2 * reach + 1) + column).to(device)
 
 
-@lru_cache(maxsize=256)
+@made_once
 def cubic_weights(length: int, native: int, scale: float, device: torch.device, dtype: torch.dtype) -> Tensor:
     """(length native): the matrix of bicubic interpolation along one axis, as torch's ``interpolate`` does it.
 

@@ -15,6 +15,7 @@ from esvit_pl.backbones.interface import Backbone
 from esvit_pl.checkpoints.source import Moments, Source
 from esvit_pl.checkpoints.start import check_continues, start_from_
 from esvit_pl.checkpoints.training import check_same_architecture, describe
+from esvit_pl.compiling import compile_
 from esvit_pl.datamodule import batch_size_of
 from esvit_pl.distributed import sum_over_ranks
 from esvit_pl.ema import check_apart, ema_update_, make_teacher
@@ -55,6 +56,9 @@ class Pretrainer(LightningModule):
         seed: of the randomness inside the step (stochastic depth).
         start_epoch: a new training stands here in all its schedules, as if so many epochs lay behind it; for one that
             starts from weights of an earlier training (`start_from`).
+        compile: let torch compile student and teacher, each into one graph for the crops of a batch; minutes at the
+            start, equal up to rounding.
+        grad_checkpointing: the student's blocks are computed again in backward instead of being kept; exact.
         config: plain dict that is kept in the checkpoints.
 
     Logs ``train/<term>_loss``, the objective's diagnostics and every schedule as ``train/...``.
@@ -79,6 +83,8 @@ class Pretrainer(LightningModule):
         num_global: int = 2,
         seed: int = 0,
         start_epoch: int = 0,
+        compile: bool = False,  # noqa: A002 - the name that configs type
+        grad_checkpointing: bool = False,
         config: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
@@ -90,8 +96,12 @@ class Pretrainer(LightningModule):
                 raise ValueError(f"Pretrainer needs {name} of 0 or more, got {value}")
         if start_epoch < 0:
             raise ValueError(f"Pretrainer needs start_epoch of 0 or later, got {start_epoch}")
+        if compile:
+            backbone.check_compiles()
         heads = objective.heads(backbone.width, backbone.region_width)
         self.teacher = MultiCropNetwork(make_teacher(backbone), make_teacher(heads)) if objective.uses_teacher else None
+        if grad_checkpointing:  # of the student alone: no backward goes through the teacher
+            backbone.set_grad_checkpointing()
         heads.update(dict(objective.student_only_heads().items()))
         self.student = MultiCropNetwork(backbone, heads)
         self.objective = objective
@@ -102,6 +112,7 @@ class Pretrainer(LightningModule):
         self.num_global = num_global
         self.seed = seed
         self.start_epoch = start_epoch
+        self.compiles = compile
         self.moments: Moments | None = None
         self.config = config
         self.steps_per_epoch = self.total_steps = self.global_batch = 0
@@ -325,6 +336,8 @@ class Pretrainer(LightningModule):
             )
         if self.teacher is not None:
             check_apart(self.teacher, self.student)
+        if self.compiles:  # here: weights, batch norms and device are the final ones
+            compile_([network for network in (self.student, self.teacher) if network is not None], self.device)
 
     def on_train_start(self) -> None:
         trainer = self.trainer
