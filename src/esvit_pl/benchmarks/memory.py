@@ -35,7 +35,7 @@ CUDA_GRAIN = 512
 """Bytes of which torch's allocator on CUDA hands out whole multiples."""
 
 
-MANY_IMAGES = 2**16
+MANY_IMAGES, FEW = 2**16, 8
 
 
 class Precision(NamedTuple):
@@ -101,24 +101,25 @@ def predict(
     Raises:
         ValueError: no views or no images, an unknown precision, or CUDA where there is none.
     """
-    device, sides, kind = _checked(device, sides, batch_size, accumulate, precision)
+    device, sides, types = _checked(device, sides, batch_size, accumulate, precision)
     fakes = Fakes(allow_non_fake_inputs=True)
     ledger = Ledger(CUDA_GRAIN if device.type == "cuda" else 1)
     channels = channels_of(module)
     with same_random_state():
         with fakes:
-            twin = copy_of(module, lambda tensor: torch.empty_like(tensor, device=device).to(_floats(tensor, kind)))
-            views = [torch.empty(batch_size, channels, side, side, device=device, dtype=kind.weights) for side in sides]
+            twin = copy_of(module, lambda tensor: torch.empty_like(tensor, device=device).to(_floats(tensor, types)))
+            views = [
+                torch.empty(batch_size, channels, side, side, device=device, dtype=types.weights) for side in sides
+            ]
         ledger.enter(_tensors(twin), "weights")
         ledger.enter(views, "views")
         with ledger:
             optimizer = prepare(twin)
-            if device.type == "cuda":  # chosen by torch where parameters are of its own type
-                for group in optimizer.param_groups:
-                    group["foreach"] = not group.get("fused") if "foreach" in group else None
+            if device.type == "cuda":
+                _all_at_once(optimizer)
             _fill(twin, optimizer, ledger)
             # The first micro-batch of several takes the gradients away, the next ones hold them all along.
-            micro_batch(twin, optimizer, views, kind, first=accumulate == 1, last=True, share=1 / accumulate)
+            micro_batch(twin, optimizer, views, types, first=accumulate == 1, last=True, share=1 / accumulate)
     return Need(batch_size, accumulate, ledger.peak, **{f"{kind}_bytes": size for kind, size in ledger.at_peak.items()})
 
 
@@ -142,20 +143,20 @@ def measure(
         sides, batch_size, accumulate, precision, device: as in `predict`.
         steps: optimizer steps; the second is the first to find gradients and the optimizer's state.
     """
-    device, sides, kind = _checked(device, sides, batch_size, accumulate, precision)
+    device, sides, types = _checked(device, sides, batch_size, accumulate, precision)
     channels = channels_of(module)
     with same_random_state():
-        twin = copy_of(module, lambda tensor: tensor.detach().to(device, _floats(tensor, kind), copy=True))
+        twin = copy_of(module, lambda tensor: tensor.detach().to(device, _floats(tensor, types), copy=True))
 
         def train() -> None:
             optimizer = prepare(twin)
             for number in range(steps * accumulate):
                 views = [
-                    torch.randn(batch_size, channels, side, side, device=device, dtype=kind.weights) for side in sides
+                    torch.randn(batch_size, channels, side, side, device=device, dtype=types.weights) for side in sides
                 ]
                 place = number % accumulate
                 first, last = place == 0, place == accumulate - 1
-                micro_batch(twin, optimizer, views, kind, first=first, last=last, share=1 / accumulate)
+                micro_batch(twin, optimizer, views, types, first=first, last=last, share=1 / accumulate)
 
         weights = sum(_bytes(tensor) for tensor in _tensors(twin))
         return weights + (peak_bytes(train, device) if device.type == "cuda" else profiled_peak(train))
@@ -295,14 +296,16 @@ def fits(
 
 
 def _guess(seen: dict[int, int], limit: float, fitting: int, end: int) -> int:
-    """A batch from `fitting` to `end`, by what is seen at `fitting` and at the first that fails or the last before."""
+    """The next batch to predict, from `fitting` to `end`; `fitting` where no larger one is worth it."""
     if len(seen) == 1:
         return 2
-    if len(seen) > 6:  # no line at all
-        return (fitting + end + 1) // 2
-    other = end + 1 if end + 1 in seen else max(batch for batch in seen if batch < fitting)
+    failing = end + 1 if end + 1 in seen else None
+    other = failing or max(batch for batch in seen if batch < fitting)
     slope = (seen[other] - seen[fitting]) / (other - fitting)
-    return min(end, 2 * fitting if slope <= 0 else fitting + int((limit - seen[fitting]) / slope))
+    guess = min(end, 2 * fitting if slope <= 0 else fitting + int((limit - seen[fitting]) / slope))
+    if failing and (guess == fitting or len(seen) > FEW):  # perhaps no line: halve what is left, if it is much
+        return (fitting + end + 1) // 2 if end > 1.1 * fitting else fitting
+    return guess
 
 
 def accumulation(batch: int, fitting: int) -> tuple[int, int]:
@@ -499,6 +502,13 @@ def _fill(module: Pretrainer, optimizer: Optimizer, ledger: Ledger) -> None:
     optimizer.step()
     state = [value for values in optimizer.state.values() for value in values.values() if torch.is_tensor(value)]
     ledger.enter(state, "optimizer")
+
+
+def _all_at_once(optimizer: Optimizer) -> None:
+    """As torch does on CUDA by itself, but not where parameters are fake: it takes copies of all of them at a time."""
+    for group in optimizer.param_groups:
+        if "foreach" in group and not group.get("fused"):
+            group["foreach"] = True
 
 
 def copy_of(module: Pretrainer, copy: Callable[[Tensor], Tensor]) -> Pretrainer:
