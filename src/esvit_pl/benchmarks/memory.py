@@ -8,10 +8,12 @@ makes, none computes, and what is alive is counted. Real tensors and torch's pro
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
-from functools import cached_property
+from functools import cache, cached_property
+from itertools import count
 from os import sysconf
 from pathlib import Path
 from types import SimpleNamespace
@@ -35,7 +37,9 @@ CUDA_GRAIN = 512
 """Bytes of which torch's allocator on CUDA hands out whole multiples."""
 
 
-MANY_IMAGES, FEW = 2**16, 8
+MANY_IMAGES = 4096
+FEW = 4
+"""Guesses along a line, before what is left is halved again and again."""
 
 
 class Precision(NamedTuple):
@@ -211,12 +215,16 @@ class Verdict(NamedTuple):
     micro_bytes: int
     """What a micro-batch needs; of one image if none fits."""
     batch_norm: bool
+    margin: float
+    """Share of the memory that is to stay free."""
 
     def __str__(self) -> str:
         needs = f"batch {self.batch} needs {as_size(self.needed_bytes)}"
         there = f"{as_size(self.available_bytes)} are available"
         if self.micro_batch == self.batch:
             return f"{needs}; {there}: it fits"
+        if self.needed_bytes <= self.available_bytes:
+            there += f", {100 * self.margin:g} % of them to stay free"
         if not self.micro_batch:
             return (
                 f"{needs}; {there}. No batch fits, one image takes {as_size(self.micro_bytes)}: choose a smaller "
@@ -250,62 +258,60 @@ def judge(
         how: ``sides``, ``precision`` and ``device`` of `predict`.
     """
 
+    @cache
     def need(size: int) -> int:
         return predict(module, batch_size=size, accumulate=1 if size == batch else 2, **how).predicted_bytes
 
-    needed = need(batch)
     norm = any(isinstance(part, _BatchNorm) for part in module.student.modules())
-    if needed <= (1 - margin) * available_bytes:
-        return Verdict(batch, needed, available_bytes, batch, 1, needed, norm)
-    fitting = fits(need, available_bytes, margin=margin, largest=batch - 1) if batch > 1 else 0
+    if need(batch) <= (1 - margin) * available_bytes:
+        return Verdict(batch, need(batch), available_bytes, batch, 1, need(batch), norm, margin)
+    parts = [size for size in range(1, batch + 1) if batch % size == 0]
+    fitting = fits(need, available_bytes, margin=margin, among=parts)
     if not fitting:
-        return Verdict(batch, needed, available_bytes, 0, 0, need(1), norm)
-    micro_batch, accumulate = accumulation(batch, fitting)
-    return Verdict(batch, needed, available_bytes, micro_batch, accumulate, need(micro_batch), norm)
+        return Verdict(batch, need(batch), available_bytes, 0, 0, need(1), norm, margin)
+    return Verdict(batch, need(batch), available_bytes, *accumulation(batch, fitting), need(fitting), norm, margin)
 
 
 def fits(
-    predict: Callable[[int], int], available_bytes: int, *, margin: float = 0.1, largest: int = MANY_IMAGES
+    predict: Callable[[int], int],
+    available_bytes: int,
+    *,
+    margin: float = 0.1,
+    among: Sequence[int] = range(1, MANY_IMAGES + 1),
 ) -> int:
     """The largest batch whose prediction leaves a margin free; 0 if there is none.
 
-    Memory grows along a line with the batch, once it is more than the optimizer's step takes: each guess is where the
-    line through two predictions meets the limit, until it says that one image more would not fit. No batch is named
-    that was not predicted to fit.
+    Memory grows with the batch, nearly along a line: each guess is where the line between the largest batch that is
+    known to fit and the smallest that is known not to meets the limit. All that is said to fit was predicted to.
 
     Args:
         predict: batch -> bytes.
         available_bytes: of the device.
         margin: share of them that is to stay free.
-        largest: batch to stop at.
+        among: the batches to choose from, ascending.
     """
     if not 0 <= margin < 1:
         raise ValueError(f"margin must be 0 or more and below 1, got {margin}; it is the share of memory to stay free")
     limit = (1 - margin) * available_bytes
-    seen = {1: predict(1)}
-    if seen[1] > limit:
+    low, high = 0, len(among) - 1  # places of what fits and of what does not
+    lower, upper = predict(among[low]), predict(among[high])
+    if lower > limit:
         return 0
-    fitting, end = 1, largest
-    while fitting < end:
-        guess = _guess(seen, limit, fitting, end)
-        if guess == fitting:
+    if upper <= limit:
+        return among[high]
+    for guesses in count():
+        if high - low == 1:
             break
-        seen[guess] = predict(guess)
-        fitting, end = (guess, end) if seen[guess] <= limit else (fitting, guess - 1)
-    return fitting
-
-
-def _guess(seen: dict[int, int], limit: float, fitting: int, end: int) -> int:
-    """The next batch to predict, from `fitting` to `end`; `fitting` where no larger one is worth it."""
-    if len(seen) == 1:
-        return 2
-    failing = end + 1 if end + 1 in seen else None
-    other = failing or max(batch for batch in seen if batch < fitting)
-    slope = (seen[other] - seen[fitting]) / (other - fitting)
-    guess = min(end, 2 * fitting if slope <= 0 else fitting + int((limit - seen[fitting]) / slope))
-    if failing and (guess == fitting or len(seen) > FEW):  # perhaps no line: halve what is left, if it is much
-        return (fitting + end + 1) // 2 if end > 1.1 * fitting else fitting
-    return guess
+        meeting = among[low] + (limit - lower) / (upper - lower) * (among[high] - among[low])
+        guess = max(bisect_right(among, meeting) - 1, low + 1)
+        if guesses > FEW:  # no line then
+            guess = (low + high) // 2
+        size = predict(among[guess])
+        if size <= limit:
+            low, lower = guess, size
+        else:
+            high, upper = guess, size
+    return among[low]
 
 
 def accumulation(batch: int, fitting: int) -> tuple[int, int]:
