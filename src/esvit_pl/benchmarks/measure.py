@@ -85,7 +85,7 @@ def peak_bytes(function: Callable[[], object], device: torch.device | str = "cpu
     """
     device = torch.device(device)
     if device.type != "cuda":
-        with _Live() as live:
+        with Live() as live:
             function()
         return live.peak
     wait(device)
@@ -116,8 +116,13 @@ def cpu_name() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
-class _Live(TorchDispatchMode):
-    """Sees the result of every operation, and when its storage goes."""
+class Live(TorchDispatchMode):
+    """Sees the result of every operation inside ``with``, and when its storage goes.
+
+    Attributes:
+        now: bytes of the storages that were made inside and are still there.
+        peak: most of them at once.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -128,18 +133,21 @@ class _Live(TorchDispatchMode):
         known = {tensor.untyped_storage()._cdata for tensor in tree_leaves((args, kwargs)) if torch.is_tensor(tensor)}
         result = func(*args, **(kwargs or {}))
         for tensor in tree_leaves(result):
-            if torch.is_tensor(tensor):
-                self.count(tensor.untyped_storage(), known)
+            if torch.is_tensor(tensor) and tensor.untyped_storage()._cdata not in known:
+                self.count(tensor.untyped_storage())
         return result
 
-    def count(self, storage: torch.UntypedStorage, known: set[int]) -> None:
+    def count(self, storage: torch.UntypedStorage) -> None:
         key, size = storage._cdata, storage.nbytes()
-        if key in known or key in self.storages:
+        if key in self.storages:
             return
         self.storages.add(key)
+        self.grow(key, size)
+        weakref.finalize(storage, self.gone, key, size)
+
+    def grow(self, key: int, size: int) -> None:
         self.now += size
         self.peak = max(self.peak, self.now)
-        weakref.finalize(storage, self.gone, key, size)
 
     def gone(self, key: int, size: int) -> None:
         self.storages.discard(key)
