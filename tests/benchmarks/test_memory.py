@@ -70,7 +70,7 @@ def test_steps_of_every_family_take_what_was_predicted(family):
 def test_activations_that_are_computed_again_are_not_kept():
     module = with_backbone("test_vit", depth=4)
     kept = predict(module, sides=(64, 64), batch_size=8)
-    module.student.backbone.model.set_grad_checkpointing(True)
+    module.student.backbone.set_grad_checkpointing()
     again = compare(module, sides=(64, 64), batch_size=8)
     assert again.error < 0.1
     assert again.activations_bytes < 0.6 * kept.activations_bytes

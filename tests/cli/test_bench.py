@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 
@@ -51,6 +52,32 @@ def test_a_recipe_says_what_bounds_it(commands, tmp_path):
     flops = float(rates["what"].partition(" GFLOPs")[0]) * 1e9
     assert ours["utilization_share"] == pytest.approx(flops / seconds / 1e11, rel=0.01)  # printed with three digits
     assert straight["ratio"] == 1
+
+
+def test_memory_says_what_fits(commands, tmp_path, monkeypatch):
+    monkeypatch.setattr("esvit_pl.benchmarks.memory.available_bytes", lambda device: 3 * 2**20)
+    words = [word for word in TOY if not word.startswith("batch_size")]
+    outcome = commands.run("bench", "memory", "datamodule.batch_size=64", "measured=true", f"out={tmp_path}", *words)
+    assert outcome.code == 0, outcome.err
+    (report,) = json.loads((tmp_path / "memory.json").read_text())
+    assert [row["batch"] for row in report["rows"]] == [16, 32, 64]
+    assert max(row["error"] for row in report["rows"]) < 0.1
+    line = next(line for line in outcome.out.splitlines() if line.startswith("batch 64 needs"))
+    micro, accumulate = map(
+        int, re.findall(r"datamodule.batch_size=(\d+) trainer.accumulate_grad_batches=(\d+)", line)[0]
+    )
+    assert micro * accumulate == 64
+    assert micro < 64
+
+
+def test_switches_are_measured_on_the_backbone_of_the_config(commands, tmp_path, monkeypatch):
+    seen = {}
+    monkeypatch.setattr("esvit_pl.benchmarks.switches.rows", lambda **how: seen.update(how) or iter(()))
+    monkeypatch.setattr("esvit_pl.benchmarks.report.as_markdown", str)
+    outcome = commands.run("bench", "switches", f"out={tmp_path}", *TOY)
+    assert outcome.code == 0, outcome.err
+    assert (seen["backbone"], seen["embed_dim"], list(seen["sides"])) == ("swin", 8, [32, 32, 16, 16])
+    assert (seen["batch_size"], seen["repeats"], seen["autocast"]) == (1, 1, None)
 
 
 def test_crops_are_measured_in_whole_batches(commands, tmp_path):

@@ -115,6 +115,7 @@ def predict(
             views = [
                 torch.empty(batch_size, channels, side, side, device=device, dtype=types.weights) for side in sides
             ]
+        twin.stop_if_nonfinite = lambda late: None  # type: ignore[method-assign]  # no numbers, no bad ones
         ledger.enter(_tensors(twin), "weights")
         ledger.enter(views, "views")
         with ledger:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 EXAMPLES = [
     "esvit-bench loss tokens                                      # of the Swin-T recipe",
     "esvit-bench step backbone=swin_tiny_w14 batch_size=2",
+    "esvit-bench memory datamodule.batch_size=64 trainer=gpu",
     "esvit-bench recipe trainer=gpu datamodule=device_crops",
 ]
 
@@ -173,6 +174,60 @@ def step_report(cfg: DictConfig, batch_size: int) -> Report:
     )
 
 
+def switches(cfg: DictConfig) -> Iterator[Report]:
+    import torch
+
+    from esvit_pl.benchmarks import switches
+    from esvit_pl.cli import assemble
+
+    views: Recipe = assemble.construct(cfg, "augment")
+    batch_size = cfg.batch_size or 4
+    spec = build_backbone(cfg).spec
+    yield report(
+        cfg,
+        "switches",
+        f"{chosen(cfg, 'backbone')} with its heads, batch {batch_size}, views of {in_words(views.sizes)} px, "
+        f"{cfg.trainer.precision}; the student's forward and backward; memory beyond weights, views and gradients",
+        switches.rows(
+            backbone=spec["name"],
+            batch_size=batch_size,
+            sides=views.sizes,
+            repeats=cfg.repeats,
+            device=device(cfg),
+            autocast=torch.bfloat16 if bf16(cfg) else None,
+            **{key: value for key, value in spec.items() if key != "name"},
+        ),
+    )
+
+
+def memory(cfg: DictConfig) -> Iterator[Report]:
+    import torch
+
+    from esvit_pl.benchmarks.memory import available_bytes, judge, memory_needs
+    from esvit_pl.cli import assemble
+
+    views: Recipe = assemble.construct(cfg, "augment")
+    with torch.device("cpu" if cfg.measured else "meta"):
+        module = assemble.pretrainer(cfg, views)
+    wanted = (cfg.batch_size or cfg.datamodule.batch_size) * cfg.trainer.accumulate_grad_batches
+    batch_size = cfg.batch_size or cfg.datamodule.batch_size
+    how = {"sides": views.sizes, "precision": cfg.trainer.precision, "device": device(cfg)}
+    yield report(
+        cfg,
+        "memory",
+        f"{chosen(cfg, 'backbone')}, {cfg.loss.num_prototypes:,} prototypes, views of {in_words(views.sizes)} px, "
+        f"{cfg.trainer.precision}, {cfg.optimizer.name}; the most that is allocated at once, and what it is then",
+        memory_needs(
+            module,
+            batches=sorted({max(1, batch_size // 4), max(1, batch_size // 2), batch_size}),
+            measured=cfg.measured,
+            accumulate=cfg.trainer.accumulate_grad_batches,
+            **how,
+        ),
+    )
+    print(judge(module, batch=wanted, available_bytes=available_bytes(device(cfg)), **how), flush=True)
+
+
 def throughput(cfg: DictConfig) -> Iterator[Report]:
     from esvit_pl.benchmarks.measure import machine
     from esvit_pl.benchmarks.published import RIVALS
@@ -214,6 +269,8 @@ BENCHMARKS: dict[str, Callable[[DictConfig], Iterator[Report]]] = {
     "crops": crops,
     "tokens": tokens,
     "step": step,
+    "switches": switches,
+    "memory": memory,
     "recipe": recipe,
     "throughput": throughput,
     "vil": vil,
