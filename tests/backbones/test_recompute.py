@@ -9,7 +9,7 @@ import torch
 import toys
 from torch import nn
 
-from esvit_pl.backbones import Backbone, Features, TimmBackbone, build, recompute
+from esvit_pl.backbones import Backbone, Features, Recomputable, TimmBackbone, build, recompute
 from esvit_pl.backbones.timm_backbone import check_recomputes
 from esvit_pl.benchmarks.measure import peak_bytes
 from esvit_pl.ema import make_teacher
@@ -83,6 +83,26 @@ def test_a_batch_norm_counts_a_batch_once_even_if_it_came_after_the_switch(name)
     assert [norm.num_batches_tracked.item() for norm in norms] == [2] * len(norms)
     assert all("running_mean" in dict(norm.named_buffers()) for norm in norms)
     assert not any(key.startswith("_buffers_during") for norm in norms for key in vars(norm))
+
+
+def test_a_block_that_ends_with_a_batch_norm_gets_its_statistics_back():
+    """Recomputation stops as soon as it has what backward needs: inside the norm, by an exception."""
+
+    class Block(Recomputable):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(2, 2, 1), nn.BatchNorm2d(2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.norm(self.conv(x))
+
+    block = Block()
+    block.grad_checkpointing = True
+    before = dict(block.named_buffers())
+    for steps in (1, 2):
+        block(torch.randn(3, 2, 4, 4)).sum().backward()
+        assert all(buffer is before[name] for name, buffer in block.named_buffers())
+        assert block.norm.num_batches_tracked == steps
 
 
 class Recomputed(Exception):
