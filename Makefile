@@ -52,12 +52,11 @@ docs: $(VENV)/.installed-dev  ## pages of the programming interface, in docs/api
 notebooks: $(VENV)/.installed-dev  ## run the scripts in notebooks/ and keep them as notebooks with outputs
 	$(BIN)/python notebooks/execute.py
 
-bench: $(VENV)/.installed  ## time the parts that cost most
-	$(BIN)/python -m esvit_pl.benchmarks $(ARGS)
-	$(BIN)/python -m esvit_pl.benchmarks.vil
-	$(BIN)/python -m esvit_pl.benchmarks.loss
-	$(BIN)/python -m esvit_pl.benchmarks.tokens
-	$(BIN)/python -m esvit_pl.benchmarks.crops
+bench: $(VENV)/.installed  ## measure losses, tokens, steps, crops, memory, throughput (a quarter of an hour)
+	$(BIN)/esvit-bench loss tokens recipe crops vil throughput repeats=3 $(ARGS)
+	$(BIN)/esvit-bench memory measured=true datamodule.batch_size=4 $(ARGS)
+	$(BIN)/esvit-bench tokens step backbone=swin_tiny_w14 repeats=3 out=logs/bench/w14 $(ARGS)
+	$(BIN)/esvit-bench step switches backbone=swin_micro_w7 repeats=3 out=logs/bench/micro $(ARGS)
 
 # A stamp says that the installation is as setup.cfg asks; a change there makes it again.
 $(VENV)/.installed: setup.cfg pyproject.toml | $(BIN)/python

@@ -24,7 +24,7 @@ def test_recomputing_takes_less_memory_and_gives_the_same_gradients():
         "first",
         "pass",
         "ratio",
-        "peak",
+        "memory, peak",
         "error",
     ]
 
