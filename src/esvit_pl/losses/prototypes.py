@@ -127,7 +127,10 @@ def partition_and_target(
 
 
 class _Stream(torch.autograd.Function):
-    """-> log partitions (b,), u (c p), entropy (c,). Student and teacher rows lie side by side in each block."""
+    """-> log partitions (b,), u (c p), entropy (c,). Student and teacher rows lie side by side in each block.
+
+    A student row's expected prototype is made, too: it is temp times the gradient of its log partition.
+    """
 
     @staticmethod
     def forward(
@@ -141,51 +144,49 @@ class _Stream(torch.autograd.Function):
         teacher_temp: float,
         block_bytes: int,
     ) -> tuple[Tensor, Tensor, Tensor]:
+        b = len(z)
+        asked = slice(0 if ctx.needs_input_grad[0] else b, None)  # rows whose expected prototype anyone wants
         with _no_autocast(z):
             blocks = _Blocks(
                 z / temp, prototypes, teacher_z / teacher_temp, teacher_prototypes, center / -teacher_temp, block_bytes
             )
-            largest = z.new_full((len(z) + len(teacher_z),), torch.finfo(z.dtype).min)  # not -inf: -inf - -inf is nan
+            largest = z.new_full((b + len(teacher_z),), torch.finfo(z.dtype).min)  # not -inf: -inf - -inf is nan
             total = torch.zeros_like(largest)  # of e = exp(logit - largest)
-            u, e_log_e = torch.zeros_like(teacher_z), torch.zeros_like(teacher_z[:, 0])  # sums of e W, of e log e
+            expected = z.new_zeros(len(largest[asked]), z.shape[-1])  # sums of e W
+            e_log_e = torch.zeros_like(teacher_z[:, 0])  # sums of e log e
             for part, logits in blocks:
                 before, largest = largest, torch.maximum(largest, logits.amax(0))
-                log_e = logits.sub_(largest)[:, len(z) :].clone()  # (j c)
+                log_e = logits.sub_(largest)[:, b:].clone()  # (j c)
                 e = logits.exp_()  # (j b+c)
                 # Under the new largest, sums so far shrink, and logarithms in them go down by the difference.
                 down = largest - before
                 shrink = (-down).exp()
-                e_log_e -= down[len(z) :] * total[len(z) :]
+                e_log_e -= down[b:] * total[b:]
                 total.mul_(shrink).add_(e.sum(0))
-                of_teacher, shrink = e[:, len(z) :], shrink[len(z) :]
-                e_log_e.mul_(shrink).add_(log_e.mul_(of_teacher).sum(0))
-                u.mul_(shrink[:, None]).addmm_(of_teacher.mT, prototypes[part])
-        log_partition, teacher_total = largest + total.log(), total[len(z) :]
-        entropy = teacher_total.log() - e_log_e / teacher_total
+                e_log_e.mul_(shrink[b:]).add_(log_e.mul_(e[:, b:]).sum(0))
+                expected.mul_(shrink[asked, None]).addmm_(e[:, asked].mT, prototypes[part])
+        log_partition, expected = largest + total.log(), expected.div_(total[asked, None])
+        entropy = total[b:].log() - e_log_e / total[b:]
+        u = expected[b - asked.start :]
         ctx.temp, ctx.block_bytes = temp, block_bytes
-        ctx.save_for_backward(*blocks.tensors, log_partition)
+        ctx.save_for_backward(*blocks.tensors, log_partition, expected[: b - asked.start])
         ctx.mark_non_differentiable(entropy)
-        return log_partition[: len(z)].clone(), u.div_(teacher_total[:, None]), entropy
+        return log_partition[:b].clone(), u.clone(), entropy
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor, grad_u: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        z, prototypes, teacher_z, teacher_prototypes, bias, log_partition = ctx.saved_tensors  # z is z / temp
-        blocks = _Blocks(z, prototypes, teacher_z, teacher_prototypes, bias, ctx.block_bytes)
+        z, prototypes, teacher_z, teacher_prototypes, bias, log_partition, expected = ctx.saved_tensors  # z / temp
         to_z, to_w = ctx.needs_input_grad[:2]
-        grad_z = torch.zeros_like(z) if to_z else None
-        grad_w = torch.empty_like(prototypes) if to_w else None
+        grad_z = expected * (grad / ctx.temp)[:, None] if to_z else None
+        if not to_w:
+            return grad_z, *[None] * 7
+        grad_w = torch.empty_like(prototypes)
         with _no_autocast(z):
             right = torch.cat([z * grad[:, None], grad_u])  # (b+c p)
-            for part, logits in blocks:
-                p = logits.sub_(log_partition).exp_()  # (j b+c)
-                if grad_z is not None:
-                    grad_z.addmm_(p[:, : len(z)].mT, prototypes[part])
-                if grad_w is not None:
-                    torch.mm(p, right, out=grad_w[part])
-        if grad_z is not None:
-            grad_z.mul_(grad[:, None] / ctx.temp)
-        return grad_z, grad_w, None, None, None, None, None, None
+            for part, logits in _Blocks(z, prototypes, teacher_z, teacher_prototypes, bias, ctx.block_bytes):
+                torch.mm(logits.sub_(log_partition).exp_(), right, out=grad_w[part])
+        return grad_z, grad_w, *[None] * 6
 
 
 class _Blocks:
