@@ -6,6 +6,21 @@ import torch
 from torch import Tensor
 
 
+def factors(device_type: str) -> torch.dtype:
+    """The type in which autocast lets matrices be multiplied here; float32 where there is no autocast."""
+    return torch.get_autocast_dtype(device_type) if _autocasts(device_type) else torch.float32
+
+
+def narrow(x: Tensor) -> Tensor:
+    """What autocast makes of a factor of a product of matrices; before it is moved about, half the bytes move."""
+    return x.to(factors(x.device.type)) if _autocasts(x.device.type) else x
+
+
 def wide(x: Tensor) -> Tensor:
     """float16 and bfloat16 become float32; float32 and float64 stay."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def _autocasts(device_type: str) -> bool:
+    """ "meta" does not know what autocast is, and is no reason to fail."""
+    return torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)

@@ -575,6 +575,8 @@ class ErrorOnSync:
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.filterwarnings("ignore:The 'train_dataloader' does not have many workers")
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")
 @pytest.mark.parametrize("loss", [{"region_weight": 0.0}, {}], ids=["view", "view_region"])
 @pytest.mark.parametrize("name", ["adamw", "sgd", "lars"])
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
@@ -591,6 +593,8 @@ def test_no_step_waits_for_a_gpu(tmp_path, loss, name, precision):
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.filterwarnings("ignore:The 'train_dataloader' does not have many workers")
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")
 @pytest.mark.parametrize("name", ["adamw", "sgd", "lars"])
 def test_a_loss_that_is_not_finite_moves_nothing_on_a_gpu(tmp_path, name):
     record, module = Record(), toys.pretrainer(optimizer={"name": name})

@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from esvit_pl.backbones.interface import Attention, Backbone, Features, check_block_count, width_of_last
 from esvit_pl.backbones.recompute import Recomputable
 from esvit_pl.backbones.swin_windows import Strip, WindowGroup, WindowPlan, shifted_window_mask, window_plan
+from esvit_pl.precision import narrow
 
 
 class Swin(Backbone):
@@ -187,6 +188,7 @@ class SwinBlock(Recomputable):
         window (`with_padding`), whatever its share of the window, and no other padding is computed.
         """
         plan = self.plan(x)
+        x = narrow(x)
         if self.shift:
             x = x.roll((-plan.roll[0], -plan.roll[1]), (1, 2))
         mixed = [

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from esvit_pl.benchmarks.measure import Comparison, compare
 from esvit_pl.losses import RegionLoss, ViewLoss, partition_and_target
+from esvit_pl.precision import factors
 
 STUDENT_TEMP, TEACHER_TEMP = 0.1, 0.04
 
@@ -79,7 +80,14 @@ def streamed(given: Problem, loss: RegionLoss | ViewLoss) -> Tensor:
     teacher_rows = torch.cat([z.flatten(0, 1) for z in given.teacher_z])
     target, center = given.teacher_prototypes, given.center
     partition, (u_rows, _) = partition_and_target(
-        rows, given.prototypes, given.student_temp, teacher_rows, target, center, given.teacher_temp
+        rows,
+        given.prototypes,
+        given.student_temp,
+        teacher_rows,
+        target,
+        center,
+        given.teacher_temp,
+        factors=factors(rows.device.type),
     )
     partitions, u = partition.split(sizes), u_rows.split(sizes[:2])
     if isinstance(loss, ViewLoss):
@@ -97,6 +105,7 @@ def loss_costs(
     regions: tuple[int, ...] = (49,) * 2 + (9,) * 8,
     repeats: int = 5,
     device: str = "cpu",
+    bf16: bool = False,
 ) -> Iterator[Comparison]:
     """Costs of the region loss and of the view loss in both forms, measured in turn.
 
@@ -107,15 +116,17 @@ def loss_costs(
         regions: of each student view; the first two are the teacher's too. As Swin's last stage: 49 at 224 px, 9 at 96.
         repeats: pairs of passes measured.
         device: where.
+        bf16: matrices are multiplied in bfloat16 where autocast (the straightforward form) or the kernels (ours) can.
     """
+    autocast = torch.autocast(device, torch.bfloat16, enabled=bf16)
     losses: dict[str, RegionLoss | ViewLoss] = {"region": RegionLoss(STUDENT_TEMP), "view": ViewLoss(STUDENT_TEMP)}
     for part, loss in losses.items():
         counts = list(regions) if part == "region" else [1] * len(regions)
         given = problem(counts, batch_size=batch_size, num_prototypes=num_prototypes, dim=dim, device=device)
         yield compare(
             f"{part} loss",
-            lambda given=given: _with_gradients(given, straightforward(given)),  # type: ignore[misc]
-            lambda given=given, loss=loss: _with_gradients(given, streamed(given, loss)),  # type: ignore[misc]
+            lambda given=given: _with_gradients(given, autocast(straightforward)(given)),  # type: ignore[misc]
+            lambda given=given, loss=loss: _with_gradients(given, autocast(streamed)(given, loss)),  # type: ignore[misc]
             repeats=repeats,
             device=device,
         )

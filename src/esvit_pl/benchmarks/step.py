@@ -18,6 +18,7 @@ from esvit_pl.backbones.swin import Swin
 from esvit_pl.benchmarks.loss import Problem, straightforward
 from esvit_pl.benchmarks.measure import Comparison, compared, peak_bytes, relative_error, wait
 from esvit_pl.benchmarks.tokens import with_padding
+from esvit_pl.compiling import compile_
 from esvit_pl.ema import ema_update_, make_teacher
 from esvit_pl.losses import match_views
 from esvit_pl.network import MultiCropNetwork
@@ -46,6 +47,8 @@ class Step:
         views: (b c h w) each, global ones first.
         num_global: so many views are the teacher's, too.
         bf16: networks run in bfloat16 where autocast lets them.
+        compile: as `modules.Pretrainer` has it.
+        grad_checkpointing: the same.
     """
 
     def __init__(
@@ -56,13 +59,20 @@ class Step:
         *,
         num_global: int = 2,
         bf16: bool = False,
+        compile: bool = False,  # noqa: A002 - the name that configs type
+        grad_checkpointing: bool = False,
     ) -> None:
         self.views, self.num_global = views, num_global
         self.device = views[0].device
         heads = objective.heads(backbone.width, backbone.region_width)
         self.objective = objective.to(self.device)
         self.student = MultiCropNetwork(backbone, heads).to(self.device)
+        if grad_checkpointing:
+            backbone.set_grad_checkpointing()
         self.teacher = make_teacher(self.student)
+        if compile:
+            backbone.check_compiles()
+            compile_([self.student, self.teacher], self.device)
         self.autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=bf16)
         self.optimizer = self.make_optimizer()
         for group in self.optimizer.param_groups:
@@ -84,7 +94,8 @@ class Step:
             return losses.total
 
     def gradients(self) -> list[Tensor]:
-        """The loss and the gradients of one pass, nothing moved."""
+        """The loss and the gradients of one pass, nothing moved; stochastic depth draws the same at every call."""
+        torch.manual_seed(1)
         loss = self.forward()
         self.objective.reset()
         parameters = [parameter for parameter in self.student.parameters() if parameter.requires_grad]
@@ -153,6 +164,7 @@ def step_costs(
     repeats: int = 3,
     device: str = "cpu",
     bf16: bool = False,
+    **switches: bool,
 ) -> Iterator[Comparison]:
     """Every part of the step in both forms, then the whole with its memory and its error.
 
@@ -168,12 +180,14 @@ def step_costs(
         repeats: steps of each form, in turn, after one to warm up.
         device: where.
         bf16: networks run in bfloat16 where autocast lets them.
+        switches: ``compile`` and ``grad_checkpointing`` of our form, as `modules.Pretrainer` has them.
     """
 
     def make(kind: type[Step]) -> Step:
         torch.manual_seed(0)
         views = [torch.randn(batch_size, backbone.spec["in_chans"], side, side, device=device) for side in sides]
-        return kind(deepcopy(backbone), deepcopy(objective), views, num_global=num_global, bf16=bf16)
+        how = {} if kind is StraightStep else switches
+        return kind(deepcopy(backbone), deepcopy(objective), views, num_global=num_global, bf16=bf16, **how)
 
     def twice(kind: type[Step]) -> None:
         step = make(kind)

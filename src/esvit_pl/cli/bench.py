@@ -61,7 +61,8 @@ def loss(cfg: DictConfig) -> Iterator[Report]:
         cfg,
         "loss",
         f"losses with their prototype layers, {cfg.loss.num_prototypes:,} prototypes of width {cfg.loss.out_dim}, "
-        f"batch {batch_size}, views of {in_words(counts)} regions; forward and backward; straightforward holds all "
+        f"batch {batch_size}, views of {in_words(counts)} regions, {cfg.trainer.precision}; forward and backward; "
+        "straightforward holds all "
         "logits and every pair's targets, ours streams them; memory beyond the inputs",
         loss_costs(
             batch_size=batch_size,
@@ -70,6 +71,7 @@ def loss(cfg: DictConfig) -> Iterator[Report]:
             regions=counts,
             repeats=cfg.repeats,
             device=device(cfg),
+            bf16=bf16(cfg),
         ),
     )
 
@@ -156,11 +158,13 @@ def step_report(cfg: DictConfig, batch_size: int) -> Report:
     from esvit_pl.cli import assemble
 
     views: Recipe = assemble.construct(cfg, "augment")
+    switched = [f"module.{name}=true" for name in ("compile", "grad_checkpointing") if cfg.module[name]]
     return report(
         cfg,
         "step",
         f"{chosen(cfg, 'backbone')}, {cfg.loss.num_prototypes:,} prototypes, batch {batch_size}, views of "
-        f"{in_words(views.sizes)} px, {cfg.trainer.precision}; memory is all that is held, weights and moments too",
+        f"{in_words(views.sizes)} px, {', '.join([cfg.trainer.precision, *switched])}; memory is all that is held, "
+        "weights and moments too",
         step_costs(
             build_backbone(cfg),
             assemble.construct(cfg, "loss"),
@@ -170,6 +174,8 @@ def step_report(cfg: DictConfig, batch_size: int) -> Report:
             repeats=cfg.repeats,
             device=device(cfg),
             bf16=bf16(cfg),
+            compile=cfg.module.compile,
+            grad_checkpointing=cfg.module.grad_checkpointing,
         ),
     )
 

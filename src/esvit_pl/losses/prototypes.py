@@ -8,7 +8,7 @@ so a student row needs its log partition once and a teacher row its expected pro
 pairs that match them; a pair costs one product of two p-vectors. Both run over blocks of prototypes with a running
 maximum, as attention does that never holds its scores (FlashAttention, arXiv 2205.14135): a teacher's row is the query,
 W_teacher are the keys, W the values and -center the bias. Backward makes each block of logits again, so that what is
-kept for a row does not grow with k.
+kept for a row does not grow with k. With factors in bfloat16, a GPU runs both passes as kernels (`losses.kernels`).
 """
 
 # b student rows | c teacher rows | p projection width | k prototypes, j those of a block
@@ -90,6 +90,7 @@ def partition_and_target(
     teacher_temp: float,
     *,
     block_bytes: int | None = None,
+    factors: torch.dtype = torch.float32,
 ) -> tuple[Tensor, Target]:
     """`log_partition` and `expected_prototype` in one pass, which makes one gradient of W instead of two.
 
@@ -104,6 +105,8 @@ def partition_and_target(
         center: (k,).
         teacher_temp: teacher temperature.
         block_bytes: size of a block of logits; None is `CPU_BLOCK_BYTES` or `GPU_BLOCK_BYTES`.
+        factors: bfloat16 lets a GPU multiply matrices in it, with sums in float32, by kernels that hold no block at
+            all; where they cannot run, everything is float32 nevertheless.
 
     Returns:
         Log partitions (...) and the target.
@@ -112,16 +115,11 @@ def partition_and_target(
         ValueError: `block_bytes` is not positive.
     """
     student, teacher = wide(z).flatten(0, -2), wide(teacher_z.detach()).flatten(0, -2)
-    partition, u, entropy = _Stream.apply(
-        student,
-        wide(prototypes),
-        temp,
-        teacher,
-        wide(teacher_prototypes.detach()),
-        wide(center.detach()),
-        teacher_temp,
-        _block_bytes(z, block_bytes),
-    )
+    given = (student, wide(prototypes), temp, teacher, wide(teacher_prototypes.detach()), wide(center.detach()))
+    if factors is torch.bfloat16 and student.dtype is torch.float32 and _kernels_run(student):
+        partition, u, entropy = _Kernels.apply(*given, teacher_temp)
+    else:
+        partition, u, entropy = _Stream.apply(*given, teacher_temp, _block_bytes(z, block_bytes))
     shape = teacher_z.shape
     return partition.view(z.shape[:-1]), Target(u.view(shape), entropy.view(shape[:-1]))
 
@@ -189,6 +187,52 @@ class _Stream(torch.autograd.Function):
         return grad_z, grad_w, *[None] * 6
 
 
+class _Kernels(torch.autograd.Function):
+    """The same as `_Stream` by the kernels, with factors in bfloat16."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        z: Tensor,
+        prototypes: Tensor,
+        temp: float,
+        teacher_z: Tensor,
+        teacher_prototypes: Tensor,
+        center: Tensor,
+        teacher_temp: float,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        from esvit_pl.losses.kernels import attend
+
+        half_z, w, half_teacher_z, teacher_w = (
+            x.to(torch.bfloat16).contiguous() for x in (z, prototypes, teacher_z, teacher_prototypes)
+        )
+        bias = center / -teacher_temp
+        log_partition, expected, _ = attend(half_z, w, w if ctx.needs_input_grad[0] else None, None, temp)
+        teacher_partition, u, entropy = attend(half_teacher_z, teacher_w, w, bias, teacher_temp)
+        ctx.temps = temp, teacher_temp
+        ctx.save_for_backward(half_z, w, half_teacher_z, teacher_w, bias, log_partition, teacher_partition, expected)
+        ctx.mark_non_differentiable(entropy)
+        return log_partition.clone(), u, entropy
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor, grad_u: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        from esvit_pl.losses.kernels import add_gradient_
+
+        z, w, teacher_z, teacher_w, bias, log_partition, teacher_partition, expected = ctx.saved_tensors
+        temp, teacher_temp = ctx.temps
+        to_z, to_w = ctx.needs_input_grad[:2]
+        grad_z = expected * (grad / temp)[:, None] if to_z else None
+        if not to_w:
+            return grad_z, *[None] * 6
+        grad_w = torch.zeros_like(w, dtype=torch.float32)
+        add_gradient_(grad_w, z, w, None, temp, log_partition, grad / temp, z)
+        add_gradient_(
+            grad_w, teacher_z, teacher_w, bias, teacher_temp, teacher_partition, None, grad_u.to(w.dtype).contiguous()
+        )
+        return grad_z, grad_w, *[None] * 5
+
+
 class _Blocks:
     """Iterates over blocks of prototypes: their slice, and logits (j b+c), all in the same memory one after another.
 
@@ -233,6 +277,16 @@ def _block_bytes(z: Tensor, asked: int | None) -> int:
             f"block_bytes must be positive, got {asked}; it is the size of a block of logits, None chooses one"
         )
     return asked
+
+
+def _kernels_run(rows: Tensor) -> bool:
+    if not rows.is_cuda:
+        return False
+    try:
+        from esvit_pl.losses.kernels import can_run
+    except ImportError:  # some builds of torch come without Triton
+        return False
+    return can_run(rows)
 
 
 def _no_autocast(x: Tensor) -> torch.autocast:

@@ -1,0 +1,283 @@
+"""The two passes of `losses.prototypes` as Triton kernels, for GPUs: no block of logits leaves the chip.
+
+Factors of products have the type of the rows (bfloat16 for tensor cores); sums and exponentials are float32.
+"""
+
+# r rows, b those of a tile | k prototypes, j those of a tile | p projection width | s splits of the prototypes
+
+from __future__ import annotations
+
+import math
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+LOG2_E = math.log2(math.e)
+TILE_ROWS, TILE_PROTOTYPES = 128, 64  # of `attend`; the other way round in `add_gradient_`
+WAVES = 4
+"""Prototypes are split among so many programs per multiprocessor, so that few of them idle at the end."""
+
+
+def attend(rows: Tensor, keys: Tensor, values: Tensor | None, bias: Tensor | None, temp: float) -> tuple[Tensor, ...]:
+    """Attention of rows over prototypes: softmax(rows keys^T / temp + bias) values.
+
+    Args:
+        rows: (r p), p a power of two from 16 to 256.
+        keys: (k p), of the same type.
+        values: (k p), of the same type; None leaves the values out.
+        bias: (k,) float32, or None.
+        temp: temperature.
+
+    Returns:
+        Log partition (r,), expected value (r p; without rows where `values` is None) and entropy (r,), in float32.
+    """
+    (r, p), k = rows.shape, len(keys)
+    tiles = triton.cdiv(r, TILE_ROWS)
+    splits = max(
+        1, min(triton.cdiv(WAVES * _multiprocessors(rows), max(1, tiles)), triton.cdiv(k, 8 * TILE_PROTOTYPES))
+    )
+    size = TILE_PROTOTYPES * triton.cdiv(triton.cdiv(k, splits), TILE_PROTOTYPES)
+    statistics = rows.new_empty(3, splits, r, dtype=torch.float32)
+    sums = rows.new_empty(splits, r if values is not None else 0, p, dtype=torch.float32)
+    _launch_attend(rows, keys, values, bias, statistics, sums, size, temp)
+    # Each split has its own largest logit; logarithms are to the base of 2 until here.
+    largest, total, e_log_e = statistics
+    top = largest.amax(0)
+    down = top - largest
+    shrink = torch.exp2(-down)
+    e_log_e = ((e_log_e - down * total) * shrink).sum(0)
+    total = (total * shrink).sum(0)
+    expected = (sums * shrink[:, : sums.shape[1], None]).sum(0) / total[: sums.shape[1], None]
+    return (top + total.log2()) / LOG2_E, expected, total.log() - e_log_e / total / LOG2_E
+
+
+def add_gradient_(
+    to: Tensor,
+    rows: Tensor,
+    keys: Tensor,
+    bias: Tensor | None,
+    temp: float,
+    log_partition: Tensor,
+    weights: Tensor | None,
+    right: Tensor,
+) -> None:
+    """to += (weights softmax(rows keys^T / temp + bias))^T right.
+
+    Args:
+        to: (k p) float32.
+        rows: as in `attend`.
+        keys: as in `attend`.
+        bias: as in `attend`.
+        temp: as in `attend`.
+        log_partition: (r,), of `attend`.
+        weights: (r,) float32, a factor for each row; None is 1.
+        right: (r p), of the rows' type.
+    """
+    _launch_add_gradient(to, rows, keys, bias, temp, log_partition, weights, right)
+
+
+def can_run(rows: Tensor) -> bool:
+    """Whether the kernels take rows (r p) on their device."""
+    p = rows.shape[-1]
+    able = rows.is_cuda and torch.version.hip is None and torch.cuda.get_device_capability(rows.device) >= (8, 0)
+    return able and 16 <= p <= 256 and p & (p - 1) == 0
+
+
+def _multiprocessors(x: Tensor) -> int:
+    return torch.cuda.get_device_properties(x.device).multi_processor_count if x.is_cuda else 1
+
+
+# Launches are operators of torch, so that fake tensors and compilers take them for what they are.
+
+
+def _launch(
+    rows: Tensor,
+    keys: Tensor,
+    values: Tensor | None,
+    bias: Tensor | None,
+    statistics: Tensor,
+    sums: Tensor,
+    size: int,
+    temp: float,
+) -> None:
+    (r, p), k, splits = rows.shape, len(keys), statistics.shape[1]
+    if r:
+        _attend[(triton.cdiv(r, TILE_ROWS), splits)](
+            rows,
+            keys,
+            keys if values is None else values,
+            keys if bias is None else bias,
+            statistics,
+            sums,
+            r,
+            k,
+            size,
+            LOG2_E / temp,
+            LOG2_E,
+            statistics.stride(0),
+            P=p,
+            B=TILE_ROWS,
+            J=TILE_PROTOTYPES,
+            BIAS=bias is not None,
+            VALUES=values is not None,
+            KEYS_ARE_VALUES=values is not None and values.data_ptr() == keys.data_ptr(),
+            num_warps=8,
+            num_stages=2,
+        )
+
+
+def _launch_gradient(
+    to: Tensor,
+    rows: Tensor,
+    keys: Tensor,
+    bias: Tensor | None,
+    temp: float,
+    log_partition: Tensor,
+    weights: Tensor | None,
+    right: Tensor,
+) -> None:
+    (r, p), k = rows.shape, len(keys)
+    if r:
+        _add_gradient[(triton.cdiv(k, TILE_ROWS),)](
+            to,
+            rows,
+            keys,
+            keys if bias is None else bias,
+            log_partition,
+            log_partition if weights is None else weights,
+            right,
+            r,
+            k,
+            LOG2_E / temp,
+            LOG2_E,
+            P=p,
+            B=TILE_PROTOTYPES,
+            J=TILE_ROWS,
+            BIAS=bias is not None,
+            WEIGHTS=weights is not None,
+            ROWS_ARE_RIGHT=right.data_ptr() == rows.data_ptr(),
+            num_warps=8,
+            num_stages=2,
+        )
+
+
+_launch_attend = torch.library.custom_op(
+    "esvit_pl::attend",
+    _launch,
+    mutates_args=("statistics", "sums"),
+    schema="(Tensor rows, Tensor keys, Tensor? values, Tensor? bias, Tensor(a!) statistics, Tensor(b!) sums, "
+    "int size, float temp) -> ()",
+)
+_launch_add_gradient = torch.library.custom_op(
+    "esvit_pl::add_gradient_",
+    _launch_gradient,
+    mutates_args=("to",),
+    schema="(Tensor(a!) to, Tensor rows, Tensor keys, Tensor? bias, float temp, Tensor log_partition, "
+    "Tensor? weights, Tensor right) -> ()",
+)
+
+
+@triton.jit
+def _attend(
+    rows_at,
+    keys_at,
+    values_at,
+    bias_at,
+    statistics_at,  # (3 s r): largest logit, sums of e = 2^(logit - largest), of e log2 e
+    sums_at,  # (s r p): sums of e times value
+    r,
+    k,
+    size,  # prototypes of a split
+    scale,
+    log2_e,
+    field,  # from one of the statistics to the next
+    P: tl.constexpr,
+    B: tl.constexpr,
+    J: tl.constexpr,
+    BIAS: tl.constexpr,
+    VALUES: tl.constexpr,
+    KEYS_ARE_VALUES: tl.constexpr,
+):
+    row, channel = tl.program_id(0) * B + tl.arange(0, B), tl.arange(0, P)
+    split = tl.program_id(1)
+    x = tl.load(rows_at + row[:, None] * P + channel, mask=row[:, None] < r, other=0.0)  # (b p)
+    largest = tl.full([B], -1e30, tl.float32)  # not -inf: -inf - -inf is nan
+    total = tl.zeros([B], tl.float32)
+    e_log_e = tl.zeros([B], tl.float32)
+    sums = tl.zeros([B, P], tl.float32)
+    stop = tl.minimum((split + 1) * size, k)
+    for start in range(split * size, stop, J):
+        prototype = start + tl.arange(0, J)
+        here = prototype < stop
+        key = tl.load(keys_at + prototype[:, None] * P + channel, mask=here[:, None], other=0.0)  # (j p)
+        logits = tl.dot(x, key.T, input_precision="ieee") * scale
+        if BIAS:
+            logits += tl.load(bias_at + prototype, mask=here, other=0.0) * log2_e
+        logits = tl.where(here, logits, -1e30)
+        before = largest
+        largest = tl.maximum(before, tl.max(logits, 1))
+        down = largest - before
+        shrink = tl.exp2(-down)
+        log_e = logits - largest[:, None]
+        e = tl.exp2(log_e)
+        e_log_e = (e_log_e - down * total) * shrink + tl.sum(e * log_e, 1)
+        total = total * shrink + tl.sum(e, 1)
+        if VALUES:
+            if KEYS_ARE_VALUES:
+                value = key
+            else:
+                value = tl.load(values_at + prototype[:, None] * P + channel, mask=here[:, None], other=0.0)
+            sums = tl.dot(e.to(value.dtype), value, sums * shrink[:, None], input_precision="ieee")
+    at = statistics_at + split * r + row
+    tl.store(at, largest, mask=row < r)
+    tl.store(at + field, total, mask=row < r)
+    tl.store(at + 2 * field, e_log_e, mask=row < r)
+    if VALUES:
+        tl.store(sums_at + (split * r + row)[:, None] * P + channel, sums, mask=row[:, None] < r)
+
+
+@triton.jit
+def _add_gradient(
+    to_at,
+    rows_at,
+    keys_at,
+    bias_at,
+    log_partition_at,
+    weights_at,
+    right_at,
+    r,
+    k,
+    scale,
+    log2_e,
+    P: tl.constexpr,
+    B: tl.constexpr,
+    J: tl.constexpr,
+    BIAS: tl.constexpr,
+    WEIGHTS: tl.constexpr,
+    ROWS_ARE_RIGHT: tl.constexpr,
+):
+    prototype, channel = tl.program_id(0) * J + tl.arange(0, J), tl.arange(0, P)
+    here = prototype < k
+    at = to_at + prototype[:, None] * P + channel
+    key = tl.load(keys_at + prototype[:, None] * P + channel, mask=here[:, None], other=0.0)  # (j p)
+    sums = tl.load(at, mask=here[:, None], other=0.0)
+    bias = tl.zeros([J], tl.float32)
+    if BIAS:
+        bias = tl.load(bias_at + prototype, mask=here, other=0.0) * log2_e
+    for start in range(0, r, B):
+        row = start + tl.arange(0, B)
+        present = row < r
+        x = tl.load(rows_at + row[:, None] * P + channel, mask=present[:, None], other=0.0)  # (b p)
+        partition = tl.load(log_partition_at + row, mask=present, other=float("inf")) * log2_e
+        logits = tl.dot(key, x.T, input_precision="ieee") * scale + bias[:, None]  # (j b)
+        share = tl.exp2(logits - partition)
+        if WEIGHTS:
+            share *= tl.load(weights_at + row, mask=present, other=0.0)
+        if ROWS_ARE_RIGHT:
+            right = x
+        else:
+            right = tl.load(right_at + row[:, None] * P + channel, mask=present[:, None], other=0.0)
+        sums = tl.dot(share.to(right.dtype), right, sums, input_precision="ieee")
+    tl.store(at, sums, mask=here[:, None])
