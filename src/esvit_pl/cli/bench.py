@@ -255,8 +255,9 @@ def throughput(cfg: DictConfig) -> Iterator[Report]:
     what = f"backbones without heads, images of 224 px, batch {batch_size}, {cfg.trainer.precision}, inference"
     yield report(cfg, "throughput", f"{what}; beside them what the paper publishes", measured())
     yield Report("published", "the paper's rivals, measured by their authors", {"gpu": "V100"}, RIVALS)
+    here = machine(device(cfg))
     path = Path(cfg.out) / "throughput.png"
-    print(save(picture(rows, where=as_words(machine(device(cfg)))), path), flush=True)
+    print(save(picture(rows, where=here.get("gpu", as_words(here))), path), flush=True)
 
 
 def vil(cfg: DictConfig) -> Iterator[Report]:
