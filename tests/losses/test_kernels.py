@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -73,6 +77,53 @@ def test_fake_tensors_run_nothing(given):
         log_partition, expected, _ = kernels.attend(rows, keys, values, bias, 0.1)
         kernels.add_gradient_(torch.zeros_like(keys), rows, keys, bias, 0.1, log_partition, None, expected)
     assert (log_partition.shape, expected.shape) == ((200,), (200, 32))
+
+
+@pytest.mark.parametrize("tile", ["LARGE_TILE", "SMALL_TILE"])
+def test_tiles_change_nothing(given, tile, monkeypatch):
+    rows, keys, values, bias = given
+    wanted = kernels.attend(rows, keys, values, bias, 0.1)
+    monkeypatch.setattr(kernels, "_tile", lambda x: getattr(kernels, tile))
+    for mine, other in zip(kernels.attend(rows, keys, values, bias, 0.1), wanted, strict=True):
+        assert torch.allclose(mine, other, atol=1e-5)
+
+
+COMPILE = """
+import sys
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource, compile
+from esvit_pl.losses import kernels
+
+architecture, kernel = int(sys.argv[1]), getattr(kernels, sys.argv[2])
+rows, prototypes, shared = map(int, sys.argv[3:])
+half, whole = ["rows_at", "keys_at", "values_at", "right_at"], ["r", "k", "size", "field"]
+kinds = dict.fromkeys(half, "*bf16") | dict.fromkeys(whole, "i32") | dict.fromkeys(["scale", "log2_e"], "fp32")
+for same in (True, False):
+    constants = {"P": 256, "B": rows, "J": prototypes, "BIAS": not same, "VALUES": True, "KEYS_ARE_VALUES": same}
+    constants |= {"WEIGHTS": same, "ROWS_ARE_RIGHT": same}
+    constants = {name: value for name, value in constants.items() if name in kernel.arg_names}
+    signature = {name: "constexpr" if name in constants else kinds.get(name, "*fp32") for name in kernel.arg_names}
+    aligned = {(i,): [["tt.divisibility", 16]] for i, kind in enumerate(signature.values()) if kind.startswith("*")}
+    source = ASTSource(kernel, signature, constexprs=constants, attrs=aligned)
+    made = compile(source, target=GPUTarget("cuda", architecture, 32), options=kernels.HOW)
+    assert made.metadata.shared <= shared * 2**10, made.metadata.shared
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kernel", ["_attend", "_add_gradient"])
+@pytest.mark.parametrize(
+    ("architecture", "tile", "shared"),
+    [(80, kernels.LARGE_TILE, 163), (89, kernels.SMALL_TILE, 99), (90, kernels.LARGE_TILE, 227)],
+    ids=["A100", "L4", "H100"],
+)
+def test_they_compile_for_gpus_that_are_not_here(architecture, tile, shared, kernel):
+    """With the widest rows, into the KiB that a multiprocessor of the kind lets one block share."""
+    sizes = tile if kernel == "_attend" else tile[::-1]
+    arguments = [str(value) for value in (architecture, kernel, *sizes, shared)]
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    done = subprocess.run([sys.executable, "-c", COMPILE, *arguments], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 @needs_gpu

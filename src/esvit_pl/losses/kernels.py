@@ -1,6 +1,7 @@
 """The two passes of `losses.prototypes` as Triton kernels, for GPUs: no block of logits leaves the chip.
 
-Factors of products have the type of the rows (bfloat16 for tensor cores); sums and exponentials are float32.
+Factors of products have the type of the rows (bfloat16 for tensor cores); sums and exponentials are float32. Launches
+are operators of torch, so that fake tensors (`benchmarks.memory`) and compilers take them for what they are.
 """
 
 # r rows, b those of a tile | k prototypes, j those of a tile | p projection width | s splits of the prototypes
@@ -8,6 +9,7 @@ Factors of products have the type of the rows (bfloat16 for tensor cores); sums 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import triton
@@ -15,7 +17,11 @@ import triton.language as tl
 from torch import Tensor
 
 LOG2_E = math.log2(math.e)
-TILE_ROWS, TILE_PROTOTYPES = 128, 64  # of `attend`; the other way round in `add_gradient_`
+LARGE_TILE, SMALL_TILE = (128, 64), (64, 32)
+"""Rows and prototypes of a tile in `attend`, the other way round in `add_gradient_`: for GPUs of data centres, whose
+multiprocessors have `LARGE_SHARED_BYTES` to share, and for others."""
+LARGE_SHARED_BYTES = 160 * 2**10
+HOW = {"num_warps": 8, "num_stages": 2}
 WAVES = 4
 """Prototypes are split among so many programs per multiprocessor, so that few of them idle at the end."""
 
@@ -34,11 +40,12 @@ def attend(rows: Tensor, keys: Tensor, values: Tensor | None, bias: Tensor | Non
         Log partition (r,), expected value (r p; without rows where `values` is None) and entropy (r,), in float32.
     """
     (r, p), k = rows.shape, len(keys)
-    tiles = triton.cdiv(r, TILE_ROWS)
+    tile_rows, tile_prototypes = _tile(rows)
+    tiles = triton.cdiv(r, tile_rows)
     splits = max(
-        1, min(triton.cdiv(WAVES * _multiprocessors(rows), max(1, tiles)), triton.cdiv(k, 8 * TILE_PROTOTYPES))
+        1, min(triton.cdiv(WAVES * _multiprocessors(rows), max(1, tiles)), triton.cdiv(k, 8 * tile_prototypes))
     )
-    size = TILE_PROTOTYPES * triton.cdiv(triton.cdiv(k, splits), TILE_PROTOTYPES)
+    size = tile_prototypes * triton.cdiv(triton.cdiv(k, splits), tile_prototypes)
     statistics = rows.new_empty(3, splits, r, dtype=torch.float32)
     sums = rows.new_empty(splits, r if values is not None else 0, p, dtype=torch.float32)
     _launch_attend(rows, keys, values, bias, statistics, sums, size, temp)
@@ -53,6 +60,12 @@ def attend(rows: Tensor, keys: Tensor, values: Tensor | None, bias: Tensor | Non
     return (top + total.log2()) / LOG2_E, expected, total.log() - e_log_e / total / LOG2_E
 
 
+@torch.library.custom_op(
+    "esvit_pl::add_gradient_",
+    mutates_args=("to",),
+    schema="(Tensor(a!) to, Tensor rows, Tensor keys, Tensor? bias, float temp, Tensor log_partition, "
+    "Tensor? weights, Tensor right) -> ()",
+)
 def add_gradient_(
     to: Tensor,
     rows: Tensor,
@@ -75,7 +88,31 @@ def add_gradient_(
         weights: (r,) float32, a factor for each row; None is 1.
         right: (r p), of the rows' type.
     """
-    _launch_add_gradient(to, rows, keys, bias, temp, log_partition, weights, right)
+    (r, p), k = rows.shape, len(keys)
+    tile_prototypes, tile_rows = _tile(rows)
+    if not r:
+        return
+    with torch.cuda.device_of(rows):
+        _add_gradient[(triton.cdiv(k, tile_prototypes),)](
+            to,
+            rows,
+            keys,
+            keys if bias is None else bias,
+            log_partition,
+            log_partition if weights is None else weights,
+            right,
+            r,
+            k,
+            LOG2_E / temp,
+            LOG2_E,
+            P=p,
+            B=tile_rows,
+            J=tile_prototypes,
+            BIAS=bias is not None,
+            WEIGHTS=weights is not None,
+            ROWS_ARE_RIGHT=right.data_ptr() == rows.data_ptr(),
+            **HOW,
+        )
 
 
 def can_run(rows: Tensor) -> bool:
@@ -85,14 +122,26 @@ def can_run(rows: Tensor) -> bool:
     return able and 16 <= p <= 256 and p & (p - 1) == 0
 
 
+def _tile(x: Tensor) -> tuple[int, int]:
+    small = x.is_cuda and _properties(x).shared_memory_per_block_optin < LARGE_SHARED_BYTES
+    return SMALL_TILE if small else LARGE_TILE
+
+
 def _multiprocessors(x: Tensor) -> int:
-    return torch.cuda.get_device_properties(x.device).multi_processor_count if x.is_cuda else 1
+    return _properties(x).multi_processor_count if x.is_cuda else 1
 
 
-# Launches are operators of torch, so that fake tensors and compilers take them for what they are.
+def _properties(x: Tensor) -> Any:
+    return torch.cuda.get_device_properties(x.device)
 
 
-def _launch(
+@torch.library.custom_op(
+    "esvit_pl::attend",
+    mutates_args=("statistics", "sums"),
+    schema="(Tensor rows, Tensor keys, Tensor? values, Tensor? bias, Tensor(a!) statistics, Tensor(b!) sums, "
+    "int size, float temp) -> ()",
+)
+def _launch_attend(
     rows: Tensor,
     keys: Tensor,
     values: Tensor | None,
@@ -103,8 +152,11 @@ def _launch(
     temp: float,
 ) -> None:
     (r, p), k, splits = rows.shape, len(keys), statistics.shape[1]
-    if r:
-        _attend[(triton.cdiv(r, TILE_ROWS), splits)](
+    tile_rows, tile_prototypes = _tile(rows)
+    if not r:
+        return
+    with torch.cuda.device_of(rows):
+        _attend[(triton.cdiv(r, tile_rows), splits)](
             rows,
             keys,
             keys if values is None else values,
@@ -118,65 +170,13 @@ def _launch(
             LOG2_E,
             statistics.stride(0),
             P=p,
-            B=TILE_ROWS,
-            J=TILE_PROTOTYPES,
+            B=tile_rows,
+            J=tile_prototypes,
             BIAS=bias is not None,
             VALUES=values is not None,
             KEYS_ARE_VALUES=values is not None and values.data_ptr() == keys.data_ptr(),
-            num_warps=8,
-            num_stages=2,
+            **HOW,
         )
-
-
-def _launch_gradient(
-    to: Tensor,
-    rows: Tensor,
-    keys: Tensor,
-    bias: Tensor | None,
-    temp: float,
-    log_partition: Tensor,
-    weights: Tensor | None,
-    right: Tensor,
-) -> None:
-    (r, p), k = rows.shape, len(keys)
-    if r:
-        _add_gradient[(triton.cdiv(k, TILE_ROWS),)](
-            to,
-            rows,
-            keys,
-            keys if bias is None else bias,
-            log_partition,
-            log_partition if weights is None else weights,
-            right,
-            r,
-            k,
-            LOG2_E / temp,
-            LOG2_E,
-            P=p,
-            B=TILE_PROTOTYPES,
-            J=TILE_ROWS,
-            BIAS=bias is not None,
-            WEIGHTS=weights is not None,
-            ROWS_ARE_RIGHT=right.data_ptr() == rows.data_ptr(),
-            num_warps=8,
-            num_stages=2,
-        )
-
-
-_launch_attend = torch.library.custom_op(
-    "esvit_pl::attend",
-    _launch,
-    mutates_args=("statistics", "sums"),
-    schema="(Tensor rows, Tensor keys, Tensor? values, Tensor? bias, Tensor(a!) statistics, Tensor(b!) sums, "
-    "int size, float temp) -> ()",
-)
-_launch_add_gradient = torch.library.custom_op(
-    "esvit_pl::add_gradient_",
-    _launch_gradient,
-    mutates_args=("to",),
-    schema="(Tensor(a!) to, Tensor rows, Tensor keys, Tensor? bias, float temp, Tensor log_partition, "
-    "Tensor? weights, Tensor right) -> ()",
-)
 
 
 @triton.jit
