@@ -62,6 +62,16 @@ def test_every_part_and_the_whole_are_measured_and_what_is_given_stays():
     assert objective.centers["view"].value.norm() == 0
 
 
+def test_stochastic_depth_makes_no_error_and_recomputing_takes_less_memory():
+    backbone, recomputed = (toys.backbone(drop_path_rate=0.3, depths=[2, 4]) for _ in range(2))
+    sizes = {"batch_size": 4, "sides": (64, 64, 32), "repeats": 1}
+    objective = toys.objective()
+    *_, plain = step_costs(backbone, objective, **sizes)
+    *_, whole = step_costs(recomputed, objective, grad_checkpointing=True, **sizes)
+    assert max(plain.error, whole.error) < 1e-5
+    assert whole.our_bytes < plain.our_bytes
+
+
 def test_networks_can_run_in_bfloat16():
     *_, whole = step_costs(toys.backbone(), toys.objective(), batch_size=1, sides=(32, 32), repeats=1, bf16=True)
     assert whole.error < 0.1

@@ -40,6 +40,13 @@ def test_benchmarks_print_tables_and_write_json(commands, tmp_path):
         assert max(errors) < 1e-5
 
 
+def test_a_step_has_the_switches_of_its_training(commands, tmp_path):
+    outcome = commands.run("bench", "step", "module.grad_checkpointing=true", f"out={tmp_path}", *TOY)
+    assert outcome.code == 0, outcome.err
+    (step,) = json.loads((tmp_path / "step.json").read_text())
+    assert "32-true, module.grad_checkpointing=true; memory" in step["what"]
+
+
 def test_a_recipe_says_what_bounds_it(commands, tmp_path):
     words = ["datamodule=device_crops", "datamodule.num_workers=0", "peak_tflops=0.1", f"out={tmp_path}"]
     outcome = commands.run("bench", "recipe", *words, *TOY)
