@@ -188,7 +188,7 @@ def memory_needs(module: Pretrainer, *, batches: Iterable[int], measured: bool =
 
 def profiled_peak(function: Callable[[], object]) -> int:
     """Most bytes that torch's allocator on the CPU held at once inside `function`, of those given out inside it."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as seen:
         function()
     results = seen.profiler.kineto_results if seen.profiler is not None else None
     assert results is not None
