@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 import toys
-from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 from torch._dynamo.utils import counters
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -118,24 +118,34 @@ def test_vil_with_random_chunks_is_refused_and_fixed_ones_make_one_graph(traced)
     assert counters["stats"]["unique_graphs"] == 1
 
 
+class Losses(Callback):
+    """View and region loss of every step."""
+
+    def __init__(self) -> None:
+        self.seen: list[list[float]] = []
+
+    def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
+        self.seen.append([trainer.callback_metrics[f"train/{term}_loss"].item() for term in ("view", "region")])
+
+
+# In bfloat16 four steps at this learning rate make 5 % of what the forms round differently, and of what float32 does.
 @pytest.mark.slow
-@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
-def test_inductors_training_is_the_same_up_to_rounding_and_continues_uncompiled(tmp_path, precision):
+@pytest.mark.parametrize(("precision", "steps", "tolerance"), [("32-true", 4, 1e-5), ("bf16-mixed", 2, 1e-2)])
+def test_inductors_training_is_the_same_up_to_rounding_and_continues_uncompiled(tmp_path, precision, steps, tolerance):
     torch._dynamo.reset()
-    states, losses = [], []
+    losses = Losses(), Losses()
     for compiled in (False, True):
         module = pretrainer(compile=compiled, grad_checkpointing=compiled)
         trainer = toys.trainer(
             tmp_path,
             precision=precision,
             enable_checkpointing=True,
-            callbacks=[ModelCheckpoint(tmp_path / str(compiled), save_last=True, filename="{epoch}")],
+            callbacks=[ModelCheckpoint(tmp_path / str(compiled), save_last=True, filename="{epoch}"), losses[compiled]],
         )
         trainer.fit(module, toys.loader(16, 8), weights_only=True)
-        states.append(toys.state(module))
-        losses.append([trainer.callback_metrics[f"train/{term}_loss"].item() for term in ("view", "region")])
-    tolerance = 1e-5 if precision == "32-true" else 1e-2
-    assert losses[1] == pytest.approx(losses[0], rel=tolerance)
+    eager, mine = (torch.tensor(form.seen) for form in losses)
+    assert eager.shape == (4, 2)
+    assert torch.allclose(mine[:steps], eager[:steps], rtol=tolerance, atol=0)
     for compiled in (False, True):  # each goes on with the other's checkpoint
         module = pretrainer(compile=compiled)
         trainer = toys.trainer(tmp_path, precision=precision, max_epochs=3)
