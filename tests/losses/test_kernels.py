@@ -79,6 +79,22 @@ def test_fake_tensors_run_nothing(given):
     assert (log_partition.shape, expected.shape) == ((200,), (200, 32))
 
 
+def test_where_triton_does_not_work_it_says_so_once(monkeypatch, recwarn):
+    def without_a_compiler(*_):
+        raise RuntimeError("Failed to find C compiler.\nPlease specify via CC environment variable.\nMore.")
+
+    device = torch.device(DEVICE)
+    kernels.work.cache_clear()
+    assert kernels.work(device, 16)
+    kernels.work.cache_clear()
+    monkeypatch.setattr(kernels, "attend", without_a_compiler)
+    with pytest.warns(UserWarning, match=r"without their Triton kernels.*RuntimeError: Failed to find C compiler\. Pl"):
+        assert not kernels.work(device, 16)
+    assert not kernels.work(device, 16)
+    assert not recwarn
+    kernels.work.cache_clear()
+
+
 @pytest.mark.parametrize("tile", ["LARGE_TILE", "SMALL_TILE"])
 def test_tiles_change_nothing(given, tile, monkeypatch):
     rows, keys, values, bias = given

@@ -9,6 +9,8 @@ are operators of torch, so that fake tensors (`benchmarks.memory`) and compilers
 from __future__ import annotations
 
 import math
+import warnings
+from functools import cache
 from typing import Any
 
 import torch
@@ -120,6 +122,25 @@ def can_run(rows: Tensor) -> bool:
     p = rows.shape[-1]
     able = rows.is_cuda and torch.version.hip is None and torch.cuda.get_device_capability(rows.device) >= (8, 0)
     return able and 16 <= p <= 256 and p & (p - 1) == 0
+
+
+@cache
+def work(device: torch.device, p: int) -> bool:
+    """Whether Triton makes and starts the kernels for rows of width p: it wants a C compiler, which not every cluster
+    has. Warns, once, with what it said."""
+    rows, to = torch.zeros(128, p, dtype=torch.bfloat16, device=device), torch.zeros(128, p, device=device)
+    try:
+        log_partition, _, _ = attend(rows, rows, rows, None, 1.0)
+        add_gradient_(to, rows, rows, None, 1.0, log_partition, log_partition, rows)
+    except Exception as error:  # of Triton, of the compiler's process, of the driver
+        said = f"{type(error).__name__}: {error}".strip().splitlines()
+        warnings.warn(
+            f"the losses run without their Triton kernels, in float32 and slower: on {device} Triton ends with "
+            f"{' '.join(said[:2])}; install a C compiler (gcc or clang, environment variable CC)",
+            stacklevel=2,
+        )
+        return False
+    return True
 
 
 def _tile(x: Tensor) -> tuple[int, int]:

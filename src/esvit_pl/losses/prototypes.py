@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd.function import once_differentiable
 
 from esvit_pl.precision import wide
@@ -283,10 +284,10 @@ def _kernels_run(rows: Tensor) -> bool:
     if not rows.is_cuda:
         return False
     try:
-        from esvit_pl.losses.kernels import can_run
+        from esvit_pl.losses.kernels import can_run, work
     except ImportError:  # some builds of torch come without Triton
         return False
-    return can_run(rows)
+    return can_run(rows) and (isinstance(rows, FakeTensor) or work(rows.device, rows.shape[-1]))
 
 
 def _no_autocast(x: Tensor) -> torch.autocast:
