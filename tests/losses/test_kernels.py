@@ -79,7 +79,7 @@ def test_fake_tensors_run_nothing(given):
     assert (log_partition.shape, expected.shape) == ((200,), (200, 32))
 
 
-def test_where_triton_does_not_work_it_says_so_once(monkeypatch, recwarn):
+def test_where_triton_does_not_work_it_says_so_once(monkeypatch):
     def without_a_compiler(*_):
         raise RuntimeError("Failed to find C compiler.\nPlease specify via CC environment variable.\nMore.")
 
@@ -90,8 +90,7 @@ def test_where_triton_does_not_work_it_says_so_once(monkeypatch, recwarn):
     monkeypatch.setattr(kernels, "attend", without_a_compiler)
     with pytest.warns(UserWarning, match=r"without their Triton kernels.*RuntimeError: Failed to find C compiler\. Pl"):
         assert not kernels.work(device, 16)
-    assert not kernels.work(device, 16)
-    assert not recwarn
+    assert not kernels.work(device, 16)  # a second warning would be an error here
     kernels.work.cache_clear()
 
 
