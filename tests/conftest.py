@@ -10,9 +10,8 @@ from pathlib import Path
 import pytest
 
 os.environ.setdefault("MPLBACKEND", "Agg")
-if not Path(
-    "/dev/nvidiactl"
-).exists():  # without a GPU Triton interprets its kernels; it asks when it is first imported
+# Without a GPU Triton interprets its kernels; it asks when it is first imported.
+if not Path("/dev/nvidiactl").exists():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 

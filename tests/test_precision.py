@@ -30,3 +30,4 @@ def test_narrow_is_what_a_product_would_make_of_it():
         assert narrow(x).dtype == torch.bfloat16
         assert torch.equal(narrow(x) @ narrow(x).mT, x @ x.mT)
         assert narrow(x.to("meta")).dtype == torch.float32
+        assert narrow(x.double()).dtype == (x.double() @ x.double().mT).dtype == torch.float64

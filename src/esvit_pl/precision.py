@@ -12,8 +12,8 @@ def factors(device_type: str) -> torch.dtype:
 
 
 def narrow(x: Tensor) -> Tensor:
-    """What autocast makes of a factor of a product of matrices; before it is moved about, half the bytes move."""
-    return x.to(factors(x.device.type)) if _autocasts(x.device.type) else x
+    """What autocast makes of a factor of a product of matrices; done before it is moved about, half the bytes move."""
+    return x.to(factors(x.device.type)) if _autocasts(x.device.type) and x.dtype is not torch.float64 else x
 
 
 def wide(x: Tensor) -> Tensor:
@@ -22,5 +22,5 @@ def wide(x: Tensor) -> Tensor:
 
 
 def _autocasts(device_type: str) -> bool:
-    """ "meta" does not know what autocast is, and is no reason to fail."""
+    # Asked about "meta", torch fails.
     return device_type != "meta" and torch.is_autocast_enabled(device_type)

@@ -170,6 +170,16 @@ def test_autocast_agrees_within_its_precision():
     assert relative_error(mine.float(), theirs.float()) < 0.03
 
 
+def test_windows_are_moved_in_the_type_of_autocast(monkeypatch):
+    ours, _ = block_and_padded(7, 3)
+    moved = []
+    roll = torch.Tensor.roll
+    monkeypatch.setattr(torch.Tensor, "roll", lambda x, *how: moved.append(x.dtype) or roll(x, *how))
+    with torch.autocast("cpu", torch.bfloat16):
+        ours.float()(torch.randn(2, 5, 6, 8))
+    assert moved == [torch.bfloat16] * 2
+
+
 def test_compiled_in_one_graph():
     backbone = build("swin", **{**TINY, "depths": [2], "num_heads": [1]})
     compiled = torch.compile(backbone, backend="eager", fullgraph=True, dynamic=False)

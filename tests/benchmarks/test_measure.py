@@ -33,6 +33,13 @@ def test_both_forms_run_in_turn_and_ratios_are_paired(monkeypatch):
     assert found.error == pytest.approx(0.1)
 
 
+def test_forms_that_draw_random_numbers_draw_the_same():
+    def form():
+        return [torch.randn(5)]
+
+    assert compare("noise", form, form, repeats=1, memory=False).error == 0.0
+
+
 def test_what_was_not_measured_is_none():
     found = compared("part", [(1.0, 2.0)])
     assert (found.ratio, found.straight_bytes, found.our_bytes, found.bytes_ratio, found.error) == (0.5, *[None] * 4)

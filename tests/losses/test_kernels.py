@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from esvit_pl.losses import partition_and_target
+from esvit_pl.losses import partition_and_target, prototypes
 
 pytest.importorskip("triton")
 from esvit_pl.losses import kernels
@@ -24,49 +24,48 @@ needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GP
 def given():
     """200 rows are two tiles, the second one partly filled; 1,000 prototypes are no multiple of a tile either."""
     torch.manual_seed(0)
-    unit = [F.normalize(torch.randn(n, 32, device=DEVICE), dim=-1) for n in (200, 1000, 1000)]
-    return [*unit, torch.randn(1000, device=DEVICE)]
+    rows, keys, values = (F.normalize(torch.randn(n, 32, device=DEVICE), dim=-1) for n in (200, 1000, 1000))
+    return rows / 0.1, keys, values, torch.randn(1000, device=DEVICE)
 
 
-def on_logits(rows, keys, bias, temp):
-    return (rows.double() @ keys.double().mT / temp + bias.double()).softmax(-1)
+def logits(rows, keys, bias=0.0):
+    return rows.double() @ keys.double().mT + bias
 
 
 @pytest.mark.parametrize("waves", [0, 4], ids=["one split", "two splits"])
 def test_attention_is_that_of_logits(given, waves, monkeypatch):
     rows, keys, values, bias = given
     monkeypatch.setattr(kernels, "WAVES", waves)
-    q = on_logits(rows, keys, bias, 0.04)
-    log_partition, expected, entropy = kernels.attend(rows, keys, values, bias, 0.04)
-    logits = rows.double() @ keys.double().mT / 0.04 + bias
-    assert torch.allclose(log_partition.double(), logits.logsumexp(-1), atol=1e-5)
+    q = logits(rows, keys, bias).softmax(-1)
+    log_partition, expected, entropy = kernels.attend(rows, keys, values, bias)
+    assert torch.allclose(log_partition.double(), logits(rows, keys, bias).logsumexp(-1), atol=1e-5)
     assert torch.allclose(expected.double(), q @ values.double(), atol=1e-6)
     assert torch.allclose(entropy.double(), torch.special.entr(q).sum(-1), atol=1e-5)
 
 
 def test_a_student_needs_no_second_matrix_and_an_evaluation_no_values(given):
     rows, keys, *_ = given
-    q = on_logits(rows, keys, torch.zeros(1000, device=DEVICE), 0.1)
-    log_partition, expected, _ = kernels.attend(rows, keys, keys, None, 0.1)
+    q = logits(rows, keys).softmax(-1)
+    log_partition, expected, _ = kernels.attend(rows, keys, keys, None)
     assert torch.allclose(expected.double(), q @ keys.double(), atol=1e-6)
-    alone, nothing, _ = kernels.attend(rows, keys, None, None, 0.1)
+    alone, nothing, _ = kernels.attend(rows, keys, None, None)
     assert torch.equal(alone, log_partition) and nothing.shape == (0, 32)
 
 
 def test_gradients_are_added_up(given):
     rows, keys, right, bias = given
     right, weights, to = right[:200], torch.randn(200, device=DEVICE), torch.randn(1000, 32, device=DEVICE)
-    for weight, bias_, factor in ((weights, torch.zeros(1000, device=DEVICE), rows), (None, bias, right)):
-        q = on_logits(rows, keys, bias_, 0.1)
-        log_partition, _, _ = kernels.attend(rows, keys, None, bias_ if weight is None else None, 0.1)
+    for weight, added, factor in ((weights, None, rows), (None, bias, right)):
+        q = logits(rows, keys, 0.0 if added is None else added).softmax(-1)
+        log_partition, _, _ = kernels.attend(rows, keys, None, added)
         wanted = to.double() + (q if weight is None else q * weight[:, None].double()).mT @ factor.double()
-        kernels.add_gradient_(to, rows, keys, bias_ if weight is None else None, 0.1, log_partition, weight, factor)
+        kernels.add_gradient_(to, rows, keys, added, log_partition, weight, factor)
         assert torch.allclose(to.double(), wanted, atol=1e-5)
 
 
 def test_no_rows_are_no_problem(given):
     rows, keys, values, bias = given
-    log_partition, expected, entropy = kernels.attend(rows[:0], keys, values, bias, 0.1)
+    log_partition, expected, entropy = kernels.attend(rows[:0], keys, values, bias)
     assert (log_partition.shape, expected.shape, entropy.shape) == ((0,), (0, 32), (0,))
 
 
@@ -74,8 +73,8 @@ def test_fake_tensors_run_nothing(given):
     """As in `benchmarks.memory`, which predicts what a step allocates."""
     with FakeTensorMode(allow_non_fake_inputs=True) as fake:
         rows, keys, values, bias = map(fake.from_tensor, given)
-        log_partition, expected, _ = kernels.attend(rows, keys, values, bias, 0.1)
-        kernels.add_gradient_(torch.zeros_like(keys), rows, keys, bias, 0.1, log_partition, None, expected)
+        log_partition, expected, _ = kernels.attend(rows, keys, values, bias)
+        kernels.add_gradient_(torch.zeros_like(keys), rows, keys, bias, log_partition, None, expected)
     assert (log_partition.shape, expected.shape) == ((200,), (200, 32))
 
 
@@ -97,10 +96,56 @@ def test_where_triton_does_not_work_it_says_so_once(monkeypatch):
 @pytest.mark.parametrize("tile", ["LARGE_TILE", "SMALL_TILE"])
 def test_tiles_change_nothing(given, tile, monkeypatch):
     rows, keys, values, bias = given
-    wanted = kernels.attend(rows, keys, values, bias, 0.1)
+    wanted = kernels.attend(rows, keys, values, bias)
     monkeypatch.setattr(kernels, "_tile", lambda x: getattr(kernels, tile))
-    for mine, other in zip(kernels.attend(rows, keys, values, bias, 0.1), wanted, strict=True):
+    for mine, other in zip(kernels.attend(rows, keys, values, bias), wanted, strict=True):
         assert torch.allclose(mine, other, atol=1e-5)
+
+
+# The losses by kernels
+
+
+@pytest.fixture
+def by_kernels(monkeypatch):
+    """`partition_and_target` takes them everywhere, with factors that the interpreter can multiply."""
+    monkeypatch.setattr(prototypes, "_kernels_take", lambda rows: True)
+    monkeypatch.setattr(prototypes._Kernels, "factors", torch.float32)
+
+
+@pytest.mark.parametrize("learns", ["z w", "z", "w"])
+def test_loss_and_gradients_are_those_without_kernels(by_kernels, given, learns):
+    z, w, teacher_w, center = given
+    z, teacher_z = z[:20].clone(), z[100:107].clone()
+    leaves = [leaf.requires_grad_() for name, leaf in (("z", z), ("w", w)) if name in learns.split()]
+    match = torch.arange(20, device=DEVICE) % 6  # the last teacher row is nobody's
+    results = []
+    for block_bytes in (None, 2**14):  # an explicit block takes no kernels
+        partition, (u, entropy) = partition_and_target(
+            z, w, 0.2, teacher_z, teacher_w, center, 0.5, block_bytes=block_bytes
+        )
+        loss = (partition - (z * u[match]).sum(-1) / 0.2).sum()  # a sum: its cotangents lie in one place in memory
+        results.append([partition, u, entropy, *torch.autograd.grad(loss, leaves)])
+    for mine, wanted in zip(*results, strict=True):
+        assert (mine - wanted).norm() <= 1e-5 * wanted.norm()
+    assert not torch.equal(results[0][0], results[1][0])  # the kernels did run
+
+
+def test_an_evaluation_makes_no_expected_prototypes_of_the_student(by_kernels, given, monkeypatch):
+    z, w, teacher_w, center = given
+    asked = []
+    attend = kernels.attend
+    monkeypatch.setattr(kernels, "attend", lambda *given: asked.append(given[2] is not None) or attend(*given))
+    with torch.no_grad():
+        partition_and_target(z[:3], w, 0.2, z[3:5], teacher_w, center, 0.5)
+    assert asked == [False, True]
+
+
+def test_a_cpu_takes_none():
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not prototypes._kernels_take(torch.zeros(2, 32))
+
+
+# On GPUs
 
 
 COMPILE = """
@@ -112,7 +157,7 @@ from esvit_pl.losses import kernels
 architecture, kernel = int(sys.argv[1]), getattr(kernels, sys.argv[2])
 rows, prototypes, shared = map(int, sys.argv[3:])
 half, whole = ["rows_at", "keys_at", "values_at", "right_at"], ["r", "k", "size", "field"]
-kinds = dict.fromkeys(half, "*bf16") | dict.fromkeys(whole, "i32") | dict.fromkeys(["scale", "log2_e"], "fp32")
+kinds = dict.fromkeys(half, "*bf16") | dict.fromkeys(whole, "i32") | dict.fromkeys(["log2_e"], "fp32")
 for same in (True, False):
     constants = {"P": 256, "B": rows, "J": prototypes, "BIAS": not same, "VALUES": True, "KEYS_ARE_VALUES": same}
     constants |= {"WEIGHTS": same, "ROWS_ARE_RIGHT": same}
@@ -151,8 +196,9 @@ def test_on_a_gpu_they_give_what_float32_gives_up_to_bfloat16(rows, teacher_rows
     z.requires_grad_(), w.requires_grad_()
     center = 0.1 * torch.randn(prototypes, device="cuda")
     results = []
-    for factors in (torch.bfloat16, torch.float32):
-        partition, (u, entropy) = partition_and_target(z, w, 0.1, teacher_z, teacher_w, center, 0.04, factors=factors)
+    for bf16 in (True, False):
+        with torch.autocast("cuda", torch.bfloat16, enabled=bf16):
+            partition, (u, entropy) = partition_and_target(z, w, 0.1, teacher_z, teacher_w, center, 0.04)
         loss = partition.square().mean() + (u @ z.detach().mT).sum() / max(1, teacher_rows)
         results.append([partition, u, entropy, *torch.autograd.grad(loss, (z, w))])
         assert all(part.dtype == torch.float32 for part in results[-1])
@@ -167,10 +213,11 @@ def test_on_a_gpu_nothing_waits_and_no_block_is_held():
     rows, prototypes = 4096, 65536
     z, w = (torch.randn(n, 256, device="cuda") / 16 for n in (rows, prototypes))
     z.requires_grad_(), w.requires_grad_()
-    center, options = torch.zeros(prototypes, device="cuda"), {"factors": torch.bfloat16}
+    center = torch.zeros(prototypes, device="cuda")
 
     def once():
-        partition, (u, _) = partition_and_target(z, w, 0.1, z[:64], w, center, 0.04, **options)
+        with torch.autocast("cuda", torch.bfloat16):
+            partition, (u, _) = partition_and_target(z, w, 0.1, z[:64], w, center, 0.04)
         torch.autograd.grad(partition.sum() + u.sum(), (z, w))
 
     once()  # compiles

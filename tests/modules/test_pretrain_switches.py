@@ -30,10 +30,10 @@ def same(mine: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
     return mine.keys() == other.keys() and all(torch.equal(mine[key], other[key]) for key in mine)
 
 
-def pretrainer(family: str = "swin", **overrides: Any) -> Pretrainer:
+def pretrainer(family: str = "swin", lr: float = 0.05, **overrides: Any) -> Pretrainer:
     torch.manual_seed(0)
     network = build(family, **toys.FAMILIES[family], **STOCHASTIC)
-    return Pretrainer(network, toys.objective(), OptimizerRecipe(lr=0.05, warmup_epochs=1), **overrides)
+    return Pretrainer(network, toys.objective(), OptimizerRecipe(lr=lr, warmup_epochs=1), **overrides)
 
 
 # Blocks that are computed again
@@ -128,14 +128,14 @@ class Losses(Callback):
         self.seen.append([trainer.callback_metrics[f"train/{term}_loss"].item() for term in ("view", "region")])
 
 
-# In bfloat16 four steps at this learning rate make 5 % of what the forms round differently, and of what float32 does.
+# At 0.05 four steps make 5 % of what bfloat16 rounds away, compiled or not.
 @pytest.mark.slow
-@pytest.mark.parametrize(("precision", "steps", "tolerance"), [("32-true", 4, 1e-5), ("bf16-mixed", 2, 1e-2)])
-def test_inductors_training_is_the_same_up_to_rounding_and_continues_uncompiled(tmp_path, precision, steps, tolerance):
+@pytest.mark.parametrize(("precision", "lr", "tolerance"), [("32-true", 0.05, 1e-5), ("bf16-mixed", 0.005, 1e-2)])
+def test_inductors_training_is_the_same_up_to_rounding_and_continues_uncompiled(tmp_path, precision, lr, tolerance):
     torch._dynamo.reset()
     losses = Losses(), Losses()
     for compiled in (False, True):
-        module = pretrainer(compile=compiled, grad_checkpointing=compiled)
+        module = pretrainer(lr=lr, compile=compiled, grad_checkpointing=compiled)
         trainer = toys.trainer(
             tmp_path,
             precision=precision,
@@ -145,7 +145,7 @@ def test_inductors_training_is_the_same_up_to_rounding_and_continues_uncompiled(
         trainer.fit(module, toys.loader(16, 8), weights_only=True)
     eager, mine = (torch.tensor(form.seen) for form in losses)
     assert eager.shape == (4, 2)
-    assert torch.allclose(mine[:steps], eager[:steps], rtol=tolerance, atol=0)
+    assert torch.allclose(mine, eager, rtol=tolerance, atol=0)
     for compiled in (False, True):  # each goes on with the other's checkpoint
         module = pretrainer(compile=compiled)
         trainer = toys.trainer(tmp_path, precision=precision, max_epochs=3)

@@ -5,7 +5,9 @@ import math
 import pytest
 import torch
 
+from esvit_pl.losses import match_views, partition_and_target
 from esvit_pl.objectives import EsViTObjective, Progress, Views
+from esvit_pl.precision import factors
 
 SMALL = {"num_prototypes": 9, "out_dim": 4, "hidden_dim": 8}
 
@@ -62,6 +64,25 @@ def test_losses_are_taken_in_float32_under_autocast_and_in_float64_where_it_is()
     assert objective(*halves, Progress(0, 0, 1)).total.dtype == torch.float32
     doubles = [views(3, torch.float64), views(2, torch.float64)]
     assert EsViTObjective(**SMALL).double()(*doubles, Progress(0, 0, 1)).total.dtype == torch.float64
+
+
+def test_kernels_are_chosen_by_the_autocast_round_the_objective(monkeypatch):
+    """Not by the one inside, which is switched off for the matching of regions."""
+    seen = []
+
+    def watched(z, *given):
+        seen.append(factors("cpu"))
+        return partition_and_target(z, *given)
+
+    monkeypatch.setattr("esvit_pl.objectives.esvit.partition_and_target", watched)
+    matched = []
+    monkeypatch.setattr(
+        "esvit_pl.objectives.esvit.match_views", lambda *views: matched.append(factors("cpu")) or match_views(*views)
+    )
+    with torch.autocast("cpu", torch.bfloat16):
+        EsViTObjective(**SMALL)(views(3), views(2), Progress(0, 0, 1))
+    assert seen == [torch.bfloat16] * 2
+    assert matched == [torch.float32]
 
 
 def test_in_eval_mode_the_centers_do_not_watch():

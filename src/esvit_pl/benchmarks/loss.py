@@ -13,7 +13,6 @@ from torch import Tensor
 
 from esvit_pl.benchmarks.measure import Comparison, compare
 from esvit_pl.losses import RegionLoss, ViewLoss, partition_and_target
-from esvit_pl.precision import factors
 
 STUDENT_TEMP, TEACHER_TEMP = 0.1, 0.04
 
@@ -80,14 +79,7 @@ def streamed(given: Problem, loss: RegionLoss | ViewLoss) -> Tensor:
     teacher_rows = torch.cat([z.flatten(0, 1) for z in given.teacher_z])
     target, center = given.teacher_prototypes, given.center
     partition, (u_rows, _) = partition_and_target(
-        rows,
-        given.prototypes,
-        given.student_temp,
-        teacher_rows,
-        target,
-        center,
-        given.teacher_temp,
-        factors=factors(rows.device.type),
+        rows, given.prototypes, given.student_temp, teacher_rows, target, center, given.teacher_temp
     )
     partitions, u = partition.split(sizes), u_rows.split(sizes[:2])
     if isinstance(loss, ViewLoss):

@@ -62,8 +62,7 @@ def loss(cfg: DictConfig) -> Iterator[Report]:
         "loss",
         f"losses with their prototype layers, {cfg.loss.num_prototypes:,} prototypes of width {cfg.loss.out_dim}, "
         f"batch {batch_size}, views of {in_words(counts)} regions, {cfg.trainer.precision}; forward and backward; "
-        "straightforward holds all "
-        "logits and every pair's targets, ours streams them; memory beyond the inputs",
+        "straightforward holds all logits and every pair's targets, ours streams them; memory beyond the inputs",
         loss_costs(
             batch_size=batch_size,
             num_prototypes=cfg.loss.num_prototypes,

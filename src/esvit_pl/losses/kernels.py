@@ -17,6 +17,7 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 LOG2_E = math.log2(math.e)
 LARGE_TILE, SMALL_TILE = (128, 64), (64, 32)
@@ -28,15 +29,14 @@ WAVES = 4
 """Prototypes are split among so many programs per multiprocessor, so that few of them idle at the end."""
 
 
-def attend(rows: Tensor, keys: Tensor, values: Tensor | None, bias: Tensor | None, temp: float) -> tuple[Tensor, ...]:
-    """Attention of rows over prototypes: softmax(rows keys^T / temp + bias) values.
+def attend(rows: Tensor, keys: Tensor, values: Tensor | None, bias: Tensor | None) -> tuple[Tensor, ...]:
+    """Attention of rows over prototypes: softmax(rows keys^T + bias) values.
 
     Args:
         rows: (r p), p a power of two from 16 to 256.
         keys: (k p), of the same type.
         values: (k p), of the same type; None leaves the values out.
         bias: (k,) float32, or None.
-        temp: temperature.
 
     Returns:
         Log partition (r,), expected value (r p; without rows where `values` is None) and entropy (r,), in float32.
@@ -50,7 +50,7 @@ def attend(rows: Tensor, keys: Tensor, values: Tensor | None, bias: Tensor | Non
     size = tile_prototypes * triton.cdiv(triton.cdiv(k, splits), tile_prototypes)
     statistics = rows.new_empty(3, splits, r, dtype=torch.float32)
     sums = rows.new_empty(splits, r if values is not None else 0, p, dtype=torch.float32)
-    _launch_attend(rows, keys, values, bias, statistics, sums, size, temp)
+    _launch_attend(rows, keys, values, bias, statistics, sums, size)
     # Each split has its own largest logit; logarithms are to the base of 2 until here.
     largest, total, e_log_e = statistics
     top = largest.amax(0)
@@ -65,7 +65,7 @@ def attend(rows: Tensor, keys: Tensor, values: Tensor | None, bias: Tensor | Non
 @torch.library.custom_op(
     "esvit_pl::add_gradient_",
     mutates_args=("to",),
-    schema="(Tensor(a!) to, Tensor rows, Tensor keys, Tensor? bias, float temp, Tensor log_partition, "
+    schema="(Tensor(a!) to, Tensor rows, Tensor keys, Tensor? bias, Tensor log_partition, "
     "Tensor? weights, Tensor right) -> ()",
 )
 def add_gradient_(
@@ -73,19 +73,17 @@ def add_gradient_(
     rows: Tensor,
     keys: Tensor,
     bias: Tensor | None,
-    temp: float,
     log_partition: Tensor,
     weights: Tensor | None,
     right: Tensor,
 ) -> None:
-    """to += (weights softmax(rows keys^T / temp + bias))^T right.
+    """to += (weights softmax(rows keys^T + bias))^T right.
 
     Args:
         to: (k p) float32.
         rows: as in `attend`.
         keys: as in `attend`.
         bias: as in `attend`.
-        temp: as in `attend`.
         log_partition: (r,), of `attend`.
         weights: (r,) float32, a factor for each row; None is 1.
         right: (r p), of the rows' type.
@@ -105,7 +103,6 @@ def add_gradient_(
             right,
             r,
             k,
-            LOG2_E / temp,
             LOG2_E,
             P=p,
             B=tile_rows,
@@ -118,10 +115,12 @@ def add_gradient_(
 
 
 def can_run(rows: Tensor) -> bool:
-    """Whether the kernels take rows (r p) on their device."""
+    """Whether the kernels take rows (r p) on their GPU. Fake ones run nothing, and nothing is tried for them."""
     p = rows.shape[-1]
-    able = rows.is_cuda and torch.version.hip is None and torch.cuda.get_device_capability(rows.device) >= (8, 0)
-    return able and 16 <= p <= 256 and p & (p - 1) == 0
+    able = torch.version.hip is None and torch.cuda.get_device_capability(rows.device) >= (8, 0)
+    if not able or p & (p - 1) or not 16 <= p <= 256:
+        return False
+    return isinstance(rows, FakeTensor) or work(rows.device, p)
 
 
 @cache
@@ -130,8 +129,8 @@ def work(device: torch.device, p: int) -> bool:
     has. Warns, once, with what it said."""
     rows, to = torch.zeros(128, p, dtype=torch.bfloat16, device=device), torch.zeros(128, p, device=device)
     try:
-        log_partition, _, _ = attend(rows, rows, rows, None, 1.0)
-        add_gradient_(to, rows, rows, None, 1.0, log_partition, log_partition, rows)
+        log_partition, _, _ = attend(rows, rows, rows, None)
+        add_gradient_(to, rows, rows, None, log_partition, log_partition, rows)
     except Exception as error:  # of Triton, of the compiler's process, of the driver
         said = f"{type(error).__name__}: {error}".strip().splitlines()
         warnings.warn(
@@ -160,7 +159,7 @@ def _properties(x: Tensor) -> Any:
     "esvit_pl::attend",
     mutates_args=("statistics", "sums"),
     schema="(Tensor rows, Tensor keys, Tensor? values, Tensor? bias, Tensor(a!) statistics, Tensor(b!) sums, "
-    "int size, float temp) -> ()",
+    "int size) -> ()",
 )
 def _launch_attend(
     rows: Tensor,
@@ -170,7 +169,6 @@ def _launch_attend(
     statistics: Tensor,
     sums: Tensor,
     size: int,
-    temp: float,
 ) -> None:
     (r, p), k, splits = rows.shape, len(keys), statistics.shape[1]
     tile_rows, tile_prototypes = _tile(rows)
@@ -187,7 +185,6 @@ def _launch_attend(
             r,
             k,
             size,
-            LOG2_E / temp,
             LOG2_E,
             statistics.stride(0),
             P=p,
@@ -211,7 +208,6 @@ def _attend(
     r,
     k,
     size,  # prototypes of a split
-    scale,
     log2_e,
     field,  # from one of the statistics to the next
     P: tl.constexpr,
@@ -233,7 +229,7 @@ def _attend(
         prototype = start + tl.arange(0, J)
         here = prototype < stop
         key = tl.load(keys_at + prototype[:, None] * P + channel, mask=here[:, None], other=0.0)  # (j p)
-        logits = tl.dot(x, key.T, input_precision="ieee") * scale
+        logits = tl.dot(x, key.T, input_precision="ieee") * log2_e
         if BIAS:
             logits += tl.load(bias_at + prototype, mask=here, other=0.0) * log2_e
         logits = tl.where(here, logits, -1e30)
@@ -270,7 +266,6 @@ def _add_gradient(
     right_at,
     r,
     k,
-    scale,
     log2_e,
     P: tl.constexpr,
     B: tl.constexpr,
@@ -292,7 +287,7 @@ def _add_gradient(
         present = row < r
         x = tl.load(rows_at + row[:, None] * P + channel, mask=present[:, None], other=0.0)  # (b p)
         partition = tl.load(log_partition_at + row, mask=present, other=float("inf")) * log2_e
-        logits = tl.dot(key, x.T, input_precision="ieee") * scale + bias[:, None]  # (j b)
+        logits = tl.dot(key, x.T, input_precision="ieee") * log2_e + bias[:, None]  # (j b)
         share = tl.exp2(logits - partition)
         if WEIGHTS:
             share *= tl.load(weights_at + row, mask=present, other=0.0)

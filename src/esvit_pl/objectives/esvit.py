@@ -11,7 +11,7 @@ from esvit_pl.heads import ProjectionHead, Prototypes
 from esvit_pl.losses import Center, RegionLoss, ViewLoss, match_views, matched_share, partition_and_target
 from esvit_pl.metrics.collapse import largest_entropy
 from esvit_pl.objectives.interface import Losses, Objective, Progress, Views
-from esvit_pl.precision import factors, wide
+from esvit_pl.precision import wide
 from esvit_pl.schedules import teacher_temperature
 
 
@@ -108,17 +108,11 @@ class EsViTObjective(Objective):
         assert teacher is not None
         names = [name for name in self.weights if name in self.active(progress)]
         losses = Losses({}, {"view": 1.0} if names != list(self.weights) else self.weights)
-        device = student.pooled[0].device.type
-        asked = factors(device)
-        # Autocast would take the losses to half precision; but for factors of products they stay in float32 at least.
-        with torch.autocast(device, enabled=False):
-            for name in names:
-                self._add(losses, name, student, teacher, progress, asked)
+        for name in names:
+            self._add(losses, name, student, teacher, progress)
         return losses
 
-    def _add(
-        self, losses: Losses, name: str, student: Views, teacher: Views, progress: Progress, factors: torch.dtype
-    ) -> None:
+    def _add(self, losses: Losses, name: str, student: Views, teacher: Views, progress: Progress) -> None:
         """One term and its diagnostics."""
         z, teacher_z = list(map(wide, student.z[name])), list(map(wide, teacher.z[name]))
         prototypes, teacher_prototypes = map(wide, (student.prototypes[name], teacher.prototypes[name]))
@@ -127,23 +121,18 @@ class EsViTObjective(Objective):
 
         student_temp, teacher_temp = self.spec["student_temp"], self.schedules(progress)["teacher_temp"]
         partition, (u, entropy) = partition_and_target(
-            _rows(z),
-            prototypes,
-            student_temp,
-            _rows(teacher_z),
-            teacher_prototypes,
-            center.value,
-            teacher_temp,
-            factors=factors,
+            _rows(z), prototypes, student_temp, _rows(teacher_z), teacher_prototypes, center.value, teacher_temp
         )
         partitions = _split_like(partition, z)
         targets = _split_like(u, teacher_z)
-        if name == "view":
-            loss = self.view_loss(z, partitions, targets)
-        else:
-            matches = match_views(student.regions, teacher.regions)
-            loss = self.region_loss(z, partitions, targets, matches)
-            losses.diagnostics["matched_share"] = matched_share(matches, [r.shape[1] for r in teacher.regions])
+        # Autocast would take what follows to half precision.
+        with torch.autocast(partition.device.type, enabled=False):
+            if name == "view":
+                loss = self.view_loss(z, partitions, targets)
+            else:
+                matches = match_views(student.regions, teacher.regions)
+                loss = self.region_loss(z, partitions, targets, matches)
+                losses.diagnostics["matched_share"] = matched_share(matches, [r.shape[1] for r in teacher.regions])
         if self.training:
             center.observe(_rows(teacher_z), teacher_prototypes)
 
