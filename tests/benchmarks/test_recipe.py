@@ -6,7 +6,7 @@ import toys
 
 from esvit_pl.backbones import build
 from esvit_pl.benchmarks.measure import compared
-from esvit_pl.benchmarks.recipe import device_flops, model_flops, recipe_rates
+from esvit_pl.benchmarks.recipe import model_flops, recipe_rates
 
 
 def test_operations_of_one_step_by_hand():
@@ -41,22 +41,3 @@ def test_the_slower_of_step_and_loader_bounds():
     assert rates["training, bound by the step"].images_per_second == 32.0
     *_, bound = recipe_rates(whole, 20.0, batch_size=64, flops=10**9, device_flops=None)
     assert (bound.part, bound.images_per_second, bound.utilization_share) == ("training, bound by the loader", 20, None)
-
-
-@pytest.mark.parametrize(
-    ("name", "tera"),
-    [
-        ("NVIDIA H100 80GB HBM3", 989),
-        ("NVIDIA H100 PCIe", 756),
-        ("NVIDIA L40S", 362),
-        ("NVIDIA L4", 121),
-        ("NVIDIA A10G", 70),
-        ("NVIDIA A100-SXM4-80GB", 312),
-    ],
-)
-def test_data_sheets(name, tera):
-    assert device_flops(name) == tera * 1e12
-
-
-def test_a_gpu_that_nobody_listed():
-    assert device_flops("NVIDIA GeForce GTX 1080") is None

@@ -61,6 +61,19 @@ def test_a_recipe_says_what_bounds_it(commands, tmp_path):
     assert straight["ratio"] == 1
 
 
+def test_a_gpu_on_paper(commands, tmp_path):
+    words = [word for word in TOY if not word.startswith("batch_size")]
+    outcome = commands.run("bench", "roofline", "gpu=h100", "datamodule.batch_size=16", f"out={tmp_path}", *words)
+    assert outcome.code == 0, outcome.err
+    assert "h100 with 989 TFLOP/s and 3350 GB/s" in outcome.out
+    (report,) = json.loads((tmp_path / "roofline.json").read_text())
+    assert "swin_micro_32px, 64 prototypes, batch 16, views of 2 x 32 + 2 x 16 px" in report["what"]
+    together = report["rows"][-1]
+    assert together["images_per_second"] == pytest.approx(16 / together["at_least_seconds"])
+    given = ["gpu=h100", "peak_tflops=1", "peak_gbytes=2", f"out={tmp_path}"]
+    assert "with 1 TFLOP/s and 2 GB/s" in commands.run("bench", "roofline", *given, *TOY).out
+
+
 def test_memory_says_what_fits(commands, tmp_path, monkeypatch):
     monkeypatch.setattr("esvit_pl.benchmarks.memory.available_bytes", lambda device: 3 * 2**20)
     words = [word for word in TOY if not word.startswith("batch_size")]
@@ -109,6 +122,8 @@ def test_measuring_leaves_no_run_behind(commands, tmp_path, monkeypatch):
         (["los"], "there is no benchmark los; there are loss,"),
         (["tokens", "backbone=cvt_tiny_w7"], "tokens measures the padding of Swin, got backbone.name=cvt"),
         (["step", "trainer.precision=16-mixed"], "measures trainer.precision=32-true and bf16-mixed, got 16-mixed"),
+        (["roofline", "trainer=cpu"], "a GPU's data sheet, and there is none of a CPU; choose gpu= one of B200, H200,"),
+        (["roofline", "gpu=GTX"], "there is none of GTX; choose gpu="),
         (["loss", "loss.num_prototypse=4"], "num_prototypse: did you mean loss.num_prototypes?"),
     ],
 )

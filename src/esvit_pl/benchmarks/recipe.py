@@ -4,33 +4,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
+from functools import partial
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from esvit_pl.backbones import Backbone
 from esvit_pl.benchmarks.measure import Comparison
 from esvit_pl.network import MultiCropNetwork
-from esvit_pl.objectives import EsViTObjective
-
-DENSE_TERAFLOPS = {
-    "B200": 2250,
-    "H200": 989,
-    "H100 PCIe": 756,
-    "H100": 989,
-    "A100": 312,
-    "L40S": 362,
-    "L40": 181,
-    "L4": 121,
-    "A10G": 70,
-    "A10": 125,
-    "RTX 4090": 165,
-    "RTX 3090": 71,
-}
-"""Part of a GPU's name -> what its data sheet gives for bfloat16 without sparsity. The first that fits counts."""
+from esvit_pl.objectives import EsViTObjective, Views
 
 
 class Rate(NamedTuple):
@@ -82,24 +68,40 @@ def model_flops(backbone: Backbone, objective: EsViTObjective, sides: Sequence[i
         sides: of the views in pixels, global ones first.
         num_global: so many views are the teacher's, too.
     """
+    flops = 0
+    for forward in forward_passes(backbone, objective, sides, num_global):
+        with FlopCounterMode(display=False) as counter:
+            forward.run()
+        flops += forward.times * counter.get_total_flops()
+    return flops
+
+
+class ForwardPass(NamedTuple):
+    """A part of a step, on the meta device."""
+
+    run: Callable[[], object]
+    times: int
+    """How often the step has products as large as its own: the student's thrice, since backward has two for each."""
+    logits: bool
+    """Whether it is projections with prototypes, and not a network."""
+
+
+def forward_passes(
+    backbone: Backbone, objective: EsViTObjective, sides: Sequence[int], num_global: int = 2, batch_size: int = 1
+) -> Iterator[ForwardPass]:
+    """All that a step multiplies: student and teacher, and the logits of either. Arguments are those of `model_flops`.
+
+    What is computed twice to save memory is in it once.
+    """
     with torch.device("meta"):
         network = MultiCropNetwork(
             deepcopy(backbone).to("meta").eval(), objective.heads(backbone.width, backbone.region_width)
         ).requires_grad_(False)
-        views = [torch.empty(1, backbone.spec["in_chans"], side, side) for side in sides]
-        student, teacher = (_forward_flops(network, part) for part in (views, views[:num_global]))
-    return 3 * student + teacher
+        views = [torch.empty(batch_size, backbone.spec["in_chans"], side, side) for side in sides]
+    for some, times in ((views, 3), (views[:num_global], 1)):
+        yield ForwardPass(partial(network, some), times, logits=False)
+        yield ForwardPass(partial(_logits, network(some)), times, logits=True)
 
 
-def _forward_flops(network: MultiCropNetwork, views: list[torch.Tensor]) -> int:
-    with FlopCounterMode(display=False) as counter:
-        seen = network(views)
-        for name, prototypes in seen.prototypes.items():
-            for z in seen.z[name]:
-                z @ prototypes.mT
-    return counter.get_total_flops()
-
-
-def device_flops(name: str) -> float | None:
-    """Operations a second of a GPU by its name; None for one that is not in `DENSE_TERAFLOPS`."""
-    return next((1e12 * tera for part, tera in DENSE_TERAFLOPS.items() if part.lower() in name.lower()), None)
+def _logits(seen: Views) -> list[Tensor]:
+    return [torch.cat([z.flatten(0, -2) for z in seen.z[name]]) @ w.mT for name, w in seen.prototypes.items()]

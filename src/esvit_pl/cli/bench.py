@@ -14,6 +14,7 @@ from esvit_pl.cli.app import command, words_as_setting
 if TYPE_CHECKING:
     from esvit_pl.augment import Recipe
     from esvit_pl.backbones import Backbone
+    from esvit_pl.benchmarks.data_sheets import DataSheet
     from esvit_pl.benchmarks.report import Report
 
 EXAMPLES = [
@@ -21,6 +22,7 @@ EXAMPLES = [
     "esvit-bench step backbone=swin_tiny_w14 batch_size=2",
     "esvit-bench memory datamodule.batch_size=64 trainer=gpu",
     "esvit-bench recipe trainer=gpu datamodule=device_crops",
+    "esvit-bench roofline gpu=H100 backbone=swin_base_w7",
 ]
 
 
@@ -122,10 +124,8 @@ def step(cfg: DictConfig) -> Iterator[Report]:
 
 
 def recipe(cfg: DictConfig) -> Iterator[Report]:
-    import torch
-
     from esvit_pl.benchmarks.crops import loader_rate
-    from esvit_pl.benchmarks.recipe import device_flops, model_flops, recipe_rates
+    from esvit_pl.benchmarks.recipe import model_flops, recipe_rates
     from esvit_pl.cli import assemble
 
     views: Recipe = assemble.construct(cfg, "augment")
@@ -133,8 +133,8 @@ def recipe(cfg: DictConfig) -> Iterator[Report]:
     parts = step_report(cfg, batch_size)
     yield parts
     *_, whole = parts.rows
-    name = torch.cuda.get_device_name() if device(cfg) == "cuda" else ""
-    at_best = cfg.peak_tflops * 1e12 if cfg.peak_tflops else device_flops(name)
+    sheet = data_sheet(cfg)
+    at_best = sheet.tflops * 1e12 if sheet.tflops else None
     flops = model_flops(build_backbone(cfg), assemble.construct(cfg, "loss"), views.sizes, views.num_global)
     loader = loader_rate(
         views,
@@ -233,6 +233,36 @@ def memory(cfg: DictConfig) -> Iterator[Report]:
     print(judge(module, batch=wanted, available_bytes=available_bytes(device(cfg)), **how), flush=True)
 
 
+def roofline(cfg: DictConfig) -> Iterator[Report]:
+    from esvit_pl.benchmarks.data_sheets import DATA_SHEETS
+    from esvit_pl.benchmarks.report import Report
+    from esvit_pl.benchmarks.roofline import bounds
+    from esvit_pl.cli import assemble
+
+    views: Recipe = assemble.construct(cfg, "augment")
+    batch_size = cfg.batch_size or cfg.datamodule.batch_size
+    sheet = data_sheet(cfg)
+    if not sheet.tflops or not sheet.gbytes:
+        raise ValueError(
+            f"roofline reads a GPU's data sheet, and there is none of {gpu_name(cfg) or 'a CPU'}; choose gpu= one of "
+            f"{', '.join(DATA_SHEETS)}, or give peak_tflops= and peak_gbytes="
+        )
+    yield Report(
+        "roofline",
+        f"{chosen(cfg, 'backbone')}, {cfg.loss.num_prototypes:,} prototypes, batch {batch_size}, views of "
+        f"{in_words(views.sizes)} px; what the products of a step take at least in bfloat16, all else free; on paper",
+        {"gpu": f"{gpu_name(cfg) or 'a GPU'} with {sheet.tflops:g} TFLOP/s and {sheet.gbytes:g} GB/s"},
+        bounds(
+            build_backbone(cfg),
+            assemble.construct(cfg, "loss"),
+            views.sizes,
+            views.num_global,
+            batch_size=batch_size,
+            sheet=sheet,
+        ),
+    )
+
+
 def throughput(cfg: DictConfig) -> Iterator[Report]:
     from esvit_pl.benchmarks.measure import machine
     from esvit_pl.benchmarks.published import RIVALS
@@ -278,6 +308,7 @@ BENCHMARKS: dict[str, Callable[[DictConfig], Iterator[Report]]] = {
     "switches": switches,
     "memory": memory,
     "recipe": recipe,
+    "roofline": roofline,
     "throughput": throughput,
     "vil": vil,
 }
@@ -298,6 +329,22 @@ def device(cfg: DictConfig) -> str:
     if asked in ("gpu", "cuda") and not torch.cuda.is_available():
         raise ValueError(f"trainer.accelerator={asked}, and torch {torch.__version__} sees no GPU here; trainer=cpu")
     return "cuda" if asked != "cpu" and torch.cuda.is_available() else "cpu"
+
+
+def data_sheet(cfg: DictConfig) -> DataSheet:
+    """Of the chosen GPU, or of the one here, in so far as it is known; the settings win."""
+    from esvit_pl.benchmarks.data_sheets import DataSheet
+    from esvit_pl.benchmarks.data_sheets import data_sheet as look_up
+
+    known = look_up(gpu_name(cfg)) or DataSheet(0, 0)
+    return DataSheet(cfg.peak_tflops or known.tflops, cfg.peak_gbytes or known.gbytes)
+
+
+def gpu_name(cfg: DictConfig) -> str:
+    """ "" without a GPU."""
+    import torch
+
+    return cfg.gpu or (torch.cuda.get_device_name() if device(cfg) == "cuda" else "")
 
 
 def bf16(cfg: DictConfig) -> bool:
