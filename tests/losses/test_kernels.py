@@ -78,19 +78,55 @@ def test_fake_tensors_run_nothing(given):
     assert (log_partition.shape, expected.shape) == ((200,), (200, 32))
 
 
-def test_where_triton_does_not_work_it_says_so_once(monkeypatch):
+@pytest.fixture
+def tried():
+    """Whether the kernels work, asked anew, with factors that the interpreter can multiply."""
+    kernels.work.cache_clear()
+    factors = torch.bfloat16 if DEVICE == "cuda" else torch.float32
+    yield lambda p: kernels.work(torch.device(DEVICE), p, factors)
+    kernels.work.cache_clear()
+
+
+@pytest.mark.parametrize("p", [16, 256])
+def test_kernels_that_work_are_taken_and_no_random_number_is_drawn(tried, p):
+    before = torch.get_rng_state()
+    assert tried(p)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_where_triton_does_not_work_it_says_so_once(tried, monkeypatch):
     def without_a_compiler(*_):
         raise RuntimeError("Failed to find C compiler.\nPlease specify via CC environment variable.\nMore.")
 
-    device = torch.device(DEVICE)
-    kernels.work.cache_clear()
-    assert kernels.work(device, 16)
-    kernels.work.cache_clear()
     monkeypatch.setattr(kernels, "attend", without_a_compiler)
     with pytest.warns(UserWarning, match=r"without their Triton kernels.*RuntimeError: Failed to find C compiler\. Pl"):
-        assert not kernels.work(device, 16)
-    assert not kernels.work(device, 16)  # a second warning would be an error here
-    kernels.work.cache_clear()
+        assert not tried(16)
+    assert not tried(16)  # a second warning would be an error here
+
+
+@pytest.mark.parametrize("number", range(3), ids=["log partition", "expected value", "entropy"])
+@pytest.mark.parametrize("wrong", [1.05, float("nan")])
+def test_wrong_results_are_not_trusted(tried, monkeypatch, number, wrong):
+    attend = kernels.attend
+
+    def distorted(*given):
+        return [result * wrong if i == number else result for i, result in enumerate(attend(*given))]
+
+    monkeypatch.setattr(kernels, "attend", distorted)
+    with pytest.warns(UserWarning, match=r"Triton [\d.]+ gives results that are (inf|[\d.]+) % off; another version"):
+        assert not tried(16)
+
+
+def test_wrong_gradients_are_not_trusted(tried, monkeypatch):
+    add_gradient_ = kernels.add_gradient_
+
+    def last_prototypes_are_left_out(to, *given):
+        add_gradient_(to, *given)
+        to[-100:] = 0
+
+    monkeypatch.setattr(kernels, "add_gradient_", last_prototypes_are_left_out)
+    with pytest.warns(UserWarning, match="% off"):
+        assert not tried(16)
 
 
 @pytest.mark.parametrize("tile", ["LARGE_TILE", "SMALL_TILE"])
