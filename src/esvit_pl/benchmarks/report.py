@@ -22,7 +22,7 @@ UNITS: dict[str, Callable[[Any], str]] = {
     "share": lambda x: f"{100 * x:.0f} %",
     "parameters": lambda x: f"{x / 1e6:.1f} M",
     "flops": lambda x: f"{x / 1e9:.2f} G",
-    "operations": lambda x: f"{x / 1e12:.3g} T",
+    "operations": lambda x: f"{x / 1e12:.2f} T",
 }
 
 
