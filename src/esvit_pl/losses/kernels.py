@@ -25,7 +25,7 @@ LARGE_TILE, SMALL_TILE = (128, 64), (64, 32)
 multiprocessors have `LARGE_SHARED_BYTES` to share, and for others."""
 LARGE_SHARED_BYTES = 160 * 2**10
 HOW = {"num_warps": 8, "num_stages": 2}
-TRIAL_ERROR = 0.005
+TRIAL_ERROR = 0.002
 """Of the kernels when they are tried, at most; rounding to bfloat16 makes 0.0003 of it."""
 WAVES = 4
 """Prototypes are split among so many programs per multiprocessor, so that few of them idle at the end."""
@@ -130,7 +130,8 @@ def work(device: torch.device, p: int, factors: torch.dtype = torch.bfloat16) ->
     """Whether Triton makes the kernels for rows of width p, and these compute what they should: it wants a C compiler,
     which not every cluster has, and makes new machine code for every new GPU. Warns, once, with what is wrong."""
     try:
-        error = _trial_error(device, p, factors)
+        with torch.no_grad(), torch.autocast(device.type, enabled=False):
+            error = _trial_error(device, p, factors)
         if error <= TRIAL_ERROR:
             return True
         said, advice = f"gives results that are {100 * error:.3g} % off", "another version of Triton may not"
