@@ -130,8 +130,7 @@ def work(device: torch.device, p: int, factors: torch.dtype = torch.bfloat16) ->
     """Whether Triton makes the kernels for rows of width p, and these compute what they should: it wants a C compiler,
     which not every cluster has, and makes new machine code for every new GPU. Warns, once, with what is wrong."""
     try:
-        with torch.no_grad(), torch.autocast(device.type, enabled=False):
-            error = _trial_error(device, p, factors)
+        error = _trial_error(device, p, factors)
         if error <= TRIAL_ERROR:
             return True
         said, advice = f"gives results that are {100 * error:.3g} % off", "another version of Triton may not"
@@ -148,26 +147,27 @@ def work(device: torch.device, p: int, factors: torch.dtype = torch.bfloat16) ->
 
 
 def _trial_error(device: torch.device, p: int, factors: torch.dtype) -> float:
-    """The largest error of a small problem's results, relative to their norm. Draws no random numbers."""
+    """The largest error of a small problem's results, relative to their norm. Draws no random numbers, and compares
+    with float64, which neither autocast nor `torch.set_float32_matmul_precision` touches."""
 
     def waves(n: int, phase: float) -> Tensor:
         return (torch.arange(n * p, device=device).mul(0.7).add(phase).sin() / p**0.25).view(n, p).to(factors)
 
     # Neither rows nor prototypes fill their tiles.
     rows, keys, values, bias = waves(200, 0), waves(1000, 1), waves(1000, 2), waves(1000, 3)[:, 0].float().contiguous()
-    wide_rows, wide_keys, wide_values = rows.float(), keys.float(), values.float()
+    exact_rows, exact_keys, exact_values = rows.double(), keys.double(), values.double()
     mine, wanted = [], []
     for added, weights, right in ((bias, None, values[:200]), (None, bias[:200], rows)):
         matrix = keys if added is None else values
         log_partition, *others = attend(rows, keys, matrix, added)
-        to = torch.zeros_like(wide_keys)
+        to = torch.zeros_like(keys, dtype=torch.float32)
         add_gradient_(to, rows, keys, added, log_partition, weights, right)
         mine += [log_partition, *others, to]
-        logits = wide_rows @ wide_keys.mT + (0.0 if added is None else added)
+        logits = exact_rows @ exact_keys.mT + (0.0 if added is None else added)
         q = logits.softmax(-1)
         weighted = q if weights is None else q * weights[:, None]
-        expected = q @ (wide_keys if added is None else wide_values)
-        wanted += [logits.logsumexp(-1), expected, torch.special.entr(q).sum(-1), weighted.mT @ right.float()]
+        expected = q @ (exact_keys if added is None else exact_values)
+        wanted += [logits.logsumexp(-1), expected, torch.special.entr(q).sum(-1), weighted.mT @ right.double()]
     errors = [(x - y).norm() / y.norm() for x, y in zip(mine, wanted, strict=True)]
     return float(torch.stack(errors).nan_to_num(float("inf")).amax())
 
