@@ -13,7 +13,7 @@ MODULES = $(subst /,.,$(patsubst src/%.py,%,$(filter-out %/__init__.py,$(wildcar
 	$(patsubst src/%/__init__.py,%,$(wildcard src/esvit_pl/*/__init__.py)))
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test test-all test-floors lint types format docs notebooks bench
+.PHONY: help install run test test-all test-floors lint types format docs notebooks bench bench-gpu
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -57,6 +57,17 @@ bench: $(VENV)/.installed  ## measure losses, tokens, steps, crops, memory, thro
 	$(BIN)/esvit-bench memory measured=true datamodule.batch_size=4 $(ARGS)
 	$(BIN)/esvit-bench tokens step backbone=swin_tiny_w14 repeats=3 out=logs/bench/w14 $(ARGS)
 	$(BIN)/esvit-bench step switches backbone=swin_micro_w7 repeats=3 out=logs/bench/micro $(ARGS)
+
+GPU_BENCH = $(BIN)/esvit-bench trainer=gpu batch_size=64 repeats=5
+bench-gpu: $(VENV)/.installed-dev  ## the tests that need a GPU, then what docs/benchmarks.md shows of one
+	$(BIN)/pytest -k "gpu or kernels" tests/losses/test_kernels.py tests/modules/test_pretrain.py
+	$(GPU_BENCH) loss recipe roofline datamodule=device_crops out=logs/bench/gpu $(ARGS)
+	$(GPU_BENCH) memory measured=true out=logs/bench/gpu $(ARGS)
+	$(GPU_BENCH) tokens backbone.drop_path_rate=0 out=logs/bench/gpu $(ARGS)
+	$(GPU_BENCH) recipe module.compile=true datamodule=device_crops out=logs/bench/gpu/compiled $(ARGS)
+	$(GPU_BENCH) throughput batch_size=128 repeats=3 out=logs/bench/gpu $(ARGS)
+	$(GPU_BENCH) crops batch_size=16 repeats=3 out=logs/bench/gpu $(ARGS)
+	$(GPU_BENCH) switches out=logs/bench/gpu $(ARGS)
 
 # A stamp says that the installation is as setup.cfg asks; a change there makes it again.
 $(VENV)/.installed: setup.cfg pyproject.toml | $(BIN)/python
