@@ -74,6 +74,11 @@ def test_a_gpu_on_paper(commands, tmp_path):
     assert "with 1 TFLOP/s and 2 GB/s" in commands.run("bench", "roofline", *given, *TOY).out
 
 
+def test_a_cpu_is_not_rated_by_a_gpu_of_the_settings(commands, tmp_path):
+    outcome = commands.run("bench", "recipe", "gpu=H100", "datamodule.num_workers=0", f"out={tmp_path}", *TOY)
+    assert "utilisation of unknown TFLOP/s" in outcome.out
+
+
 def test_memory_says_what_fits(commands, tmp_path, monkeypatch):
     monkeypatch.setattr("esvit_pl.benchmarks.memory.available_bytes", lambda device: 3 * 2**20)
     words = [word for word in TOY if not word.startswith("batch_size")]

@@ -130,6 +130,31 @@ def test_wrong_gradients_are_not_trusted(tried, monkeypatch):
         assert not tried(16)
 
 
+@pytest.mark.parametrize(
+    ("capability", "p", "works", "taken"),
+    [
+        ((9, 0), 256, True, True),
+        ((8, 0), 16, True, True),
+        ((9, 0), 256, False, False),  # tried in vain
+        ((7, 5), 256, True, False),  # no bfloat16
+        ((9, 0), 8, True, False),
+        ((9, 0), 48, True, False),
+        ((9, 0), 512, True, False),
+    ],
+)
+def test_which_rows_are_taken(monkeypatch, capability, p, works, taken):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(kernels, "work", lambda device, p: works)
+    assert kernels.can_run(torch.zeros(2, p)) is taken
+
+
+def test_fake_rows_are_taken_and_nothing_is_tried(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(kernels, "work", lambda device, p: pytest.fail("a trial"))
+    with FakeTensorMode() as fake:
+        assert kernels.can_run(fake.from_tensor(torch.zeros(2, 32)))
+
+
 @pytest.mark.parametrize("tile", ["LARGE_TILE", "SMALL_TILE"])
 def test_tiles_change_nothing(given, tile, monkeypatch):
     rows, keys, values, bias = given

@@ -89,10 +89,7 @@ class ForwardPass(NamedTuple):
 def forward_passes(
     backbone: Backbone, objective: EsViTObjective, sides: Sequence[int], num_global: int = 2, batch_size: int = 1
 ) -> Iterator[ForwardPass]:
-    """All that a step multiplies: student and teacher, and the logits of either. Arguments are those of `model_flops`.
-
-    What is computed twice to save memory is in it once.
-    """
+    """All that a step multiplies: student and teacher, and the logits of either. Arguments as in `model_flops`."""
     with torch.device("meta"):
         network = MultiCropNetwork(
             deepcopy(backbone).to("meta").eval(), objective.heads(backbone.width, backbone.region_width)

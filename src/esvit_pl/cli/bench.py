@@ -133,8 +133,7 @@ def recipe(cfg: DictConfig) -> Iterator[Report]:
     parts = step_report(cfg, batch_size)
     yield parts
     *_, whole = parts.rows
-    sheet = data_sheet(cfg)
-    at_best = sheet.tflops * 1e12 if sheet.tflops else None
+    at_best = 1e12 * data_sheet(cfg, gpu_here(cfg)).tflops or None
     flops = model_flops(build_backbone(cfg), assemble.construct(cfg, "loss"), views.sizes, views.num_global)
     loader = loader_rate(
         views,
@@ -241,17 +240,18 @@ def roofline(cfg: DictConfig) -> Iterator[Report]:
 
     views: Recipe = assemble.construct(cfg, "augment")
     batch_size = cfg.batch_size or cfg.datamodule.batch_size
-    sheet = data_sheet(cfg)
-    if not sheet.tflops or not sheet.gbytes:
+    gpu = cfg.gpu or gpu_here(cfg)
+    sheet = data_sheet(cfg, gpu)
+    if not all(sheet):
         raise ValueError(
-            f"roofline reads a GPU's data sheet, and there is none of {gpu_name(cfg) or 'a CPU'}; choose gpu= one of "
+            f"roofline reads a GPU's data sheet, and there is none of {gpu or 'a CPU'}; choose gpu= one of "
             f"{', '.join(DATA_SHEETS)}, or give peak_tflops= and peak_gbytes="
         )
     yield Report(
         "roofline",
         f"{chosen(cfg, 'backbone')}, {cfg.loss.num_prototypes:,} prototypes, batch {batch_size}, views of "
         f"{in_words(views.sizes)} px; what the products of a step take at least in bfloat16, all else free; on paper",
-        {"gpu": f"{gpu_name(cfg) or 'a GPU'} with {sheet.tflops:g} TFLOP/s and {sheet.gbytes:g} GB/s"},
+        {"gpu": f"{gpu or 'a GPU'} with {sheet.tflops:g} TFLOP/s and {sheet.gbytes:g} GB/s"},
         bounds(
             build_backbone(cfg),
             assemble.construct(cfg, "loss"),
@@ -331,20 +331,20 @@ def device(cfg: DictConfig) -> str:
     return "cuda" if asked != "cpu" and torch.cuda.is_available() else "cpu"
 
 
-def data_sheet(cfg: DictConfig) -> DataSheet:
-    """Of the chosen GPU, or of the one here, in so far as it is known; the settings win."""
+def gpu_here(cfg: DictConfig) -> str:
+    """Name of the GPU that is measured; empty on a CPU."""
+    import torch
+
+    return torch.cuda.get_device_name() if device(cfg) == "cuda" else ""
+
+
+def data_sheet(cfg: DictConfig, gpu: str) -> DataSheet:
+    """Of a GPU by its name, 0 where it is unknown; the settings win."""
     from esvit_pl.benchmarks.data_sheets import DataSheet
     from esvit_pl.benchmarks.data_sheets import data_sheet as look_up
 
-    known = look_up(gpu_name(cfg)) or DataSheet(0, 0)
+    known = look_up(gpu) or DataSheet(0, 0)
     return DataSheet(cfg.peak_tflops or known.tflops, cfg.peak_gbytes or known.gbytes)
-
-
-def gpu_name(cfg: DictConfig) -> str:
-    """ "" without a GPU."""
-    import torch
-
-    return cfg.gpu or (torch.cuda.get_device_name() if device(cfg) == "cuda" else "")
 
 
 def bf16(cfg: DictConfig) -> bool:
