@@ -163,6 +163,18 @@ def test_names_of_models_cover_neither_one_another_nor_dots() -> None:
         assert legend.y1 < inside.y0
 
 
+def test_no_arrow_stands_between_a_name_and_its_dot() -> None:
+    near = [("Swin-T/W14", 9.4, 0.787, 0.779), ("CvT", 12.2, 0.785, 0.776), ("Swin-T", 11.8, 0.781, 0.77)]
+    far = [Model("DINO", "ViT-B/8", 1, 0.801, 86_000_000), Model("A", "ResNet-50", 15.5, 0.757, 23_500_000, 0.75)]
+    models = [Model("A", name, x, y, 28_000_000, start) for name, x, y, start in near] + far
+    (axes,) = accuracy_against_throughput(models).axes
+    names = dict(boxes_of_names(axes)[0])
+    box, (dot, _) = names["Swin-T"], axes.transData.transform([(11.8, 78.1), (11.8, 77)])
+    arrow_of_cvt = axes.transData.transform((12.2, 78))[0]
+    assert box.x1 < dot[0] or box.x0 > dot[0] and box.x1 < arrow_of_cvt
+    assert names["CvT"].x0 > arrow_of_cvt
+
+
 def test_no_window_and_no_global_state() -> None:
     backend = matplotlib.rcParams["backend"]
     comparison({"knn": TABLE})

@@ -349,30 +349,38 @@ def _model_legend(figure: Figure, colours: Mapping[str, str], *, arrows: bool) -
 
 
 def _model_names(axes: Axes, models: Sequence[Model]) -> None:
-    """Each name near its dot, where it covers the least of the dots, the arrows and the other names."""
+    """Each name near its dot, nearer to it than to others, where it covers the least of all that is drawn."""
     point = axes.figure.dpi / 72  # in pixels
     centres = axes.transData.transform([(model.images_per_second, 100 * model.accuracy) for model in models])
     radii = [point * (model.parameters / PARAMETERS_OF_A_POINT) ** 0.5 / 2 for model in models]
-    fixed = [np.array([*(centre - r), *(centre + r)]) for centre, r in zip(centres, radii, strict=True)]
-    for model, centre in zip(models, centres, strict=True):
+    drawn: list[list[np.ndarray]] = []  # of each model: its dot and its arrow
+    for model, centre, r in zip(models, centres, radii, strict=True):
+        drawn.append([np.array([*(centre - r), *(centre + r)])])
         if model.start is not None:
             end = axes.transData.transform((model.images_per_second, 100 * model.start))
-            fixed.append(np.array([*(np.minimum(centre, end) - 2 * point), *(np.maximum(centre, end) + 2 * point)]))
+            drawn[-1].append(np.array([*(np.minimum(centre, end) - 2 * point), *(np.maximum(centre, end) + 2 * point)]))
     inside = np.array(axes.get_window_extent().extents)
     places = [(side / np.hypot(*side), side, gap * point) for gap in (3, 8, 16) for side in AROUND]
     texts, boxes, costs = [], [], []
-    for model, centre, radius in zip(models, centres, radii, strict=True):
+    for n, (model, centre, radius) in enumerate(zip(models, centres, radii, strict=True)):
         at = (model.images_per_second, 100 * model.accuracy)
         text = axes.annotate(model.name, at, (0, 0), textcoords="offset points", fontsize=7.5, color="0.25")
         text.set_in_layout(False)
         # More than it takes: letters are wider at other resolutions, and names in a row should not read as one.
         size = np.array(text.get_window_extent().size) * (1.06, 1) + (3 * point, 0)
-        middles = [centre + way * (radius + gap) + side * size / 2 for way, side, gap in places]
+        starts = [centre + way * (radius + gap) for way, _, gap in places]
+        middles = [start + side * size / 2 for start, (_, side, _) in zip(starts, places, strict=True)]
         around = [np.array([*(middle - size / 2), *(middle + size / 2)]) for middle in middles]
-        covered = [sum(_overlap(box, other) for other in fixed) + 10 * _outside(box, inside) for box in around]
+        others = [part for m, parts in enumerate(drawn) if m != n for part in parts]
+        covered = [sum(_overlap(box, part) for part in drawn[n] + others) for box in around]
+        outside = [_outside(box, inside) for box in around]
+        gaps = [gap for *_, gap in places]
+        # A name that begins nearer to another dot would be read as that one's.
+        astray = [any(_distance(at, part) < gap for part in others) for at, gap in zip(starts, gaps, strict=True)]
+        cost = np.array(covered) + 10 * np.array(outside) + np.prod(size) * np.array(astray) + 2 * np.array(gaps)
         texts.append(text)
         boxes.append(around)
-        costs.append(np.array([area + 2 * gap for area, (_, _, gap) in zip(covered, places, strict=True)]))
+        costs.append(cost)
     chosen = [int(np.argmin(cost)) for cost in costs]
     for _ in range(5):  # each in turn makes room for the others
         for n, around in enumerate(boxes):
@@ -388,6 +396,11 @@ def _overlap(one: np.ndarray, two: np.ndarray) -> float:
     """Area that two boxes (left, bottom, right, top) share."""
     sides = np.minimum(one[2:], two[2:]) - np.maximum(one[:2], two[:2])
     return float(np.prod(sides.clip(min=0)))
+
+
+def _distance(point: np.ndarray, box: np.ndarray) -> float:
+    """From a point to a box, 0 inside."""
+    return float(np.hypot(*np.maximum(point - box[2:], box[:2] - point).clip(min=0)))
 
 
 def _outside(box: np.ndarray, frame: np.ndarray) -> float:
