@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 
@@ -162,6 +163,49 @@ def test_tiles_change_nothing(given, tile, monkeypatch):
     monkeypatch.setattr(kernels, "_tile", lambda x: getattr(kernels, tile))
     for mine, other in zip(kernels.attend(rows, keys, values, bias), wanted, strict=True):
         assert torch.allclose(mine, other, atol=1e-5)
+
+
+FENCED = """
+import ctypes, mmap, sys
+import torch
+from esvit_pl.losses import kernels
+
+spaces = []
+
+def fenced(*shape):
+    size = 4 * torch.Size(shape).numel()
+    room = -(-size // mmap.PAGESIZE) * mmap.PAGESIZE
+    spaces.append(mmap.mmap(-1, room + mmap.PAGESIZE))
+    fence = ctypes.addressof(ctypes.c_char.from_buffer(spaces[-1])) + room
+    assert ctypes.CDLL(None).mprotect(ctypes.c_void_p(fence), mmap.PAGESIZE, 0) == 0
+    x = torch.frombuffer(spaces[-1], dtype=torch.float32, count=size // 4, offset=room - size)
+    return x.view(shape).copy_(torch.randn(shape))
+
+r, k, split, missing = map(int, sys.argv[1:])
+rows, right, keys, other = (fenced(n, 16) for n in (r, r, k, k))
+bias, weights = fenced(k - missing), fenced(r)
+for values in (None, keys, other):
+    for added in (None, bias):
+        statistics = fenced(3, -(-k // split), r)
+        sums = torch.empty(1, 0, 16) if values is None else fenced(*statistics.shape[1:], 16)
+        kernels._launch_attend(rows, keys, values, added, statistics, sums, split)
+for added, weight, factor in ((None, None, rows), (bias, weights, rows), (bias, None, right)):
+    kernels.add_gradient_(fenced(k, 16), rows, keys, added, fenced(r), weight, factor)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="fences memory as Linux does")
+@pytest.mark.parametrize(
+    ("r", "k", "split", "missing"),
+    [(200, 1000, 512, 0), (129, 65, 64, 0), (127, 63, 64, 0), (1, 1, 64, 0), (200, 1000, 512, 1)],
+    ids=["splits", "one more than tiles", "one less", "one", "a bias that is too short"],
+)
+def test_nothing_behind_a_tensor_is_touched(r, k, split, missing):
+    """A GPU would end the training with an illegal access, or not notice: a page behind every tensor is forbidden."""
+    arguments = [str(value) for value in (r, k, split, missing)]
+    environment = os.environ | {"TRITON_INTERPRET": "1"}
+    done = subprocess.run([sys.executable, "-c", FENCED, *arguments], env=environment, capture_output=True, text=True)
+    assert done.returncode == (-signal.SIGSEGV if missing else 0), done.stderr
 
 
 # The losses by kernels

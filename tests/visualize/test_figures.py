@@ -171,7 +171,7 @@ def test_no_arrow_stands_between_a_name_and_its_dot() -> None:
     names = dict(boxes_of_names(axes)[0])
     box, (dot, _) = names["Swin-T"], axes.transData.transform([(11.8, 78.1), (11.8, 77)])
     arrow_of_cvt = axes.transData.transform((12.2, 78))[0]
-    assert box.x1 < dot[0] or box.x0 > dot[0] and box.x1 < arrow_of_cvt
+    assert box.x1 < dot[0] or (box.x0 > dot[0] and box.x1 < arrow_of_cvt)
     assert names["CvT"].x0 > arrow_of_cvt
 
 
