@@ -230,6 +230,15 @@ def test_the_task_may_choose_its_exit_code(toy):
     assert toy("experiment=embedded", "fault=signal").code == 143
 
 
+def test_flags_that_exclude_one_another_are_no_traceback(toy, monkeypatch):
+    outcome = toy("--cfg", "hydra", "-m", "experiment=embedded")
+    said = "esvit-toy: Only one of --run, --multirun, --cfg, --info and --shell_completion can be specified\n"
+    assert (outcome.code, outcome.err) == (2, said)
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    with pytest.raises(ValueError, match="Only one of --run"):
+        toy("--cfg", "hydra", "-m")
+
+
 def test_ctrl_c_is_no_traceback(toy):
     outcome = toy("experiment=embedded", "fault=ctrl-c")
     assert (outcome.code, outcome.err) == (130, "\ninterrupted\n")

@@ -5,8 +5,8 @@
         from esvit_pl.cli import assemble  # torch, Lightning and timm are imported from here on
         ...
 
-Exit codes: 0; 1 for a wrong setting, a wrong input or a failed job; 2 for a flag that does not exist; 130
-for Ctrl-C.
+Exit codes: 0; 1 for a wrong setting, a wrong input or a failed job; 2 for a flag that does not exist, or not beside
+another; 130 for Ctrl-C.
 """
 
 from __future__ import annotations
@@ -86,6 +86,11 @@ def command(
             except KeyboardInterrupt:
                 print("\ninterrupted", file=sys.stderr)
                 sys.exit(128 + signal.SIGINT)
+            except ValueError as error:  # Hydra's, of flags that exclude one another
+                if started or _wants_everything():
+                    raise
+                print(f"esvit-{config_name}: {error}", file=sys.stderr)
+                sys.exit(2)
             except SystemExit as stop:
                 if stop.code in (1, 2) and not started:
                     for line in hints(sys.argv[1:], config_package, config_name):
