@@ -163,6 +163,15 @@ def test_names_of_models_cover_neither_one_another_nor_dots() -> None:
         assert legend.y1 < inside.y0
 
 
+@pytest.mark.parametrize("fastest", [10.5, 14, 30, 400])
+def test_images_a_second_can_be_read_whatever_their_range(fastest) -> None:
+    models = [Model("A", f"model {x}", x, 0.7, 28_000_000) for x in (10.1, fastest)]
+    (axes,) = accuracy_against_throughput(models).axes
+    low, high = axes.get_xlim()
+    shown = [tick for tick in axes.get_xticks() if low <= tick <= high]
+    assert 3 <= len(shown) <= 7
+
+
 def test_no_arrow_stands_between_a_name_and_its_dot() -> None:
     near = [("Swin-T/W14", 9.4, 0.787, 0.779), ("CvT", 12.2, 0.785, 0.776), ("Swin-T", 11.8, 0.781, 0.77)]
     far = [Model("DINO", "ViT-B/8", 1, 0.801, 86_000_000), Model("A", "ResNet-50", 15.5, 0.757, 23_500_000, 0.75)]

@@ -303,7 +303,7 @@ def _finish(axes: Axes, label: str) -> None:
 
 def _models(axes: Axes, models: Sequence[Model], colours: Mapping[str, str]) -> None:
     """The dots, large ones behind small ones, and the arrows."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
     axes.set_xscale("log")
     for model in sorted(models, key=lambda model: -model.parameters):
@@ -316,7 +316,9 @@ def _models(axes: Axes, models: Sequence[Model], colours: Mapping[str, str]) -> 
             axes.update_datalim([(x, 100 * model.start)])
     axes.margins(x=0.12, y=0.08)
     axes.autoscale_view()
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    low, high = axes.get_xlim()
+    # Between numbers near one another lies none of 1, 2, 5, 10, ...
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)) if high > 5 * low else MaxNLocator(5, steps=(1, 2, 5, 10)))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
     axes.grid(axis="x", color="0.92")
