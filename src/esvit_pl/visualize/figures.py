@@ -317,8 +317,8 @@ def _models(axes: Axes, models: Sequence[Model], colours: Mapping[str, str]) -> 
     axes.margins(x=0.12, y=0.08)
     axes.autoscale_view()
     low, high = axes.get_xlim()
-    # Between numbers near one another lies none of 1, 2, 5, 10, ...
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)) if high > 5 * low else MaxNLocator(5, steps=(1, 2, 5, 10)))
+    # Within less than a factor of 10 there may be no three of 1, 2, 5, 10, ...
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)) if high > 10 * low else MaxNLocator(5, min_n_ticks=3))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
     axes.grid(axis="x", color="0.92")
@@ -370,19 +370,19 @@ def _model_names(axes: Axes, models: Sequence[Model]) -> None:
         text.set_in_layout(False)
         # More than it takes: letters are wider at other resolutions, and names in a row should not read as one.
         size = np.array(text.get_window_extent().size) * (1.06, 1) + (3 * point, 0)
-        starts = [centre + way * (radius + gap) for way, _, gap in places]
-        middles = [start + side * size / 2 for start, (_, side, _) in zip(starts, places, strict=True)]
-        around = [np.array([*(middle - size / 2), *(middle + size / 2)]) for middle in middles]
         others = [part for m, parts in enumerate(drawn) if m != n for part in parts]
-        covered = [sum(_overlap(box, part) for part in drawn[n] + others) for box in around]
-        outside = [_outside(box, inside) for box in around]
-        gaps = [gap for *_, gap in places]
-        # A name that begins nearer to another dot would be read as that one's.
-        astray = [any(_distance(at, part) < gap for part in others) for at, gap in zip(starts, gaps, strict=True)]
-        cost = np.array(covered) + 10 * np.array(outside) + np.prod(size) * np.array(astray) + 2 * np.array(gaps)
+        around, cost = [], []
+        for way, side, gap in places:
+            start = centre + way * (radius + gap)
+            box = np.array([*(start + (side - 1) * size / 2), *(start + (side + 1) * size / 2)])
+            covered = sum(_overlap(box, part) for part in drawn[n] + others)
+            # A name that begins nearer to another dot would be read as that one's.
+            astray = any(_distance(start, part) < gap for part in others)
+            around.append(box)
+            cost.append(covered + 10 * _outside(box, inside) + np.prod(size) * astray + 2 * gap)
         texts.append(text)
         boxes.append(around)
-        costs.append(cost)
+        costs.append(np.array(cost))
     chosen = [int(np.argmin(cost)) for cost in costs]
     for _ in range(5):  # each in turn makes room for the others
         for n, around in enumerate(boxes):
