@@ -246,6 +246,24 @@ def test_an_evaluation_makes_no_expected_prototypes_of_the_student(by_kernels, g
     assert asked == [False, True]
 
 
+@pytest.mark.parametrize(
+    ("device", "dtype", "factors", "able", "taken"),
+    [
+        ("cuda", torch.float32, torch.bfloat16, True, True),
+        ("cuda", torch.float32, torch.bfloat16, False, False),
+        ("cuda", torch.float32, torch.float16, True, False),
+        ("cuda", torch.float32, torch.float32, True, False),  # no autocast
+        ("cuda", torch.float64, torch.bfloat16, True, False),
+        ("cpu", torch.float32, torch.bfloat16, True, False),
+    ],
+)
+def test_kernels_are_for_gpus_under_bfloat16(monkeypatch, device, dtype, factors, able, taken):
+    monkeypatch.setattr(prototypes, "factors", lambda asked: factors if asked == device else torch.float32)
+    monkeypatch.setattr(kernels, "can_run", lambda rows: able)
+    with FakeTensorMode():
+        assert prototypes._kernels_take(torch.zeros(2, 32, device=device, dtype=dtype)) is taken
+
+
 def test_a_cpu_takes_none():
     with torch.autocast("cpu", torch.bfloat16):
         assert not prototypes._kernels_take(torch.zeros(2, 32))

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from esvit_pl.losses import expected_prototype, log_partition, partition_and_target
 
@@ -126,6 +128,25 @@ def test_what_backward_keeps_does_not_grow_with_the_prototypes():
         return sum(x.numel() for address, x in seen.items() if address not in inputs and x.shape != (k,))
 
     assert kept(500) == kept(50) > 0
+
+
+def test_no_more_than_a_block_of_logits_exists_at_once():
+    """Of 24 MB of logits in float32, by default."""
+    largest = 0
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+            nonlocal largest
+            result = operator(*args, **(kwargs or {}))
+            made = (x for x in pytree.tree_leaves(result) if isinstance(x, torch.Tensor))
+            largest = max(largest, *(x.untyped_storage().nbytes() for x in made), 0)
+            return result
+
+    z, w = torch.randn(400, 4, requires_grad=True), torch.randn(10_000, 4, requires_grad=True)
+    with Watch():
+        partition, target = partition_and_target(z, w, 0.1, torch.randn(200, 4), w.detach(), torch.zeros(10_000), 0.1)
+        torch.autograd.grad(partition.sum() + target.u.sum(), (z, w))
+    assert 2**22 < largest <= 2**23
 
 
 def test_under_autocast_forward_and_backward_stay_in_float32():
