@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+import toys
 from torch import nn
 
 from esvit_pl.backbones import build
@@ -24,6 +25,17 @@ def test_update_by_hand():
     nn.init.constant_(teacher.weight, 3.0)
     ema_update_(teacher, student, 0.75)
     assert teacher.weight.item() == 2.5
+
+
+def test_all_parameters_move_at_once():
+    def launches(layers: int) -> int:
+        student = nn.Sequential(*(nn.Linear(2, 2) for _ in range(layers)))
+        teacher = make_teacher(student)
+        with toys.Launches() as launched:
+            ema_update_(teacher, student, 0.5)
+        return launched.number
+
+    assert launches(9) == launches(2) == 1
 
 
 @pytest.mark.parametrize("make", [batch_norm_net, swin])

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+import toys
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -39,6 +40,18 @@ def test_clipping_is_by_each_parameters_own_norm():
     assert parameters[0].grad.tolist() == pytest.approx([3 / (5 + 1e-6), 4 / (5 + 1e-6)])
     assert parameters[1].grad.tolist() == pytest.approx([0.3, 0.4])
     assert parameters[2].grad is None
+
+
+def test_all_gradients_are_clipped_at_once():
+    def launches(number: int) -> int:
+        parameters = [nn.Parameter(torch.zeros(2)) for _ in range(number)]
+        for parameter in parameters:
+            parameter.grad = torch.ones(2)
+        with toys.Launches() as launched:
+            clip_each_(parameters, 1.0)
+        return launched.number
+
+    assert launches(9) == launches(2) > 0
 
 
 def test_the_learning_rate_is_per_256_images_of_the_global_batch():

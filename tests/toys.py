@@ -132,3 +132,17 @@ class NoWait(TorchDispatchMode):
         if name in self.values or name in self.sizes or masks:
             raise AssertionError(f"{name} waits for the GPU")
         return func(*args, **(kwargs or {}))
+
+
+class Launches(TorchDispatchMode):
+    """Counts the operations that compute something: on a GPU each is a launch or more."""
+
+    views = frozenset({"detach", "unbind", "view", "alias"})
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.number = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.number += func.overloadpacket.__name__ not in self.views
+        return func(*args, **(kwargs or {}))
