@@ -27,6 +27,15 @@ PAIR = (32, 32)
 MANY = {"num_prototypes": 3000, "out_dim": 32}  # weights, gradients and optimizer state weigh more than activations
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """A convolution's backward takes about a gradient of its weights for each thread: more than a tenth of a tiny step."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 def small(**overrides: Any) -> Pretrainer:
     """Of few operations: the view loss alone."""
     return toys.pretrainer({"region_weight": 0.0, "view_weight": 1.0}, **overrides)
