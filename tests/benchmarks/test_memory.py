@@ -29,7 +29,7 @@ MANY = {"num_prototypes": 3000, "out_dim": 32}  # weights, gradients and optimiz
 
 @pytest.fixture(autouse=True)
 def one_thread():
-    """A convolution's backward takes about a gradient of its weights for each thread: more than a tenth of a tiny step."""
+    """Backward of a convolution takes about a gradient of its weights a thread: more than a tiny step's tenth."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
