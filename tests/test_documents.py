@@ -20,8 +20,8 @@ import documents
 import pytest
 import timm
 import yaml
+from commandline import as_in_a_new_process, write_pictures  # the commands as a user types them
 from documents import ROOT, Block
-from tests.cli.conftest import as_in_a_new_process, write_pictures  # the commands as a user types them
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*have no `validation_step`"),
@@ -71,8 +71,9 @@ def reduced(command: str, words: list[str]) -> list[str]:
 @pytest.fixture
 def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A folder with photos/ and, on demand, a past run in RUN/; afterwards the modules of blocks are forgotten."""
+    import esvit_pl.api as api
     from esvit_pl.backbones import FAMILIES
-    from esvit_pl.cli import calls, instantiation
+    from esvit_pl.configs import instantiation
 
     for hue, name in enumerate(("red", "green", "blue")):
         write_pictures(tmp_path / "photos" / name, 12, hue)
@@ -84,8 +85,8 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     if find_spec("stable_pretraining") is None:
         monkeypatch.setitem(sys.modules, "stable_pretraining", import_module("stable_pretraining_stub"))
     monkeypatch.setattr(timm, "create_model", partial(random_weights, timm.create_model))
-    composed = calls._composed
-    monkeypatch.setattr(calls, "_composed", lambda command, words: composed(command, reduced(command, list(words))))
+    composed = api.composed
+    monkeypatch.setattr(api, "composed", lambda command, words: composed(command, reduced(command, list(words))))
     families, allowed, modules = dict(FAMILIES), list(instantiation._allowed), set(sys.modules)
     environment = dict(os.environ)
     yield tmp_path
@@ -153,7 +154,7 @@ def run_command(name: str, words: list[str]) -> None:
         words = reduced(name, words)
     with as_in_a_new_process(f"esvit-{name}", words), redirect_stdout(out), redirect_stderr(err):
         try:
-            import_module(f"esvit_pl.cli.{name}").main()
+            import_module(f"esvit_pl.commands.{name}").main()
         except SystemExit as stop:
             code = stop.code or 0
     assert code == 0, f"esvit-{name} {shlex.join(words)}\n{out.getvalue()}\n{err.getvalue()}"

@@ -13,11 +13,12 @@ import hydra
 import pytest
 import timm
 import torch
+from commandline import Commands, write_pictures
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
-from tests.cli.conftest import Commands, write_pictures
 
-from esvit_pl.cli import assemble, pictures
+from esvit_pl.configs import assemble
+from esvit_pl.runs import pictures
 from esvit_pl.schedules import cosine
 
 ROOT = Path(__file__).parents[1]

@@ -10,6 +10,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from esvit_pl.api import compose as compose
+    from esvit_pl.api import evaluate as evaluate
+    from esvit_pl.api import list_backbones as list_backbones
+    from esvit_pl.api import plan as plan
+    from esvit_pl.api import pretrain as pretrain
     from esvit_pl.backbones import Backbone as Backbone
     from esvit_pl.backbones import Features as Features
     from esvit_pl.backbones import build as build
@@ -19,11 +24,6 @@ if TYPE_CHECKING:
     from esvit_pl.callbacks import OnlineKNN as OnlineKNN
     from esvit_pl.callbacks import OnlineLinear as OnlineLinear
     from esvit_pl.checkpoints import load_backbone as load_backbone
-    from esvit_pl.cli.calls import compose as compose
-    from esvit_pl.cli.calls import evaluate as evaluate
-    from esvit_pl.cli.calls import list_backbones as list_backbones
-    from esvit_pl.cli.calls import plan as plan
-    from esvit_pl.cli.calls import pretrain as pretrain
     from esvit_pl.datamodule import ImageDataModule as ImageDataModule
     from esvit_pl.modules import KNNEvaluator as KNNEvaluator
     from esvit_pl.modules import LinearProbe as LinearProbe
@@ -47,12 +47,12 @@ _NAMES = {
     "OnlineLinear": "esvit_pl.callbacks",
     "Pretrainer": "esvit_pl.modules",
     "build": "esvit_pl.backbones",
-    "compose": "esvit_pl.cli.calls",
-    "evaluate": "esvit_pl.cli.calls",
-    "list_backbones": "esvit_pl.cli.calls",
+    "compose": "esvit_pl.api",
+    "evaluate": "esvit_pl.api",
+    "list_backbones": "esvit_pl.api",
     "load_backbone": "esvit_pl.checkpoints",
-    "plan": "esvit_pl.cli.calls",
-    "pretrain": "esvit_pl.cli.calls",
+    "plan": "esvit_pl.api",
+    "pretrain": "esvit_pl.api",
 }
 # Rooms that answer to `esvit_pl.<room>` without an import of their own.
 _ROOMS = (

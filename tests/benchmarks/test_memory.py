@@ -98,7 +98,7 @@ def test_swin_tiny_takes_what_was_predicted(batch_size, loss):
 @pytest.mark.parametrize("loss", [{}, {"region_weight": 0.0, "view_weight": 1.0}], ids=["view_region", "view"])
 @pytest.mark.parametrize("backbone", ["swin_micro_w7", "cvt_tiny_w7", "vil_tiny", "deit_small_p16", "resnet50"])
 def test_every_architecture_takes_what_was_predicted(backbone, loss):
-    from esvit_pl.cli.calls import compose
+    from esvit_pl.api import compose
 
     node = dict(compose("pretrain", f"backbone={backbone}").backbone)
     node.pop("_target_")

@@ -5,7 +5,7 @@ from importlib.resources import files
 import pytest
 
 from esvit_pl.benchmarks.published import DINO, ESVIT, RIVALS, Accuracy, accuracy, v100_images_per_second
-from esvit_pl.cli.calls import CONFIGS, list_backbones
+from esvit_pl.configs.compose import CONFIGS, list_backbones
 
 
 def test_every_config_that_an_experiment_reproduces_has_its_architecture_and_both_accuracies():

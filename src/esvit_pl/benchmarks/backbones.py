@@ -8,7 +8,7 @@ import torch
 
 from esvit_pl.backbones import Backbone, build
 from esvit_pl.benchmarks.published import accuracy
-from esvit_pl.cli.calls import compose, list_backbones
+from esvit_pl.configs.compose import compose, list_backbones
 
 SOURCES = {
     "swin": "2103.14030",

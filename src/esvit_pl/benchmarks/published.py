@@ -10,7 +10,7 @@ import re
 from importlib.resources import files
 from typing import NamedTuple
 
-from esvit_pl.cli.calls import CONFIGS
+from esvit_pl.configs.compose import CONFIGS
 
 M = 10**6
 

@@ -1,0 +1,205 @@
+"""The commands as functions, for notebooks and scripts: ``esvit_pl.pretrain``, ``evaluate``, ``plan``,
+``compose``, ``list_backbones``.
+
+They do what the commands do with the same configs, and leave nothing behind in the process: Hydra's global state,
+random generators, warning filters and log levels are afterwards as they were.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from esvit_pl.configs.compose import compose, composed, dataset_words, list_backbones, settings, word
+
+if TYPE_CHECKING:
+    from esvit_pl.configs.plan import Plan
+    from esvit_pl.datasets import Splits
+    from esvit_pl.runs.result import Result
+
+    Images = str | os.PathLike[str] | Splits | None
+
+__all__ = ["compose", "evaluate", "list_backbones", "plan", "pretrain"]
+
+
+def pretrain(
+    data: Images = None,
+    out: str | os.PathLike[str] | None = None,
+    backbone: str | None = None,
+    epochs: int | None = None,
+    **overrides: Any,
+) -> Result:
+    """Pretrain a backbone without labels, then measure it: ``esvit-pretrain`` as a function.
+
+        run = esvit_pl.pretrain("photos/", out="logs/mine", backbone="swin_tiny_w7", epochs=100, trainer="gpu")
+        run.backbone, run.checkpoint, run.metrics["knn/top1"], run.figures["learning_curve"]
+
+    Args:
+        data: a folder of images, the name of a ``dataset`` option ("photographs"), or ``datasets.Splits`` of your own.
+            May be left out where an ``experiment`` brings its images.
+        out: folder of the run; by default a new one, ``logs/pretrain/runs/<time>``. With ``trainer="ddp"`` give one,
+            so that the script means the same folder on every process.
+        backbone: one of `list_backbones()`.
+        epochs: length of the training.
+        overrides: every other setting of the command: an option of a group (``loss="view"``, ``trainer="gpu"``,
+            ``experiment="embedded"``), a dict of a group's settings (``optimizer={"lr": 0.001}``), or a dotted name
+            (``**{"loss.num_prototypes": 4096}``).
+
+    Raises:
+        ValueError: a setting that does not exist (with near ones) or does not fit; `out` holds a run already.
+    """
+    from esvit_pl.commands import pretrain as job
+
+    words = settings({"backbone": backbone, "trainer.max_epochs": epochs}, overrides)
+    cfg, choices, images = _prepared("pretrain", data, out, words)
+    _need("pretrain", cfg, images, ())
+    if cfg.dry_run:
+        raise ValueError("dry_run is for the command; esvit_pl.plan(...) takes the same arguments and starts nothing")
+    _note(Path(cfg.paths.output_dir), words)
+    with nothing_left_behind():
+        return job.pretrain(cfg, images, default_callbacks=choices.get("callbacks") == "default")
+
+
+def plan(data: Images = None, backbone: str | None = None, epochs: int | None = None, **overrides: Any) -> Plan:
+    """What `pretrain` with these arguments would be: steps, global batch, learning rate, parameters, memory, disk.
+
+        print(esvit_pl.plan("photos/", backbone="swin_base_w14", trainer={"devices": 8}))
+
+    Nothing is started, and no image is read.
+    """
+    from esvit_pl.configs import plan as planning
+
+    words = settings({"backbone": backbone, "trainer.max_epochs": epochs}, overrides)
+    cfg, _, images = _prepared("pretrain", data, None, words)
+    _need("pretrain", cfg, images, ())
+    with nothing_left_behind():
+        return planning.make(cfg, images)
+
+
+def evaluate(
+    ckpt_path: str | os.PathLike[str],
+    data: Images = None,
+    out: str | os.PathLike[str] | None = None,
+    *,
+    probes: Sequence[str] = ("knn",),
+    epochs: int | None = None,
+    knn: Mapping[str, Any] | None = None,
+    linear: Mapping[str, Any] | None = None,
+    **overrides: Any,
+) -> Result:
+    """Measure a checkpoint's frozen backbone: ``esvit-knn`` and ``esvit-linear`` as a function.
+
+        run = esvit_pl.evaluate(run.checkpoint, "photos/", probes=["knn", "linear"], linear={"lr": [0.001, 0.01]})
+        run.metrics["knn/top1"], run.metrics["linear/top1"]
+
+    Args:
+        ckpt_path: a checkpoint of `pretrain`.
+        data: as in `pretrain`; labelled.
+        out: folder, with one folder inside for each probe; by default a new one, ``logs/evaluate/runs/<time>``.
+        probes: "knn", "linear" or both.
+        epochs: length of the linear probe.
+        knn: settings of the k-NN, such as ``{"k": [20, 100]}``.
+        linear: settings of the linear probe, such as ``{"lr": [0.01, 0.1], "last_blocks": 4}``.
+        overrides: every other setting of the commands, as in `pretrain`: ``augment="embedded"``, ``trainer="gpu"``.
+    """
+    from esvit_pl.commands import knn as knn_job
+    from esvit_pl.commands import linear as linear_job
+    from esvit_pl.runs.folder import RunFolder
+    from esvit_pl.runs.pictures import draw_comparison
+    from esvit_pl.runs.result import Result
+
+    jobs = {"knn": knn_job.evaluate, "linear": linear_job.evaluate}
+    own: dict[str, Mapping[str, Any]] = {
+        "knn": {"module": knn or {}},
+        "linear": {"module": linear or {}, "trainer.max_epochs": epochs},
+    }
+    wrong = [name for name in probes if name not in jobs]
+    if wrong or isinstance(probes, str) or not probes:
+        raise ValueError(f"evaluate needs probes of 'knn' and 'linear' as a list, got {probes!r}")
+    folder = _new_folder("evaluate", out)
+    finished = {}
+    for name in probes:
+        words = settings({"ckpt_path": Path(ckpt_path)}, own[name], overrides)
+        cfg, _, images = _prepared(name, data, folder / name, words)
+        _need(name, cfg, images, ("ckpt_path",))
+        with nothing_left_behind():
+            finished[name] = jobs[name](cfg, images)
+    metrics = {key: value for run in finished.values() for key, value in run.metrics.items()}
+    table = {name: {"pretrained": metrics[f"{name}/top1"]} for name in finished}
+    summary = RunFolder(folder)
+    summary.update(status="finished", **table, metrics=metrics)
+    draw_comparison(folder / "figures", table)
+    return Result(folder, next(iter(finished.values())).backbone, Path(ckpt_path), metrics)
+
+
+def _prepared(
+    command: str, data: Images, out: str | os.PathLike[str] | None, words: list[str]
+) -> tuple[DictConfig, dict[str, Any], Splits | None]:
+    """Config, choices, and the images where they were given as an object."""
+    folder = _new_folder(command, out, going_on=any(word.startswith("ckpt_path=") for word in words))
+    given = None
+    if isinstance(data, (str, os.PathLike)):
+        words = [*dataset_words(os.fspath(data)), *words]
+    else:
+        given = data
+    cfg, choices = composed(command, [*words, f"paths.output_dir={word(folder)}"])
+    return cfg, choices, given
+
+
+def _need(command: str, cfg: DictConfig, images: Splits | None, keys: Sequence[str]) -> None:
+    missing = [key for key in keys if cfg.get(key) is None]
+    if images is None and cfg.get("dataset") is None:
+        missing.append("data")
+    if missing:
+        raise ValueError(f"{command} needs {' and '.join(missing)}: a folder of images, or the name of a dataset")
+    empty = OmegaConf.missing_keys(cfg)
+    if empty:
+        raise ValueError(f"no value for {', '.join(sorted(empty))}; give each as a setting")
+
+
+def _new_folder(command: str, out: str | os.PathLike[str] | None, *, going_on: bool = True) -> Path:
+    if out is None:
+        stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S-%f")
+        return Path(os.environ.get("ESVIT_LOG_DIR", "logs")) / command / "runs" / stamp
+    folder = Path(out)
+    # Further processes of one training come here after the first has begun to write.
+    first = os.environ.get("LOCAL_RANK", "0") == "0"
+    if first and not going_on and (folder / "results.json").exists():
+        raise ValueError(
+            f"out={folder} holds a run already; give another folder, or go on with that run by "
+            f"ckpt_path='{folder}/checkpoints/last.ckpt'"
+        )
+    return folder
+
+
+def _note(folder: Path, words: Sequence[str]) -> None:
+    """What was changed, where Hydra notes it for a command and ``esvit-table`` looks for it."""
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        (folder / ".hydra").mkdir(parents=True, exist_ok=True)
+        OmegaConf.save(OmegaConf.create(list(words)), folder / ".hydra" / "overrides.yaml")
+
+
+@contextmanager
+def nothing_left_behind() -> Iterator[None]:
+    """Random generators, warning filters, log levels and the environment are afterwards as they were."""
+    from esvit_pl.metrics.isolation import same_random_state
+
+    loggers = {name: logging.getLogger(name).level for name in ("pytorch_lightning", "lightning_fabric")}
+    environment = dict(os.environ)
+    try:
+        with same_random_state(), warnings.catch_warnings():
+            yield
+    finally:
+        for name, level in loggers.items():
+            logging.getLogger(name).setLevel(level)
+        for name in set(os.environ) - set(environment):
+            del os.environ[name]
+        os.environ.update(environment)

@@ -1,0 +1,186 @@
+"""``esvit-convert``: a checkpoint of any format as a timm folder, safetensors, ONNX or a file of the released code."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import DictConfig
+
+from esvit_pl.configs.command_line import command, requires
+
+if TYPE_CHECKING:
+    from esvit_pl.backbones import Backbone
+    from esvit_pl.checkpoints import Source
+
+EXAMPLES = [
+    "esvit-convert ckpt_path=RUN/checkpoints/last.ckpt to=timm out=my_swin",
+    "esvit-convert ckpt_path=RUN/checkpoints/last.ckpt to=safetensors out=my_swin.safetensors network=student",
+    "esvit-convert ckpt_path=RUN/checkpoints/last.ckpt to=onnx out=my_swin.onnx size=96",
+    "esvit-convert ckpt_path=checkpoint_best.pth to=timm out=cvt backbone=cvt_tiny_w14 push=me/esvit-cvt",
+]
+FORMATS = ("timm", "safetensors", "onnx", "released")
+
+_required = requires("esvit-convert", "ckpt_path", "to", "out")
+
+
+def needs(cfg: DictConfig) -> str | None:
+    if missing := _required(cfg):
+        return missing
+    if cfg.to not in FORMATS:
+        return f"to={cfg.to} is no format; wanted is to={', to='.join(FORMATS)}"
+    if Path(cfg.out).exists() and not cfg.overwrite:
+        return f"out={cfg.out} is there already; give another name, or overwrite=true"
+    if cfg.push is not None and cfg.to != "timm":
+        return f"push={cfg.push} uploads a timm folder; set to=timm, got to={cfg.to}"
+    if cfg.push is not None and not re.fullmatch(r"[\w.-]+/[\w.-]+", str(cfg.push)):
+        return f"push={cfg.push} is no repository; wanted is push=USER/REPO"
+    return None
+
+
+@command(
+    "convert",
+    summary="a checkpoint as a timm folder, safetensors, ONNX or a released file.",
+    examples=EXAMPLES,
+    needs=needs,
+)
+def main(cfg: DictConfig) -> None:
+    out = Path(cfg.out)
+    if cfg.to == "onnx":
+        from esvit_pl.checkpoints import onnx_graph
+
+        onnx_graph.check_packages()  # before anything takes time
+        for name in ("onnxscript", "onnx_ir"):  # they tell of every node
+            logging.getLogger(name).setLevel(logging.WARNING)
+    if cfg.to == "timm":
+        _check_place(out, folder=True)
+        write_folder(cfg, out)
+        return
+    _check_place(out, folder=False)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    partial = out.with_name(f"{out.name}.partial")  # whoever sees `out` sees all of it
+    try:
+        said = write_file(cfg, partial)
+        partial.replace(out)
+    finally:
+        partial.unlink(missing_ok=True)
+    print(f"{out}: {said}", flush=True)
+
+
+def write_file(cfg: DictConfig, path: Path) -> str:
+    """Write one of the formats that are one file; a line about it."""
+    from esvit_pl.configs import assemble
+
+    if cfg.to == "released":
+        from esvit_pl.checkpoints import read_source, released
+
+        with assemble.naming("ckpt_path"):
+            released.save(read_source(cfg.ckpt_path, moments=True), path)
+        return "as the released code writes it"
+    source = assemble.evaluated(cfg)
+    backbone = assemble.frozen_backbone(cfg, source)
+    if cfg.to == "safetensors":
+        from esvit_pl.checkpoints import safetensors_file
+
+        safetensors_file.save(backbone, path, about=about(cfg, source))
+        return f"{kind(backbone)}; esvit_pl.load_backbone reads it"
+    from esvit_pl.checkpoints import onnx_graph
+    from esvit_pl.checkpoints.safetensors_file import recipe_of
+
+    recipe = recipe_of(backbone)
+    size = cfg.size or (backbone.spec.get("img_size", 224) if recipe is None else recipe.eval_crop)
+    difference = onnx_graph.export(backbone, path, size=size)
+    return (
+        f"{kind(backbone)}, for images of {size} px; onnxruntime and torch differ by at most {difference:.1e} of the "
+        "largest value"
+    )
+
+
+def write_folder(cfg: DictConfig, out: Path) -> None:
+    """Write the timm folder, and upload it if ``push`` says so."""
+    from esvit_pl.checkpoints import timm_folder
+    from esvit_pl.configs import assemble
+
+    source = assemble.evaluated(cfg)
+    backbone = assemble.frozen_backbone(cfg, source)
+    timm_folder.save(backbone, out, about=about(cfg, source))
+    print(f'{out}: {kind(backbone)}; timm.create_model("local-dir:{out}", pretrained=True) reads it', flush=True)
+    if cfg.push is not None:
+        print(push(out, cfg.push, private=cfg.private), flush=True)
+
+
+def push(folder: Path, repo: str, *, private: bool) -> str:
+    """Upload a timm folder of ours with its model card; the address.
+
+    A card that the repository has already stays, since somebody may have written it.
+
+    Raises:
+        ValueError: the hub refuses, or cannot be reached.
+    """
+    from huggingface_hub import HfApi
+
+    from esvit_pl.checkpoints import timm_folder
+    from esvit_pl.checkpoints.model_card import model_card
+
+    read = timm_folder.read(folder)
+    assert read.description is not None
+    card = folder / "README.md"
+    card.write_text(model_card(repo, read.description, architecture=read.architecture), encoding="utf-8")
+    files = [timm_folder.CONFIG, timm_folder.WEIGHTS]
+    try:
+        hub = HfApi(library_name="esvit_pl")
+        address = hub.create_repo(repo, private=private, exist_ok=True)
+        if not hub.file_exists(repo, card.name):
+            files.append(card.name)
+        hub.upload_folder(repo_id=repo, folder_path=folder, allow_patterns=files, commit_message="Backbone for timm")
+    except Exception as error:  # of the hub's client or of the network below it
+        first = str(error).strip().partition("\n")[0]
+        raise ValueError(
+            f"push={repo}: {type(error).__name__}: {first}; `hf auth login` logs in, and {folder} holds all files"
+        ) from error
+    return f"{address}"
+
+
+def about(cfg: DictConfig, source: Source) -> dict[str, Any]:
+    """What is known of the weights beside the backbone: plain JSON, and nobody's folders."""
+    from esvit_pl.checkpoints.model_card import shareable
+
+    finished = source.epoch == ((source.config or {}).get("trainer") or {}).get("max_epochs")
+    known = {
+        "source": Path(cfg.ckpt_path).name,
+        "format": source.format,
+        "network": cfg.network if cfg.network in source.networks else None,
+        "epoch": source.epoch,
+        "config": shareable(source.config),
+        "results": results_beside(Path(cfg.ckpt_path)) if finished and cfg.network == "teacher" else None,
+    }
+    plain = json.loads(json.dumps(known, default=str))
+    return {name: value for name, value in plain.items() if value is not None}
+
+
+def results_beside(checkpoint: Path) -> dict[str, Any] | None:
+    """What the run of a checkpoint measured at its end, on its teacher; None if it has not come to its end."""
+    path = checkpoint.parent.parent / "results.json"
+    if not path.is_file():
+        return None
+    results = json.loads(path.read_text(encoding="utf-8"))
+    kept = {name: results[name] for name in ("knn", "linear", "metrics") if name in results}
+    return kept if results.get("status") == "finished" else None
+
+
+def kind(backbone: Backbone) -> str:
+    return f"{backbone.spec['name']}, {sum(p.numel() for p in backbone.parameters()):,} parameters"
+
+
+def _check_place(out: Path, *, folder: bool) -> None:
+    """With ``overwrite=true``: a folder never takes a file's place, nor a file a folder's."""
+    if out.exists() and out.is_dir() != folder:
+        there, wanted = ("file", "folder") if folder else ("folder", "file")
+        raise ValueError(f"out={out} is a {there}, and a {wanted} is to be written there; give another name")
+
+
+if __name__ == "__main__":
+    main()

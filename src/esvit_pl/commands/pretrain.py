@@ -1,0 +1,119 @@
+"""``esvit-pretrain``: pretrain a backbone without labels, then measure it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from omegaconf import DictConfig
+
+from esvit_pl.configs.command_line import command, discard_run_folder
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from pytorch_lightning import Trainer
+
+    from esvit_pl.datasets import Splits
+    from esvit_pl.runs.result import Result
+
+EXAMPLES = [
+    "esvit-pretrain experiment=embedded                                        # minutes on two cores, no data needed",
+    "esvit-pretrain dataset=folder dataset.root=photos/ trainer.max_epochs=100",
+    "esvit-pretrain dataset=imagenet dataset.root=/data/imagenet trainer=ddp   # Swin-T, windows of 7, as published",
+    "esvit-pretrain dataset=imagenet dataset.root=/data/imagenet loss=view backbone=swin_small_w14",
+    "esvit-pretrain experiment=embedded ckpt_path=RUN/checkpoints/last.ckpt    # go on",
+    "esvit-pretrain experiment=continued dataset.root=photos/                  # from pretrained weights of timm",
+]
+
+
+def needs(cfg: DictConfig) -> str | None:
+    if cfg.get("dataset") is None:
+        return "esvit-pretrain needs images: dataset=folder dataset.root=FOLDER, or an experiment"
+    return None
+
+
+@command("pretrain", summary="pretrain a backbone without labels, then measure it.", examples=EXAMPLES, needs=needs)
+def main(cfg: DictConfig) -> float | None:
+    from esvit_pl.commands import evaluation
+    from esvit_pl.configs import assemble, plan
+
+    if cfg.dry_run:
+        print(f"{plan.make(cfg)}\n\ndry_run=true: nothing was started")
+        discard_run_folder()
+        return None
+    default = assemble.choice("callbacks") == "default"
+    return evaluation.optimized(cfg, pretrain(cfg, default_callbacks=default).metrics)
+
+
+def pretrain(cfg: DictConfig, images: Splits | None = None, *, default_callbacks: bool = False) -> Result:
+    """The whole job: train, measure, draw, and say what came of it.
+
+    Args:
+        cfg: of ``esvit-pretrain``, with ``paths.output_dir`` set.
+        images: in place of ``cfg.dataset``.
+        default_callbacks: nobody asked for these callbacks by name, so those that need labels may be left out.
+    """
+    from esvit_pl.commands import evaluation
+    from esvit_pl.configs import assemble
+    from esvit_pl.ema import make_teacher
+    from esvit_pl.runs import pictures
+    from esvit_pl.runs.folder import RunFolder
+    from esvit_pl.runs.result import Result, newest_checkpoint
+
+    splits, recipe = assemble.images(cfg, images)
+    data = assemble.datamodule(cfg, splits, recipe)
+    module = assemble.pretrainer(cfg, recipe)
+    learnt = (module.teacher or module.student).backbone
+    probes = bool(cfg.evaluation.probes) and data.has_labels
+    baselines = probes and cfg.evaluation.baselines
+    beside = {"untrained": make_teacher(learnt)} if baselines else {}
+    ckpt_path, beginning = assemble.start(cfg, module)
+    if baselines and cfg.init_from is not None and cfg.ckpt_path is None:
+        beside = {"initial": make_teacher(learnt)}
+    if default_callbacks and not data.has_labels:
+        cfg = assemble.without_labels(cfg)
+    trainer = assemble.trainer(cfg, data)
+    if probes:
+        evaluation.check(cfg, learnt, data.num_classes)
+    run = RunFolder(cfg.paths.output_dir, writes=trainer.is_global_zero)
+    run.describe(cfg)
+    if beginning and run.writes:
+        print(beginning, flush=True)
+
+    with run.status():
+        if run.writes:
+            pictures.draw_crops(run.path / "figures", splits.train, recipe, seed=cfg.seed)
+        assemble.fit(trainer, module, data, ckpt_path)
+        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        run.update(metrics=metrics)
+        table = evaluation.measure(cfg, splits, recipe, learnt, beside) if probes else {}
+        run.update(**table)
+        if run.writes:
+            pictures.draw_results(run.path / "figures", run.path / "metrics.csv", table)
+    if run.writes:
+        print(summary(trainer, metrics, table, run.path), flush=True)
+    final = {f"{probe}/top1": rows["pretrained"] for probe, rows in table.items()}  # counts before the last epoch's
+    backbone = learnt.cpu().eval().requires_grad_(False)
+    return Result(run.path, backbone, newest_checkpoint(run.path), metrics | final)
+
+
+def summary(trainer: Trainer, metrics: dict[str, float], table: dict[str, dict[str, float]], folder: Path) -> str:
+    """What stands at the end: losses, accuracies, and where the files lie."""
+    from esvit_pl.commands.evaluation import as_text
+
+    losses = ", ".join(
+        f"{name.removeprefix('train/').replace('_', ' ')} {value:.3f}"
+        for name, value in metrics.items()
+        if name.endswith("_loss")
+    )
+    done = f"after {trainer.current_epoch} epochs, {trainer.global_step} steps"
+    lines = ["", f"{done}: {losses or 'there was nothing left to train'}"]
+    if table:
+        lines += ["", as_text(table)]
+    files = sorted(path for path in folder.rglob("*") if path.suffix in (".ckpt", ".csv", ".json", ".png", ".yaml"))
+    shown = [str(path.relative_to(folder)) for path in files if ".hydra" not in path.parts]
+    return "\n".join([*lines, "", f"{folder}/", *(f"  {name}" for name in shown)])
+
+
+if __name__ == "__main__":
+    main()

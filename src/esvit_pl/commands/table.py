@@ -1,0 +1,52 @@
+"""``esvit-table``: runs, their settings, how far they came, what they measured. Quick, since it loads no torch."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from esvit_pl.configs.command_line import command, words_as_setting
+from esvit_pl.runs.reading import find_runs
+from esvit_pl.runs.table import goal, ranked, report, run_table, write_csv
+
+EXAMPLES = [
+    "esvit-table logs/ sort=knn/top1",
+    "esvit-table logs/pretrain/runs logs/pretrain/multiruns columns=[linear/*,train/lr] out=table.csv",
+    "esvit-table sort=optimizer.lr reverse=true",
+]
+
+
+def main() -> None:
+    sys.argv[1:] = words_as_setting(sys.argv[1:], "folders")
+    show()
+
+
+def needs(cfg: DictConfig) -> str | None:
+    missing = [folder for folder in cfg.folders if not Path(folder).is_dir()]
+    return f"esvit-table needs folders that hold runs; there is no {' and no '.join(missing)}" if missing else None
+
+
+@command("table", summary="show runs, settings, how far they came, what they measured.", examples=EXAMPLES, needs=needs)
+def show(cfg: DictConfig) -> None:
+    folders = list(cfg.folders)
+    runs = find_runs(*folders, silent_after=60 * cfg.silent_minutes)
+    if not runs:
+        raise ValueError(f"no run in {', '.join(folders)}: a run's folder holds .hydra/overrides.yaml or results.json")
+    sort = cfg.sort or goal(runs)
+    if sort is not None:
+        runs = ranked(runs, sort, reverse=cfg.reverse)
+    elif cfg.reverse:
+        runs.reverse()
+    columns = [cfg.columns] if isinstance(cfg.columns, str) else list(cfg.columns)
+    if sort is not None and any(sort in run.results for run in runs):
+        columns.insert(0, sort)
+    base = folders[0] if len(folders) == 1 else "."
+    print(report(runs, columns, base=base))
+    if cfg.out is not None:
+        print(f"\n{write_csv(run_table(runs, columns, base=base), cfg.out)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,141 @@
+"""From words to a composed config, and from Python values to words; Hydra's global state stays as it was."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from fnmatch import fnmatchcase
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
+from omegaconf import DictConfig, open_dict
+from omegaconf.errors import OmegaConfBaseException
+
+from esvit_pl.configs.command_line import hints, version_base
+from esvit_pl.configs.near_match import near
+
+COMMANDS = ("pretrain", "linear", "knn")
+CONFIGS = "esvit_pl.conf"
+
+
+def compose(command: str, *overrides: str) -> DictConfig:
+    """The config that ``esvit-<command> <overrides>`` would run with; nothing is run, and no global state is left.
+
+        cfg = esvit_pl.compose("pretrain", "backbone=swin_small_w7", "loss.region_start_epoch=20")
+
+    Args:
+        command: "pretrain", "linear" or "knn".
+        overrides: words of the command line.
+
+    Raises:
+        ValueError: no such command, or a word that Hydra refuses, with its near matches.
+    """
+    return composed(command, overrides)[0]
+
+
+def list_backbones(pattern: str = "*") -> list[str]:
+    """Names for ``backbone=``; `pattern` may hold ``*`` and ``?``, as in ``list_backbones("swin_*_w14")``."""
+    options = (path.name for path in files(CONFIGS).joinpath("backbone").iterdir())
+    names = sorted(name.removesuffix(".yaml") for name in options if name.endswith(".yaml"))
+    return [name for name in names if fnmatchcase(name, pattern)]
+
+
+# -- Python values as words of a command line
+
+
+def settings(*groups: Mapping[str, Any]) -> list[str]:
+    """Overrides of nested or dotted settings, options of groups before their values; None in the first is left out.
+
+    settings({"loss": "view"}, {"optimizer": {"lr": 0.1}})    # ["loss=view", "optimizer.lr=0.1"]
+    """
+    flat: dict[str, Any] = {}
+    for number, group in enumerate(groups):
+        flat |= {key: value for key, value in _flat(group) if number or value is not None}
+    return [f"{key}={word(value)}" for key, value in sorted(flat.items(), key=lambda item: "." in item[0])]
+
+
+def _flat(group: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in group.items():
+        key = f"{prefix}.{name}" if prefix else name
+        if isinstance(value, Mapping) and value:
+            yield from _flat(value, key)
+        elif not isinstance(value, Mapping):
+            yield key, value
+
+
+def word(value: Any) -> str:
+    """A value in the grammar of Hydra's overrides."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, (list, tuple)):
+        return f"[{','.join(map(word, value))}]"
+    if isinstance(value, Mapping):
+        return "{" + ",".join(f"{key}:{word(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, (str, os.PathLike)):
+        text = os.fspath(value)
+        return text if text.isidentifier() else _quoted(text)
+    return str(value)
+
+
+def _quoted(text: str) -> str:
+    """Between quotes nothing is special but the quote and the backslashes before it."""
+    if "'" not in text and not text.endswith("\\"):
+        return f"'{text}'"
+    escaped = text.replace("\\'", "\\\\'").replace("'", "\\'")
+    return f"'{escaped}{chr(92) if escaped.endswith(chr(92)) else ''}'"
+
+
+# -- from words to a config
+
+
+def composed(command: str, overrides: Sequence[str]) -> tuple[DictConfig, dict[str, Any]]:
+    """The config, and which option of each group was chosen."""
+    if command not in COMMANDS:
+        raise ValueError(f"compose needs one of {', '.join(COMMANDS)}, got {command!r}")
+    wrong = [word for word in overrides if word.startswith("-")]
+    if wrong:
+        raise ValueError(f"compose takes settings such as 'seed=1', got the flag {wrong[0]}; flags are for the shell")
+    words = list(overrides)
+    if not any(word.startswith("paths.output_dir=") for word in words):
+        words.append(f"paths.output_dir='${{paths.log_dir}}/{command}'")  # only a command has hydra:runtime.output_dir
+    with hydra_of_our_own():
+        try:
+            cfg = hydra.compose(command, words, return_hydra_config=True)
+        except (HydraException, OmegaConfBaseException) as error:
+            lines = [f"{command}: {str(error).strip()}", *hints(overrides, CONFIGS, command)]
+            raise ValueError("\n".join(lines)) from None
+        choices = dict(cfg.hydra.runtime.choices)
+        with open_dict(cfg):
+            del cfg["hydra"]
+    return cfg, choices
+
+
+@contextmanager
+def hydra_of_our_own() -> Iterator[None]:
+    """Hydra on our configs inside; afterwards the Hydra that was there before, even that of another application."""
+    before = GlobalHydra.instance().hydra
+    GlobalHydra.instance().clear()
+    try:
+        with hydra.initialize_config_module(CONFIGS, **version_base()):
+            yield
+    finally:
+        GlobalHydra.instance().hydra = before
+
+
+def dataset_words(data: str) -> list[str]:
+    """A folder, or an option of the group ``dataset``."""
+    if Path(data).is_dir():
+        return ["dataset=folder", f"dataset.root={word(data)}"]
+    options = sorted(path.name.removesuffix(".yaml") for path in files(CONFIGS).joinpath("dataset").iterdir())
+    if data not in options:
+        close = near(data, options)
+        hint = f"; did you mean {' or '.join(close)}?" if close else ""
+        raise ValueError(
+            f"data={data!r} is no folder, and no dataset of this name is known{hint} ({', '.join(options)})"
+        )
+    return [f"dataset={data}"]

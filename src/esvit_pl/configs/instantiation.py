@@ -1,0 +1,196 @@
+"""The one place that turns ``_target_`` nodes into objects, and the list of targets that a config may name.
+
+A config is data that people share; ``_target_`` makes it a program. So every target in a tree is looked at before
+anything is built: its name must stand under a trusted prefix, and what the name leads to must be defined there too
+(``esvit_pl.optim.torch.load`` would otherwise reach through a module into another library).
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from importlib import import_module
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from esvit_pl.configs.near_match import near
+
+# Whole names, or packages where the name ends with a dot. Commands, benchmarks and file formats are no parts to build.
+_BUILT_IN = (
+    "esvit_pl.augment.",
+    "esvit_pl.backbones.",
+    "esvit_pl.callbacks.",
+    "esvit_pl.datamodule.",
+    "esvit_pl.datasets.",
+    "esvit_pl.heads.",
+    "esvit_pl.loggers.",
+    "esvit_pl.losses.",
+    "esvit_pl.metrics.",
+    "esvit_pl.modules.",
+    "esvit_pl.network.",
+    "esvit_pl.objectives.",
+    "esvit_pl.optim.",
+    "esvit_pl.schedules.",
+    "pytorch_lightning.Trainer",
+    "pytorch_lightning.callbacks.",
+    "pytorch_lightning.loggers.",
+    "pytorch_lightning.plugins.environments.",
+    "pytorch_lightning.profilers.",
+    "pytorch_lightning.strategies.",
+    "torch.optim.",
+)
+# Inside a trusted package, but able to call whatever a config hands over.
+_DENIED = ("pytorch_lightning.callbacks.LambdaCallback", "pytorch_lightning.callbacks.lambda_function.")
+# Where names that are trusted by the package offering them are defined.
+_HOMES = ("lightning_fabric.plugins.environments.",)
+# What Hydra builds for itself: the standard library's log handlers, our callback of a sweep.
+_OF_HYDRA = ("logging.", "esvit_pl.configs.sweep.SweepTable")
+_VARIABLE = "ESVIT_TRUSTED_TARGETS"
+_PLUGINS = "ESVIT_PLUGINS"
+
+_allowed: list[str] = []
+
+
+def allow(prefix: str) -> None:
+    """Trust targets of your own, from code: ``allow("my_project.callbacks.")``; without the last dot, one exact name.
+
+    From the shell: ``ESVIT_TRUSTED_TARGETS=my_project.callbacks.,other.Thing``. A config cannot extend the list.
+    """
+    if not prefix.strip(".") or prefix.startswith("."):
+        raise ValueError(f"allow wants a dotted name such as 'my_project.callbacks.', got {prefix!r}")
+    if prefix not in _allowed:
+        _allowed.append(prefix)
+
+
+def import_plugins() -> None:
+    """Import the packages that ``ESVIT_PLUGINS=my_project,other`` names, so that they can `allow` and register parts.
+
+    Raises:
+        ValueError: there is no such package.
+    """
+    for name in filter(None, (part.strip() for part in os.environ.get(_PLUGINS, "").split(","))):
+        try:
+            import_module(name)
+        except ModuleNotFoundError as error:
+            if not f"{name}.".startswith(f"{error.name}."):
+                raise  # the package is there; something that it imports is not
+            raise ValueError(
+                f"{_PLUGINS} names {name!r}, and there is no such package; install it, or put its folder on PYTHONPATH"
+            ) from error
+
+
+def trusted() -> tuple[str, ...]:
+    """Every trusted prefix: built in, from ``ESVIT_TRUSTED_TARGETS`` and from `allow`."""
+    from_shell = [prefix for part in os.environ.get(_VARIABLE, "").split(",") if (prefix := part.strip())]
+    return (*_BUILT_IN, *from_shell, *_allowed)
+
+
+def trusted_patterns() -> list[str]:
+    """The same list as Hydra 1.4 writes it (``package.*``), with what conf/hydra itself names."""
+    return [f"{prefix}*" if prefix.endswith(".") else prefix for prefix in (*trusted(), *_OF_HYDRA)]
+
+
+def hydra_has_whitelist() -> bool:
+    """Hydra 1.4 wants to be told the targets that a config may name, too; 1.3 knows nothing of it."""
+    import hydra
+
+    return "execution_whitelist" in inspect.signature(hydra.main).parameters
+
+
+def check(tree: Any, key: str = "") -> None:
+    """Raise ValueError for the first ``_target_`` in ``tree`` that is not trusted, naming its key and the target.
+
+    Args:
+        tree: DictConfig, dict or list; interpolations are resolved first.
+        key: dotted name of the tree in the whole config, for the message.
+    """
+    if OmegaConf.is_config(tree):
+        tree = OmegaConf.to_container(tree, resolve=True)
+    for path, target in _targets(tree, key):
+        if not isinstance(target, str):
+            raise ValueError(f"{path}._target_ must be a dotted name, got {type(target).__name__} {target!r}")
+        _check_target(path, target)
+
+
+def build(node: Any, *args: Any, key: str = "", **kwargs: Any) -> Any:
+    """``hydra.utils.instantiate`` after `check` of the whole tree.
+
+    Args:
+        node: the config node; ``args`` and ``kwargs`` go to its target, and configs among them are checked too.
+        key: the node's dotted name in the config; messages of a failing target are prefixed with it.
+
+    Raises:
+        ValueError: a target is not trusted, does not exist, or refuses its arguments.
+    """
+    from hydra.errors import InstantiationException
+    from hydra.utils import instantiate
+
+    if not key and OmegaConf.is_config(node):
+        key = node._get_full_key(None)
+    check(node, key)
+    for name, value in kwargs.items():
+        if OmegaConf.is_config(value) or isinstance(value, dict | list):
+            check(value, f"{key}.{name}" if key else name)
+    if hydra_has_whitelist():
+        kwargs["_execution_whitelist_"] = trusted_patterns()
+    try:
+        return instantiate(node, *args, **kwargs)
+    except InstantiationException as error:
+        cause = error.__cause__
+        if isinstance(cause, ValueError | TypeError | NotImplementedError | FileNotFoundError):
+            raise ValueError(f"{key}: {cause}" if key else str(cause)) from cause
+        raise
+
+
+def _targets(tree: Any, path: str) -> Iterator[tuple[str, Any]]:
+    if isinstance(tree, Mapping):
+        if "_target_" in tree:
+            yield path or "(the top of the config)", tree["_target_"]
+        for name, child in tree.items():
+            yield from _targets(child, f"{path}.{name}" if path else str(name))
+    elif isinstance(tree, Sequence) and not isinstance(tree, str):
+        for index, child in enumerate(tree):
+            yield from _targets(child, f"{path}[{index}]")
+
+
+def _check_target(path: str, target: str) -> None:
+    if not _covered(target, trusted()) or _covered(target, _DENIED):
+        raise ValueError(
+            f"{path}: _target_ {target!r} is not on the list of what a config may build (trusted() shows the list). "
+            f"If the code is yours, say so with {_VARIABLE}={target} in the environment, or let its package call "
+            f"esvit_pl.configs.instantiation.allow({target!r}) and name the package in {_PLUGINS}"
+        )
+    thing = _resolve(path, target)
+    home = f"{getattr(thing, '__module__', '')}."
+    if not callable(thing) or not home.startswith((*map(_package, trusted()), *_HOMES)):
+        raise ValueError(
+            f"{path}: _target_ {target!r} leads to something ({type(thing).__name__}) that is not defined in a "
+            "trusted package; name a class or a function, by the module or package that offers it"
+        )
+
+
+def _covered(name: str, prefixes: Sequence[str]) -> bool:
+    return any(name.startswith(prefix) if prefix.endswith(".") else name == prefix for prefix in prefixes)
+
+
+def _package(prefix: str) -> str:
+    """``a.b.`` -> itself; ``a.b.Name`` -> ``a.``: an exact name may be re-exported from deeper inside its library."""
+    return prefix if prefix.endswith(".") else f"{prefix.partition('.')[0]}."
+
+
+def _resolve(path: str, target: str) -> Any:
+    """The class or function ``module.name``. Methods are refused: ``load_from_checkpoint`` is one of every module's."""
+    module_name, _, name = target.rpartition(".")
+    try:
+        module = import_module(module_name)
+    except ModuleNotFoundError as error:
+        if not f"{module_name}.".startswith(f"{error.name}."):
+            raise  # the module is there; something that it imports is not
+        raise ValueError(f"{path}: _target_ {target!r} does not exist: there is no module {error.name!r}") from error
+    if not hasattr(module, name):
+        found = near(name, dir(module))
+        hint = f"; did you mean {' or '.join(found)}?" if found else ""
+        raise ValueError(f"{path}: _target_ {target!r} does not exist: {module_name} has no {name!r}{hint}")
+    return getattr(module, name)

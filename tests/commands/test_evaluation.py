@@ -1,0 +1,112 @@
+"""The table of results: equal probes for every row."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import toys
+from omegaconf import DictConfig, OmegaConf
+
+from esvit_pl.commands import evaluation
+from esvit_pl.configs import assemble
+
+
+def config(**settings) -> DictConfig:
+    probes = {
+        "knn": {"_target_": "esvit_pl.modules.KNNEvaluator", "k": 3},
+        "linear": {"_target_": "esvit_pl.modules.LinearProbe", "last_blocks": 2},
+    }
+    common = {"probes": ["knn", "linear"], "linear_epochs": 2, **probes}
+    return OmegaConf.create({"evaluation": {**common, **settings}, "optimized_metric": None})
+
+
+@pytest.mark.parametrize("linear", [True, False])
+def test_every_row_gets_the_same_probe(monkeypatch, linear):
+    asked = []
+
+    def measured(name):
+        def probe(cfg, splits, recipe, backbone):
+            asked.append((name, type(backbone).__name__, recipe.normalize, recipe.mean[0]))
+            return 0.5
+
+        return probe
+
+    from esvit_pl.augment import Recipe
+
+    class Data:
+        num_classes = 4
+
+    monkeypatch.setattr(evaluation, "PROBES", {"knn": measured("knn"), "linear": measured("linear")})
+    monkeypatch.setattr(assemble, "datamodule", lambda *args: Data)
+    recipe = Recipe(normalize="image", eval_resize=32, eval_crop=32)
+    cfg = config(probes=["knn", "linear"] if linear else ["knn"])
+    table = evaluation.measure(cfg, None, recipe, toys.backbone(), {"untrained": toys.backbone()})  # type: ignore[arg-type]
+    rows = [
+        ("RawPixels", "image", 0.485),
+        ("GreyHistogram", "image", 0.485),
+        ("Swin", "image", 0.485),
+        ("Swin", "image", 0.485),
+    ]
+    assert asked == [(probe, *row) for probe in (["knn", "linear"] if linear else ["knn"]) for row in rows]
+    measured_rows = ["raw_pixels", "histogram", "untrained", "pretrained"]
+    values = {"chance": 0.25, **dict.fromkeys(measured_rows, 0.5)}
+    assert table == ({"knn": values, "linear": values} if linear else {"knn": values})
+    bare = evaluation.measure(cfg, None, recipe, toys.backbone(), {})  # type: ignore[arg-type]
+    assert bare["knn"] == {"pretrained": 0.5}
+
+
+def test_a_check_leaves_the_backbone_and_the_random_numbers_as_they_were():
+    backbone = toys.backbone(drop_path_rate=0.1).train()
+    backbone.norm.eval()
+    before, state = toys.state(backbone), torch.get_rng_state()
+    evaluation.check(config(), backbone, num_classes=3)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert toys.largest_difference(toys.state(backbone), before) == 0
+    assert backbone.training
+    assert not backbone.norm.training
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"probes": ["knm", "knn"]}, "evaluation.probes holds knm; there are knn and linear"),
+        ({"probes": "knn"}, r"evaluation.probes must be a list, such as \[knn,linear\], got knn"),
+        ({"linear_epochs": 0}, "evaluation.linear_epochs must be 1 or more, got 0"),
+        (
+            {"linear": {"_target_": "esvit_pl.modules.LinearProbe"}},
+            "evaluation.linear: last_blocks needs n between 1 and",
+        ),
+        ({"knn": {"_target_": "esvit_pl.modules.KNNEvaluator", "k": 0}}, "evaluation.knn: "),
+    ],
+)
+def test_a_check_refuses_what_would_fail_after_the_training(settings, said):
+    with pytest.raises(ValueError, match=said):
+        evaluation.check(config(**settings), toys.backbone(), num_classes=3)
+
+
+def test_probes_that_are_not_asked_for_are_not_looked_at():
+    cfg = config(probes=["knn"], linear={"_target_": "esvit_pl.modules.LinearProbe", "last_blocks": 9})
+    evaluation.check(cfg, toys.backbone(), num_classes=3)
+
+
+def test_the_metric_to_improve():
+    cfg = config()
+    assert evaluation.optimized(cfg, {"knn/top1": 0.5}) is None
+    cfg.optimized_metric = "knn/top1"
+    assert evaluation.optimized(cfg, {"knn/top1": 0.5, "linear/top1": 0.25}) == 0.5
+    with pytest.raises(ValueError, match="optimized_metric=knn/top1 was not measured; there are a, b"):
+        evaluation.optimized(cfg, {"b": 0.0, "a": 0.0})
+
+
+def test_the_table_as_text():
+    table = {
+        "knn": {"chance": 0.05, "histogram": 0.518, "pretrained": 1.0},
+        "linear": {"chance": 0.05, "pretrained": 0},
+    }
+    assert evaluation.as_text(table).splitlines() == [
+        "                          k-NN    linear",
+        "chance                    5.0%      5.0%",
+        "grey-level histogram     51.8%          ",
+        "pretrained backbone     100.0%      0.0%",
+    ]
+    assert evaluation.as_text({"knn": {"pretrained": 0.5}}).splitlines()[1:] == ["pretrained backbone     50.0%"]

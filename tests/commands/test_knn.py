@@ -1,0 +1,108 @@
+"""esvit-knn: the same number as the pretraining run's own, of the network that is asked for."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+import torch
+
+from esvit_pl.commands.knn import report
+
+
+def test_it_says_what_the_pretraining_run_said(pretrained, commands, pictures):
+    outcome = commands.evaluate("knn", pretrained.last, pictures)
+    assert outcome.code == 0, outcome.err
+    assert outcome.results["knn"]["pretrained"] == pretrained.results["knn"]["pretrained"]
+    assert outcome.results["metrics"] == {name: pretrained.metric(name)[-1] for name in ("knn/top1", "knn/top5")}
+    assert outcome.results["status"] == "finished"
+    assert f"knn/top1  {100 * outcome.results['metrics']['knn/top1']:5.1f}%" in outcome.out
+    assert outcome.err == ""
+    assert sorted(path.name for path in outcome.folder.iterdir()) == [
+        ".hydra",
+        "config.yaml",
+        "environment.json",
+        "knn.log",
+        "results.json",
+    ]
+
+
+def test_several_k_and_the_student(pretrained, commands, pictures):
+    outcome = commands.evaluate("knn", pretrained.last, pictures, "module.k=[20,3]", "network=student")
+    assert outcome.code == 0, outcome.err
+    assert set(outcome.results["metrics"]) == {"knn/top1", "knn/top5", "knn/k3/top1", "knn/k3/top5"}
+
+
+def test_the_numbers_are_of_the_network_that_is_asked_for(pretrained, commands, pictures, tmp_path):
+    """A checkpoint whose student is an empty network: all its features are equal, the teacher's are not."""
+    checkpoint = torch.load(pretrained.last, weights_only=True)
+    for name, value in checkpoint["state_dict"].items():
+        if name.startswith("student.backbone.norm."):
+            value.zero_()
+    torch.save(checkpoint, tmp_path / "half.ckpt")
+    teacher, student = (
+        commands.evaluate("knn", tmp_path / "half.ckpt", pictures, "module.k=1", f"network={network}")
+        for network in ("teacher", "student")
+    )
+    one = commands.evaluate("knn", pretrained.last, pictures, "module.k=1")
+    assert teacher.results["metrics"] == one.results["metrics"] != student.results["metrics"]
+
+
+def test_a_backbone_beside_the_checkpoint_is_compared(pretrained, commands, pictures):
+    own = ["backbone.embed_dim=8", "backbone.num_heads=[1,2]", "backbone.window=4", "backbone.img_size=16"]
+    equal = commands.evaluate("knn", pretrained.last, pictures, "backbone=swin_micro_32px", *own)
+    assert equal.code == 0, equal.err
+    other = commands.evaluate("knn", pretrained.last, pictures, "backbone=swin_micro_32px")
+    assert other.code == 1
+    assert "another backbone than backbone= asks for" in other.err
+    assert "embed_dim: checkpoint 8, backbone= 48; img_size: checkpoint 16, backbone= 32" in other.err
+    assert "Traceback" not in other.err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["ckpt_path=nowhere.ckpt"], "ckpt_path: nowhere.ckpt is no file, no folder and no timm model"),
+        (["module.k=0"], "module: k-NN needs"),
+        (["network=pupil"], "holds no pupil; its networks are student, teacher"),
+        (["optimized_metric=knn/top3"], "optimized_metric=knn/top3 was not measured; there are knn/top1, knn/top5"),
+        (["augment.eval_crop=0"], "augment: eval_crop must be a whole number of pixels"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_a_wrong_setting_is_refused(pretrained, commands, pictures, words, said):
+    outcome = commands.evaluate("knn", pretrained.last, pictures, *words)
+    assert outcome.code == 1
+    assert said in outcome.err
+    assert "Traceback" not in outcome.err
+
+
+def test_a_file_that_is_no_checkpoint_is_refused(commands, pictures, tmp_path):
+    (tmp_path / "broken.ckpt").write_text("words")
+    torch.save({"state_dict": {}}, tmp_path / "foreign.ckpt")
+    broken = commands.evaluate("knn", tmp_path / "broken.ckpt", pictures)
+    foreign = commands.evaluate("knn", tmp_path / "foreign.ckpt", pictures)
+    assert (broken.code, foreign.code) == (1, 1)
+    assert "broken.ckpt cannot be read as a checkpoint" in broken.err
+    assert "foreign.ckpt is no checkpoint that is known here" in foreign.err
+
+
+def test_data_without_labels_are_refused_with_the_remedy(pretrained, commands, unlabelled):
+    outcome = commands.evaluate("knn", pretrained.last, unlabelled)
+    assert outcome.code == 1
+    assert re.search("KNNEvaluator needs labels.*put the images into one folder for each class", outcome.err)
+    assert json.loads((outcome.folder / "results.json").read_text())["status"] == "failed"
+
+
+def test_without_arguments_it_says_what_it_needs(commands):
+    outcome = commands.run("knn")
+    assert outcome.code == 1
+    assert "esvit-knn needs ckpt_path= and dataset=" in outcome.err
+    assert "esvit-knn ckpt_path=RUN/checkpoints/last.ckpt" in outcome.err
+
+
+def test_the_report_is_aligned():
+    assert report({"knn/top1": 0.375, "knn/k3/top1": 1.0}, "logs") == (
+        "\nknn/top1      37.5%\nknn/k3/top1  100.0%\n\nlogs/"
+    )

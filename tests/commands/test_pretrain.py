@@ -1,0 +1,594 @@
+"""esvit-pretrain as a user types it: what a run leaves behind, how it goes on, and what it refuses."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import hydra
+import pytest
+import torch
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import OmegaConf
+from PIL import Image
+
+from esvit_pl.checkpoints import read_source
+from esvit_pl.checkpoints.released import to_released
+from esvit_pl.commands import evaluation
+from esvit_pl.commands.evaluation import NAMES
+from esvit_pl.commands.pretrain import main
+from esvit_pl.modules import Pretrainer
+from esvit_pl.objectives import EsViTObjective
+
+CHEAP = ["trainer.max_epochs=1", "callbacks=[progress,checkpoint]", "optimizer.warmup_epochs=0"]
+
+
+def weights(checkpoint: Path) -> dict[str, torch.Tensor]:
+    return torch.load(checkpoint, weights_only=True)["state_dict"]
+
+
+def same(mine: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return mine.keys() == other.keys() and all(torch.equal(mine[name], other[name]) for name in mine)
+
+
+# -- a whole run
+
+
+def test_the_plan_is_printed_before_the_first_epoch_and_the_table_and_the_files_at_the_end(pretrained):
+    lines = pretrained.out.splitlines()
+    starts = ["data: 36 images to train on, 3 classes", "each epoch leaves out 4 of 36", "global batch 8 images"]
+    starts += ["epoch 1/2  view ", "epoch 2/2  view "]
+    at = [next(i for i, line in enumerate(lines) if line.startswith(start)) for start in starts]
+    assert at == sorted(at)
+    assert "4 steps an epoch, 8 steps in 2 epochs, peak lr 0.000625 (0.02 per 256 images)" in lines[at[2]]
+    for line in (lines[at[3]], lines[at[4]]):
+        assert re.fullmatch(
+            r"epoch ./2  view \d\.\d{3}  region \d\.\d{3}  k-NN +[\d.]+%  [\d,]+ images/s  (\d+ s left|done)", line
+        )
+    table = next(i for i, line in enumerate(lines) if line.split() == ["k-NN", "linear"])
+    rows = [line.split("  ")[0] for line in lines[table + 1 : lines.index("", table)]]
+    assert rows == [name for row, name in NAMES.items() if row != "initial"]
+    assert f"{pretrained.folder}/" in lines[table:]
+    assert "  checkpoints/last.ckpt" in lines[table:]
+    assert pretrained.err == ""
+
+
+def test_results_hold_every_row_of_both_probes(pretrained):
+    results = pretrained.results
+    rows = ["chance", "raw_pixels", "histogram", "untrained", "pretrained"]
+    assert results["status"] == "finished"
+    for probe in ("knn", "linear"):
+        assert list(results[probe]) == rows
+        assert results[probe]["chance"] == pytest.approx(1 / 3)
+        assert all(0 <= value <= 1 for value in results[probe].values())
+    assert results["knn"]["pretrained"] == results["metrics"]["knn/top1"] == pretrained.metric("knn/top1")[-1]
+    assert results["metrics"]["train/view_loss"] == pytest.approx(pretrained.metric("train/view_loss")[-1])
+
+
+def test_the_log_holds_losses_accuracies_schedules_and_speed_of_every_epoch(pretrained):
+    names = ["view_loss", "region_loss", "lr", "weight_decay", "teacher_momentum", "teacher_temp"]
+    wanted = {f"train/{name}" for name in names} | {"knn/top1", "knn/top5"}
+    wanted |= {"time/images_per_second", "time/data_wait_share"}
+    assert wanted <= pretrained.names()
+    with (pretrained.folder / "metrics.csv").open() as file:
+        epochs = {(row["name"], row["epoch"]) for row in csv.DictReader(file)}
+    assert {(name, epoch) for name in wanted for epoch in "01"} <= epochs
+    assert all(0 <= share <= 1 for share in pretrained.metric("time/data_wait_share"))
+    assert 0 < pretrained.metric("train/lr")[-1] < pretrained.metric("train/lr")[0] == pytest.approx(0.000625)
+
+
+def test_the_checkpoints_are_plain_and_of_the_epochs_that_they_name(pretrained):
+    folder = pretrained.folder / "checkpoints"
+    assert sorted(path.name for path in folder.iterdir()) == ["epoch_000.ckpt", "epoch_001.ckpt", "last.ckpt"]
+    first, second, last = (
+        torch.load(folder / name, weights_only=True) for name in ("epoch_000.ckpt", "epoch_001.ckpt", "last.ckpt")
+    )
+    assert (first["global_step"], second["global_step"], last["global_step"]) == (4, 8, 8)
+    assert same(second["state_dict"], last["state_dict"])
+    assert not same(first["state_dict"], last["state_dict"])
+    entry = last["esvit_pl"]
+    assert entry == json.loads(json.dumps(entry))
+    assert entry["backbone"]["embed_dim"] == entry["config"]["backbone"]["embed_dim"] == 8
+    assert entry["config"]["paths"]["output_dir"] == str(pretrained.folder)
+
+
+def test_the_run_folder_says_how_the_run_was_made(pretrained):
+    config = OmegaConf.load(pretrained.folder / "config.yaml")
+    assert "${" not in (pretrained.folder / "config.yaml").read_text()
+    assert config.loss.num_prototypes == 16
+    environment = json.loads((pretrained.folder / "environment.json").read_text())
+    assert environment["command"][0] == "esvit-pretrain"
+    assert "loss.num_prototypes=16" in environment["command"]
+    assert environment["packages"]["torch"] == torch.__version__.partition("+")[0]
+    assert environment["cores"] == os.cpu_count()
+    assert {"python", "platform", "processor", "gpus", "git"} <= environment.keys()
+
+
+def test_a_past_run_composes_again(pretrained, commands):
+    past = ["--config-dir", str(pretrained.folder / ".hydra"), "--config-name", "config", "--cfg", "job", "--resolve"]
+    again = commands.run("pretrain", *past, "+hydra=default", "paths.output_dir=elsewhere")
+    assert again.code == 0
+    text = (pretrained.folder / "config.yaml").read_text().replace(str(pretrained.folder), "elsewhere")
+    then, now = OmegaConf.create(text), OmegaConf.create(again.out)
+    del then.paths, now.paths  # where runs go is the machine's affair
+    assert then == now
+
+
+def test_the_pictures_can_be_opened(pretrained):
+    figures = sorted((pretrained.folder / "figures").iterdir())
+    assert [path.name for path in figures] == ["comparison.png", "crops.png", "learning_curve.png"]
+    for path in figures:
+        with Image.open(path) as image:
+            assert min(image.size) > 300
+            assert len(image.convert("L").getcolors()) > 10  # something is drawn
+
+
+def test_a_process_of_its_own_prints_nothing_else(pictures, commands, tmp_path):
+    words = commands.tiny_pretraining(pictures, "trainer.max_epochs=1", f"hydra.run.dir={tmp_path / 'run'}")
+    done = subprocess.run(
+        [sys.executable, "-m", "esvit_pl.commands.pretrain", *words],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        timeout=120,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert json.loads((tmp_path / "run" / "results.json").read_text())["status"] == "finished"
+    assert json.loads((tmp_path / "run" / "environment.json").read_text())["git"] is None
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]  # nothing lies beside it
+
+
+@pytest.mark.slow
+def test_two_processes_leave_one_run_folder_and_print_each_line_once(pictures, commands, tmp_path):
+    words = ["trainer=ddp_cpu", "evaluation.probes=[knn]", f"hydra.run.dir={tmp_path / 'run'}"]
+    done = subprocess.run(
+        [sys.executable, "-m", "esvit_pl.commands.pretrain", *commands.tiny_pretraining(pictures, *words)],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert results["status"] == "finished"
+    assert results["knn"]["pretrained"] == results["metrics"]["knn/top1"]
+    assert "global batch 16 images (8 x 2 processes x 1 accumulated), 2 steps an epoch" in done.stdout
+    for start in ("data: ", "global batch ", "epoch 2/2 ", "after 2 epochs"):
+        assert sum(line.startswith(start) for line in done.stdout.splitlines()) == 1, done.stdout
+
+
+# -- going on
+
+
+def test_a_resumed_run_ends_like_one_that_nothing_interrupted(pretrained, commands, pictures):
+    checkpoint = pretrained.folder / "checkpoints" / "epoch_000.ckpt"
+    resumed = commands.pretrain(pictures, f"ckpt_path={checkpoint}")
+    assert resumed.code == 0, resumed.err
+    assert "epoch 1/2" not in resumed.out
+    assert same(weights(resumed.last), weights(pretrained.last))
+    assert resumed.metric("train/view_loss") == pretrained.metric("train/view_loss")[1:]
+
+
+def test_a_finished_run_may_be_measured_again(pretrained, commands, pictures):
+    again = commands.pretrain(pictures, f"ckpt_path={pretrained.last}", "evaluation.probes=[knn]")
+    assert again.code == 0, again.err
+    assert "after 2 epochs, 8 steps: there was nothing left to train" in again.out
+    assert again.results["knn"]["pretrained"] == pretrained.results["knn"]["pretrained"]
+
+
+def test_ctrl_c_keeps_the_last_epoch_and_the_run_goes_on_from_it_in_the_same_folder(
+    pretrained, commands, pictures, monkeypatch
+):
+    step = Pretrainer.training_step
+
+    def interrupted(self, batch, batch_idx):
+        if self.trainer.global_step == 6:
+            raise KeyboardInterrupt
+        return step(self, batch, batch_idx)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Pretrainer, "training_step", interrupted)
+        stopped = commands.pretrain(pictures)
+    assert stopped.code == 128 + signal.SIGINT
+    assert stopped.results["status"] == "stopped"
+    assert "Traceback" not in stopped.err
+    assert torch.load(stopped.last, weights_only=True)["global_step"] == 4
+
+    resumed = commands.pretrain(pictures, f"ckpt_path={stopped.last}", folder=stopped.folder)
+    assert resumed.code == 0, resumed.err
+    assert resumed.results["status"] == "finished"
+    assert same(weights(resumed.last), weights(pretrained.last))
+    assert resumed.metric("train/view_loss") == pretrained.metric("train/view_loss")
+
+
+def test_sigterm_is_no_success(commands, pictures, monkeypatch):
+    step = Pretrainer.training_step
+
+    def terminated(self, batch, batch_idx):
+        if self.trainer.global_step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(self, batch, batch_idx)
+
+    monkeypatch.setattr(Pretrainer, "training_step", terminated)
+    stopped = commands.pretrain(pictures, *CHEAP)
+    assert stopped.code == 128 + signal.SIGTERM
+    assert stopped.results["status"] == "stopped"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (
+            ["backbone.embed_dim=12", "backbone.num_heads=[1,3]"],
+            r"another architecture.\n  settings: backbone.embed_dim: checkpoint 8, now 12; backbone.num_heads: .*"
+            r"\n  weights: teacher.backbone.patch_embed.proj.weight: checkpoint \(8, 3, 4, 4\), now \(12, 3, 4, 4\)",
+        ),
+        (
+            ["loss=view"],
+            r"loss.region_weight: checkpoint 0.5, now 0.0; .*\n  weights: teacher.heads.region.mlp.0.weight only in",
+        ),
+        (["datamodule.batch_size=9"], "cannot resume at the same place in the data: batch_size was 8 and is 9"),
+        (["seed=1"], "cannot resume at the same place in the data: seed was 0 and is 1"),
+        (["ckpt_path=nowhere.ckpt"], "ckpt_path: nowhere.ckpt is no file"),
+    ],
+    ids=["backbone", "loss", "batch_size", "seed", "no_file"],
+)
+def test_a_checkpoint_that_does_not_fit_is_refused(pretrained, commands, pictures, words, said):
+    outcome = commands.pretrain(pictures, f"ckpt_path={pretrained.folder}/checkpoints/epoch_000.ckpt", *words)
+    assert outcome.code == 1
+    assert re.search(said, outcome.err), outcome.err
+    assert "Traceback" not in outcome.err
+
+
+# -- beginning with weights that exist
+
+
+@pytest.fixture(scope="module")
+def released(pretrained, tmp_path_factory):
+    """The first epoch of the run, as the released code would have saved it."""
+    path = tmp_path_factory.mktemp("released") / "checkpoint.pth"
+    checkpoint = pretrained.folder / "checkpoints" / "epoch_000.ckpt"
+    torch.save(to_released(read_source(checkpoint, moments=True)), path)
+    return path
+
+
+def test_a_released_checkpoint_is_resumed_to_the_same_end(pretrained, released, commands, pictures):
+    probes = ["evaluation.probes=[knn]", "evaluation.baselines=true"]
+    resumed = commands.pretrain(pictures, f"ckpt_path={released}", *probes)
+    assert resumed.code == 0, resumed.err
+    assert resumed.results["knn"] == pretrained.results["knn"]  # the untrained row is that of no training at all
+    assert f"ckpt_path={released} (released EsViT, 1 epochs): student from its student" in resumed.out
+    assert "epoch 1/2" not in resumed.out
+    assert same(weights(resumed.last), weights(pretrained.last))
+
+
+def test_a_new_training_begins_with_old_weights(pretrained, released, commands, pictures):
+    """Of the backbone alone, with another loss, at epoch 1 of 2; measured before and after."""
+    words = [f"init_from={released}", "init.network=teacher", "init.heads=false", "start_epoch=1", "loss=view"]
+    outcome = commands.pretrain(pictures, *words, "evaluation.baselines=true", "evaluation.probes=[knn]")
+    assert outcome.code == 0, outcome.err
+    assert f"init_from={released} (released EsViT, 1 epochs): student from its teacher, teacher from" in outcome.out
+    assert "; new heads: view\n" in outcome.out
+    assert "epoch 1/2" not in outcome.out
+    assert "after 2 epochs, 8 steps" in outcome.out
+    assert re.search(r"before this training +[\d.]+%", outcome.out)
+    before = commands.evaluate("knn", released, pictures)
+    assert outcome.results["knn"]["initial"] == before.results["knn"]["pretrained"]
+    assert "untrained" not in outcome.results["knn"]
+
+
+def test_tables_are_resized_on_request_and_other_standardisation_is_noted(pretrained, commands, pictures):
+    words = [f"init_from={pretrained.last}", "init.resize_positions=true", "backbone.window=2", "augment.std=[1,1,1]"]
+    outcome = commands.pretrain(pictures, *words, *CHEAP, "evaluation.probes=[]")
+    assert outcome.code == 0, outcome.err
+    table = "teacher.backbone.layers.0.blocks.0.attn.relative_position_bias_table"
+    assert weights(outcome.last)[table].shape == (9, 1)
+    assert "was trained on images standardised otherwise: augment.std=[0.157,0.157,0.157] there, [1,1,1]" in outcome.out
+    measured = commands.evaluate("knn", pretrained.last, pictures, "augment.std=[1,1,1]")
+    assert "was trained on images standardised otherwise" in measured.out
+
+
+def test_a_run_that_began_with_old_weights_is_resumed_by_adding_ckpt_path(pretrained, released, commands, pictures):
+    begun = commands.pretrain(pictures, f"init_from={released}", *CHEAP, "evaluation.probes=[]")
+    more = commands.pretrain(
+        pictures,
+        f"init_from={released}",
+        f"ckpt_path={begun.last}",
+        *CHEAP,
+        "evaluation.probes=[]",
+        "trainer.max_epochs=2",
+    )
+    assert more.code == 0, more.err
+    assert "init_from=" not in more.out
+    assert "after 2 epochs, 8 steps" in more.out
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["init_from=nowhere.pth"], "init_from: nowhere.pth is no file, no folder and no timm model"),
+        (["loss.num_prototypes=20"], "init_from: the view head of .* instead of .*init.heads=false takes the backbone"),
+        (["backbone.window=2"], "windows of 4 and 2.*choose backbone= to match.*init.resize_positions=true"),
+        (["init_from=null", "start_epoch=1"], "start_epoch=1 leaves out the first epochs, .* give init_from="),
+        (["start_epoch=2"], r"start_epoch=2 lies at or after the end of training \(trainer.max_epochs=2\)"),
+        (["init_from=null", "ckpt_path={released}", "optimizer=sgd"], "ckpt_path: .*its optimizer is adamw, and opt"),
+        (["init.network=pupil"], "init_from: .* holds no pupil; its networks are student, teacher"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_a_beginning_that_cannot_be_is_refused(released, commands, pictures, words, said):
+    words = [word.replace("{released}", str(released)) for word in words]
+    outcome = commands.pretrain(pictures, f"init_from={released}", *words)
+    assert outcome.code == 1
+    assert re.search(said, outcome.err, re.DOTALL), outcome.err
+    assert "Traceback" not in outcome.err
+
+
+# -- other data, other recipes
+
+
+def test_a_folder_without_labels_runs_and_says_what_is_left_out(commands, unlabelled):
+    outcome = commands.pretrain(unlabelled, "evaluation.probes=[knn,linear]", "evaluation.baselines=true")
+    assert outcome.code == 0, outcome.err
+    assert outcome.out.count("no labels: k-NN accuracy (callbacks.knn) left out") == 1
+    assert "data: 16 images to train on, no labels; " in outcome.out
+    assert outcome.results["status"] == "finished"
+    assert not {"knn", "linear"} & outcome.results.keys()
+    health = ["view_teacher_entropy", "view_kl", "view_center_norm", "matched_share", "region_loss"]
+    assert {f"train/{name}" for name in health} <= outcome.names()
+    assert not any(name.startswith("knn") for name in outcome.names())
+    assert sorted(path.name for path in (outcome.folder / "figures").iterdir()) == ["crops.png", "learning_curve.png"]
+
+
+def test_knn_that_is_asked_for_on_data_without_labels_is_an_error(commands, unlabelled):
+    outcome = commands.pretrain(unlabelled, "callbacks=knn", "trainer.max_epochs=1")
+    assert outcome.code == 1
+    assert "OnlineKNN needs labels" in outcome.err
+    assert "put the images into one folder for each class" in outcome.err
+    assert outcome.results["status"] == "failed"
+
+
+@pytest.mark.parametrize(
+    ("words", "present", "absent"),
+    [
+        (["loss=view"], {"train/view_loss"}, {"train/region_loss", "train/matched_share"}),
+        (["augment.num_local=0"], {"train/view_loss", "train/region_loss"}, set()),
+        (["optimizer=sgd"], {"train/view_loss", "train/weight_decay"}, set()),
+        (["optimizer=lars"], {"train/view_loss", "train/weight_decay"}, set()),
+        (["trainer.accumulate_grad_batches=2", "trainer.max_epochs=2"], {"train/view_loss"}, set()),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_other_recipes_run(commands, pictures, words, present, absent):
+    outcome = commands.pretrain(pictures, *CHEAP, *words)
+    assert outcome.code == 0, outcome.err
+    assert present <= outcome.names()
+    assert not absent & outcome.names()
+    assert all(torch.isfinite(value).all() for value in weights(outcome.last).values())
+
+
+def test_several_local_sizes_are_all_seen(commands, pictures, monkeypatch):
+    step, sizes = Pretrainer.training_step, []
+
+    def spy(self, batch, batch_idx):
+        sizes.append([view.shape[-1] for view in batch["views"]])
+        return step(self, batch, batch_idx)
+
+    monkeypatch.setattr(Pretrainer, "training_step", spy)
+    words = ["augment.num_local=[2,1]", "augment.local_size=[12,8]", "augment.local_scale=[[0.2,0.4],[0.05,0.2]]"]
+    outcome = commands.pretrain(pictures, *CHEAP, *words)
+    assert outcome.code == 0, outcome.err
+    assert sizes == [[16, 16, 12, 12, 8]] * 4
+
+
+def test_without_a_logger_the_run_is_only_shown(commands, pictures):
+    outcome = commands.pretrain(pictures, "trainer.max_epochs=1", "logger=null")
+    assert outcome.code == 0, outcome.err
+    assert not (outcome.folder / "metrics.csv").exists()
+    assert not (outcome.folder / "lightning_logs").exists()
+    assert "epoch 1/1  view " in outcome.out
+    assert "train/view_loss" in outcome.results["metrics"]
+
+
+def test_without_callbacks_there_is_no_checkpoint(commands, pictures):
+    outcome = commands.pretrain(pictures, "trainer.max_epochs=1", "callbacks=none")
+    assert outcome.code == 0, outcome.err
+    assert not list(outcome.folder.rglob("*.ckpt"))
+
+
+def test_tensorboard_gets_event_files_beside_the_csv(commands, pictures):
+    pytest.importorskip("tensorboard")
+    outcome = commands.pretrain(pictures, *CHEAP, "logger=tensorboard")
+    assert outcome.code == 0, outcome.err
+    assert list((outcome.folder / "tensorboard").glob("events.out.tfevents.*"))
+    assert "train/view_loss" in outcome.names()
+
+
+def test_one_batch_to_see_that_it_runs(commands, pictures):
+    outcome = commands.pretrain(pictures, "trainer.fast_dev_run=true", "evaluation.probes=[knn]")
+    assert outcome.code == 0, outcome.err
+    assert outcome.results["status"] == "finished"
+    assert 0 <= outcome.results["knn"]["pretrained"] <= 1
+
+
+# -- what a sweeper sees
+
+
+def compose(folder: Path, words: list[str]):
+    GlobalHydra.instance().clear()
+    with hydra.initialize_config_module("esvit_pl.conf", version_base="1.3"):
+        return hydra.compose("pretrain", [*words, f"paths.output_dir={folder}"])
+
+
+def test_the_metric_to_improve_is_returned_and_the_final_probe_counts(commands, pictures, tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluation, "measure", lambda *parts: {"knn": {"pretrained": 0.123}})
+    words = ["trainer.max_epochs=1", "optimized_metric=knn/top1", "evaluation.probes=[knn]"]
+    cfg = compose(tmp_path, commands.tiny_pretraining(pictures, *words))
+    value = main.__wrapped__(cfg)  # type: ignore[attr-defined]
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert value == results["knn"]["pretrained"] == 0.123
+    assert value != results["metrics"]["knn/top1"]  # of the callback, before the end
+
+
+def test_a_metric_that_was_not_measured_is_named_with_those_that_were(commands, pictures):
+    outcome = commands.pretrain(pictures, *CHEAP, "optimized_metric=knn/top2")
+    assert outcome.code == 1
+    assert "optimized_metric=knn/top2 was not measured; there are " in outcome.err
+    assert "train/view_loss" in outcome.err
+    assert outcome.results["status"] == "finished"
+    assert outcome.last.is_file()
+
+
+def test_a_sweep_gives_each_value_a_run_folder(commands, pictures):
+    outcome = commands.pretrain(pictures, "-m", *CHEAP, "callbacks=[checkpoint]", "seed=1,2")
+    assert outcome.code == 0, outcome.err
+    folders = [outcome.folder / name for name in "01"]
+    assert [OmegaConf.load(folder / "config.yaml").seed for folder in folders] == [1, 2]
+    assert all(json.loads((folder / "results.json").read_text())["status"] == "finished" for folder in folders)
+    one, other = (weights(folder / "checkpoints" / "last.ckpt") for folder in folders)
+    assert not same(one, other)
+
+
+# -- what is refused, before training starts
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["datamodule.batch_size=40"], r"one step needs 40 images .* and there are 36: lower batch_size to 36 or less"),
+        (["optimizer.warmup_epochs=3"], r"optimizer.warmup_epochs=3 is longer than training \(trainer.max_epochs=2\)"),
+        (["trainer.max_epochs=0"], r"trainer.max_epochs must be a whole number, 1 or more, got 0"),
+        (["trainer.limit_train_batches=0"], r"trainer.limit_train_batches=0 leaves nothing to train on"),
+        (["seed=-1"], r"seed must be a whole number from 0 to 4294967295, got -1"),
+        (["trainer.max_epochs=-1"], r"training without an end has no schedules; set trainer.max_epochs"),
+        (["optimizer.lr=-1"], r"optimizer needs lr of 0 or more, got -1"),
+        (["augment.num_local=-1"], r"augment: num_local must be 0 or more, got -1"),
+        (["datamodule.batch_size=-8"], r"datamodule: batch_size must be 1 or more, got -8"),
+        (["datamodule.num_workers=-1"], r"datamodule: num_workers must be 0 or more"),
+        (["loss.num_prototypes=-16"], r"loss: EsViTObjective needs a positive num_prototypes, got -16"),
+        (["module.clip_grad=-1"], r"module: Pretrainer needs clip_grad of 0 or more, got -1"),
+        (["backbone.embed_dim=-8"], r"backbone: .*embed_dim"),
+        (["callbacks.knn.k=-1"], r"callbacks.knn: .*k"),
+        (["dataset.val_fraction=-0.1"], r"dataset: val_fraction must lie between 0 and 1, got -0.1"),
+        (["trainer.accumulate_grad_batches=-1"], r"accumulate_grad_batches"),
+        (["augment.local_size=2"], r"augment: a crop of 2 px is smaller than a patch of the backbone \(4 px\)"),
+        (["backbone=swin_tinny_w7"], r"did you mean backbone=swin_tiny_w7"),
+        (
+            ["backbone.name=swim"],
+            r"backbone: unknown backbone family 'swim'; did you mean swin or .* no model of timm",
+        ),
+        (["loss.region_start_epoch=2"], r"loss.region_start_epoch=2 lies at or after the end of training"),
+        (
+            ["trainer.gradient_clip_val=1"],
+            r"trainer.gradient_clip_val=1.* beside .*leave it null and set module.clip_grad",
+        ),
+        (["evaluation.probes=[knm]"], r"evaluation.probes holds knm; there are knn and linear"),
+        (
+            ["evaluation.probes=[linear]"],
+            r"evaluation.linear: last_blocks needs n between 1 and the backbone's 2 blocks",
+        ),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_wrong_setting_is_refused_before_the_first_step(commands, pictures, monkeypatch, words, said):
+    def trained(*args):
+        raise AssertionError("training has started")
+
+    monkeypatch.setattr(Pretrainer, "training_step", trained)
+    outcome = commands.pretrain(pictures, *words)
+    assert outcome.code == 1
+    assert re.search(said, outcome.err, re.DOTALL), outcome.err
+    assert "Traceback" not in outcome.err
+    assert not list(outcome.folder.rglob("*.ckpt"))
+
+
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        (None, "dataset: the folder '{root}' does not exist"),
+        ([], "dataset: no image below '{root}': looked for jpg"),
+        (["notes.txt", "deeper/table.csv"], "dataset: no image below '{root}': looked for jpg"),
+    ],
+    ids=["missing", "empty", "no images"],
+)
+def test_a_folder_without_images_is_refused(commands, tmp_path, files, said):
+    root = tmp_path / "images"
+    if files is not None:
+        root.mkdir()
+    for name in files or []:
+        (root / name).parent.mkdir(exist_ok=True)
+        (root / name).write_text("no image")
+    outcome = commands.pretrain(root)
+    assert outcome.code == 1
+    assert said.format(root=root) in outcome.err
+    assert "Traceback" not in outcome.err
+
+
+def test_without_images_it_says_what_it_needs(commands):
+    outcome = commands.run("pretrain")
+    assert outcome.code == 1
+    assert "esvit-pretrain needs images: dataset=folder dataset.root=FOLDER, or an experiment" in outcome.err
+    assert not outcome.folder.exists()
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_corrupt_image_is_named(commands, tmp_path, pictures, workers):
+    for path in pictures.rglob("*.jpg"):
+        (tmp_path / path.parent.name).mkdir(exist_ok=True)
+        (tmp_path / path.parent.name / path.name).write_bytes(path.read_bytes())
+    broken = tmp_path / "red" / "07.jpg"
+    broken.write_bytes(broken.read_bytes()[:200])
+    outcome = commands.pretrain(tmp_path, *CHEAP, f"datamodule.num_workers={workers}", "datamodule.batch_size=36")
+    assert outcome.code == 1
+    assert f"cannot read the image file '{broken}'" in outcome.err
+    assert f"cannot read the image file '{broken}'" in outcome.results["error"]
+    assert outcome.results["status"] == "failed"
+    assert "Traceback" not in outcome.err
+
+
+def test_a_gpu_that_is_not_there_is_refused(commands, pictures, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    outcome = commands.pretrain(pictures, "trainer=gpu")
+    assert outcome.code == 1
+    assert "trainer.accelerator=gpu" in outcome.err
+    assert "choose trainer=cpu" in outcome.err
+
+
+# -- a loss that is not finite
+
+
+def test_a_loss_that_is_not_finite_leaves_the_last_good_checkpoint(commands, pictures, pretrained, monkeypatch):
+    forward = EsViTObjective.forward
+
+    def blown(self, student, teacher, progress):
+        losses = forward(self, student, teacher, progress)
+        if progress.step == 6:
+            losses.terms["view"] = losses.terms["view"] * float("nan")
+        return losses
+
+    monkeypatch.setattr(EsViTObjective, "forward", blown)
+    outcome = commands.pretrain(pictures, "callbacks.checkpoint.every_n_epochs=1")
+    assert outcome.code == 1
+    assert "NonFiniteLoss: the loss is not finite at optimizer step 6 (epoch 1)" in outcome.err
+    assert "ckpt_path" in outcome.err
+    assert "Traceback" not in outcome.err
+    assert (outcome.results["status"], outcome.results["error"][:13]) == ("failed", "NonFiniteLoss")
+    assert same(weights(outcome.last), weights(pretrained.folder / "checkpoints" / "epoch_000.ckpt"))
+    assert sorted(path.name for path in outcome.last.parent.iterdir()) == ["epoch_000.ckpt", "last.ckpt"]
+
+
+def test_a_learning_rate_out_of_all_bounds_fails_as_a_loss_that_is_not_finite(commands, pictures):
+    outcome = commands.pretrain(pictures, *CHEAP, "optimizer.lr=1e30")
+    assert outcome.code == 1
+    assert "NonFiniteLoss" in outcome.err
+    assert not list(outcome.folder.rglob("*.ckpt"))

@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+
+@pytest.fixture
+def logs(tmp_path):
+    """Two runs, one of them in a sweep."""
+    for name, lr, top1 in [("runs/first", "0.01", 0.5), ("multiruns/sweep/0", "0.1", 0.25)]:
+        folder = tmp_path / "logs" / name
+        (folder / ".hydra").mkdir(parents=True)
+        (folder / ".hydra" / "overrides.yaml").write_text(f"- seed=1\n- optimizer.lr={lr}\n")
+        results = {"status": "finished", "metrics": {"knn/top1": top1, "train/lr": float(lr)}}
+        (folder / "results.json").write_text(json.dumps(results))
+    return tmp_path / "logs"
+
+
+def lines(outcome):
+    assert outcome.code == 0, outcome.err
+    return [line.split() for line in outcome.out.splitlines()]
+
+
+def test_the_command_of_the_documentation(commands, logs):
+    outcome = commands.run("table", f"{logs}/", "sort=knn/top1")
+    assert lines(outcome) == [
+        ["run", "optimizer.lr", "status", "epochs", "steps", "knn/top1"],
+        ["runs/first", "0.01", "finished", "-", "-", "50.0%"],
+        ["multiruns/sweep/0", "0.1", "finished", "-", "-", "25.0%"],
+    ]
+
+
+def test_columns_order_and_file(commands, logs, tmp_path):
+    out = tmp_path / "new" / "table.csv"
+    words = [f"{logs}/runs", f"{logs}/multiruns", "sort=train/lr", "reverse=true", "columns=knn/*", f"out={out}"]
+    outcome = commands.run("table", *words)
+    assert [row[-2:] for row in lines(outcome)[:3]] == [["train/lr", "knn/top1"], ["0.01", "50.0%"], ["0.1", "25.0%"]]
+    assert outcome.out.splitlines()[-1] == str(out)
+    assert [row.split(",")[-2:] for row in out.read_text().splitlines()[1:]] == [["0.01", "0.5"], ["0.1", "0.25"]]
+
+
+def test_without_a_folder_it_shows_where_runs_go(commands, logs, monkeypatch):
+    monkeypatch.setenv("ESVIT_LOG_DIR", str(logs))
+    assert lines(commands.run("table"))[1][0] == "runs/first"
+
+
+def test_looking_leaves_nothing_behind(commands, logs, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    for words in (["logs"], ["logs", "sort=zzz"], ["."]):
+        commands.run("table", *words, folder=tmp_path)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["{logs}", "sort=knn/top2"], "sort=knn/top2: no run has it; did you mean knn/top1?"),
+        (["{logs}x"], "esvit-table needs folders that hold runs; there is no {logs}x\n\nFor example:"),
+        (["{logs}/runs/first/.hydra"], "no run in {logs}/runs/first/.hydra: a run's folder holds"),
+        (["{logs}", "sotr=lr"], "sotr: did you mean sort?"),
+    ],
+)
+def test_what_is_refused(commands, logs, words, said):
+    outcome = commands.run("table", *(word.format(logs=logs) for word in words))
+    assert outcome.code == 1
+    assert said.format(logs=logs) in outcome.err
+    assert "Traceback" not in outcome.err
+
+
+def test_it_loads_neither_torch_nor_numpy(logs):
+    code = (
+        "import sys; sys.argv = ['esvit-table', sys.argv[1], 'sort=knn/top1']\n"
+        "from esvit_pl.commands.table import main; main()\n"
+        "assert not {'torch', 'numpy', 'matplotlib', 'pytorch_lightning'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(logs)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "runs/first" in done.stdout

@@ -1,0 +1,302 @@
+"""The wrapper round hydra.main, on a config package made here; conf/hydra and conf/paths are the shipped ones."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import sys
+from importlib import resources
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from esvit_pl.configs import command_line, instantiation
+
+FILES = {
+    "__init__.py": "",
+    "backbone/swin_tiny_w7.yaml": "name: swin_tiny_w7",
+    "backbone/swin_small_w7.yaml": "name: swin_small_w7",
+    "dataset/folder.yaml": "root: ???",
+    "dataset/photographs.yaml": "root: none",
+    "trainer/default.yaml": "max_epochs: 3",
+    "experiment/embedded.yaml": "# @package _global_\ndefaults: [override /dataset: photographs]",
+    "toy.yaml": """
+defaults: [_self_, backbone: swin_tiny_w7, dataset: null, trainer: default, paths: default, hydra: default,
+           experiment: null]
+seed: 0
+fault: null
+""",
+}
+
+
+class Outcome(NamedTuple):
+    code: object
+    out: str
+    err: str
+
+
+def needs(cfg):
+    return "toy needs images: choose a dataset" if cfg.get("dataset") is None else None
+
+
+@pytest.fixture
+def toy(tmp_path, monkeypatch, capsys):
+    """A function that runs the toy command with words of a command line and gives (exit code, stdout, stderr)."""
+    package = tmp_path / "toy_conf"
+    for name, text in FILES.items():
+        (package / name).parent.mkdir(parents=True, exist_ok=True)
+        (package / name).write_text(text)
+    for room in ("hydra", "paths"):
+        shutil.copytree(str(resources.files("esvit_pl.conf") / room), package / room)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "toy_conf", raising=False)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("ESVIT_LOG_DIR", raising=False)
+    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+    seen: list[dict] = []
+
+    @command_line.command(
+        "toy",
+        summary="Play.",
+        examples=["esvit-toy experiment=embedded", "esvit-toy dataset=folder dataset.root=$HOME/images"],
+        needs=needs,
+        config_package="toy_conf",
+    )
+    def main(cfg):
+        seen.append({"seed": cfg.seed, "output_dir": cfg.paths.output_dir})
+        if cfg.fault == "ours":
+            instantiation.allow("")
+        if cfg.fault == "foreign":
+            raise ValueError("from another library")
+        if cfg.fault == "signal":
+            sys.exit(143)
+        if cfg.fault == "ctrl-c":
+            raise KeyboardInterrupt
+
+    def run(*words: str) -> Outcome:
+        monkeypatch.setattr(sys, "argv", ["esvit-toy", *words])
+        code: object = 0
+        try:
+            main()
+        except SystemExit as stop:
+            code = stop.code
+        return Outcome(code, *capsys.readouterr())
+
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    run.seen = seen  # type: ignore[attr-defined]
+    yield run
+    for handler in set(root.handlers) - set(handlers):
+        handler.close()
+    root.handlers[:], root.level = handlers, level
+
+
+def test_the_task_gets_the_config_and_a_run_folder_of_its_own(toy, tmp_path):
+    assert toy("experiment=embedded", "seed=3").code == 0
+    (seen,) = toy.seen
+    folder = Path(seen["output_dir"])
+    assert seen["seed"] == 3
+    assert folder.parent == tmp_path / "logs" / __name__.rpartition(".")[2] / "runs"
+    assert (folder / ".hydra" / "config.yaml").is_file()
+
+
+def test_log_dir_comes_from_the_environment(toy, tmp_path, monkeypatch):
+    monkeypatch.setenv("ESVIT_LOG_DIR", str(tmp_path / "elsewhere"))
+    toy("experiment=embedded")
+    assert Path(toy.seen[0]["output_dir"]).is_relative_to(tmp_path / "elsewhere")
+
+
+def test_multirun_runs_each_value_in_a_numbered_folder(toy):
+    assert toy("-m", "experiment=embedded", "seed=4,5").code == 0
+    assert [seen["seed"] for seen in toy.seen] == [4, 5]
+    assert [Path(seen["output_dir"]).name for seen in toy.seen] == ["0", "1"]
+    assert Path(toy.seen[0]["output_dir"]).parents[1].name == "multiruns"
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "line"),
+    [
+        (["backbone=swin_tinny_w7"], 1, "did you mean backbone=swin_tiny_w7?"),
+        (["bakcbone=swin_tiny_w7"], 1, "did you mean backbone?"),
+        (["trainer.max_epoch=3"], 1, "did you mean trainer.max_epochs?"),
+        (["max_epochs=3"], 1, "did you mean trainer.max_epochs?"),
+        (["dataset=folder", "dataset.rot=x"], 1, "did you mean dataset.root?"),
+        (["dataset.root=x"], 1, "nothing is chosen for dataset yet; add dataset= one of folder, photographs"),
+        (["embedded"], 1, "write experiment=embedded"),
+        (["--config-dir", ".", "experiment=embeded"], 1, "did you mean experiment=embedded?"),
+        (["--multirunn"], 2, "did you mean --multirun?"),
+        (["--experiment=embedded"], 2, "settings have no dashes; write experiment=embedded"),
+    ],
+)
+def test_a_mistyped_word_fails_with_the_near_match_before_the_task_runs(toy, tmp_path, words, code, line):
+    outcome = toy(*words)
+    assert outcome.code == code
+    assert outcome.err.splitlines()[-1].endswith(line)
+    assert toy.seen == []
+    assert not (tmp_path / "logs").exists()
+
+
+def test_a_mistyped_option_of_a_sweep_stops_the_whole_sweep_and_leaves_nothing_behind(toy, tmp_path):
+    outcome = toy("-m", "experiment=embedded", "backbone=swin_tiny_w7,swin_smal_w7")
+    assert outcome.code == 1
+    assert outcome.err.splitlines()[-1].endswith("did you mean backbone=swin_small_w7?")
+    assert toy.seen == []
+    assert not (tmp_path / "logs").exists()
+
+
+@pytest.mark.parametrize("words", [["seed=1,2"], ["dataset=folder", "seed=1,2"]])
+def test_a_sweep_that_misses_something_leaves_nothing_behind(toy, tmp_path, words):
+    outcome = toy("-m", *words)
+    assert outcome.code == 1
+    assert "toy needs images" in outcome.err or "no value for dataset.root" in outcome.err
+    assert not (tmp_path / "logs").exists()
+
+
+def test_a_sweep_shows_its_jobs_though_one_of_them_failed(toy):
+    outcome = toy("-m", "experiment=embedded", "fault=null,ours,foreign")
+    assert outcome.code == 1
+    assert [line.split() for line in outcome.out.splitlines() if line.startswith("  ") and "sweep" not in line] == [
+        ["0", "null", "no", "results", "-", "-"],
+        ["1", "ours", "failed", "-", "-"],
+        ["2", "foreign", "failed", "-", "-"],
+    ]
+    assert "\n1: allow wants a dotted name such as 'my_project.callbacks.', got ''\n" in outcome.out
+    assert "\n2: ValueError: from another library\n" in outcome.out
+
+
+def test_ctrl_c_shows_what_a_sweep_has_done(toy):
+    outcome = toy("-m", "experiment=embedded", "fault=ours,ctrl-c,null")
+    assert outcome.code == 130
+    assert [seen["output_dir"][-1] for seen in toy.seen] == ["0", "1"]
+    assert outcome.out.count("failed") == 1
+
+
+def test_a_single_run_that_fails_says_so_in_its_folder(toy):
+    toy("experiment=embedded", "fault=ours")
+    results = json.loads((Path(toy.seen[0]["output_dir"]) / "results.json").read_text())
+    assert results == {"status": "failed", "error": "allow wants a dotted name such as 'my_project.callbacks.', got ''"}
+
+
+def test_without_arguments_it_says_what_it_needs_and_leaves_nothing_behind(toy, tmp_path):
+    outcome = toy()
+    assert outcome.code == 1
+    assert "toy needs images: choose a dataset\n\nFor example:\n  esvit-toy experiment=embedded\n" in outcome.err
+    assert "Traceback" not in outcome.err
+    assert toy.seen == []
+    assert not (tmp_path / "logs").exists()
+
+
+def test_a_run_folder_with_something_in_it_stays(toy, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "results.json").write_text("{}")
+    assert toy("hydra.run.dir=mine").code == 1
+    assert (tmp_path / "mine" / "results.json").is_file()
+    assert (tmp_path / "mine" / ".hydra" / "config.yaml").is_file()
+
+
+def test_a_setting_without_a_value_is_named(toy):
+    outcome = toy("dataset=folder")
+    assert outcome.code == 1
+    assert "no value for dataset.root: add dataset.root=..." in outcome.err
+    assert toy.seen == []
+
+
+def test_an_error_of_ours_is_one_paragraph(toy):
+    outcome = toy("experiment=embedded", "fault=ours")
+    assert outcome.code == 1
+    assert "\nallow wants a dotted name such as 'my_project.callbacks.', got ''\n" in outcome.err
+    assert "Traceback" not in outcome.err
+    assert "HYDRA_FULL_ERROR=1" in outcome.err
+    assert "did you mean" not in outcome.err
+
+
+def test_an_error_from_elsewhere_keeps_its_traceback(toy):
+    outcome = toy("experiment=embedded", "fault=foreign")
+    assert outcome.code == 1
+    assert "Traceback" in outcome.err
+    assert "ValueError: from another library" in outcome.err
+
+
+def test_everything_is_shown_on_request(toy, monkeypatch):
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    with pytest.raises(command_line.UserError, match="allow wants") as caught:
+        toy("experiment=embedded", "fault=ours")
+    assert isinstance(caught.value.__cause__, ValueError)
+
+
+def test_the_task_may_choose_its_exit_code(toy):
+    assert toy("experiment=embedded", "fault=signal").code == 143
+
+
+def test_flags_that_exclude_one_another_are_no_traceback(toy, monkeypatch):
+    outcome = toy("--cfg", "hydra", "-m", "experiment=embedded")
+    said = "esvit-toy: Only one of --run, --multirun, --cfg, --info and --shell_completion can be specified\n"
+    assert (outcome.code, outcome.err) == (2, said)
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    with pytest.raises(ValueError, match="Only one of --run"):
+        toy("--cfg", "hydra", "-m")
+
+
+def test_ctrl_c_is_no_traceback(toy):
+    outcome = toy("experiment=embedded", "fault=ctrl-c")
+    assert (outcome.code, outcome.err) == (130, "\ninterrupted\n")
+
+
+def test_help_shows_examples_and_choices(toy):
+    outcome = toy("--help")
+    assert outcome.code == 0
+    assert outcome.out.startswith("esvit-toy: Play.\n\nFor example:\n  esvit-toy experiment=embedded\n")
+    assert "dataset.root=$HOME/images" in outcome.out
+    assert "backbone: swin_small_w7, swin_tiny_w7" in outcome.out
+    assert 'eval "$(esvit-toy -sc install=bash)"' in outcome.out
+    assert toy.seen == []
+
+
+def test_a_past_run_again(toy):
+    toy("experiment=embedded", "seed=1")
+    past = Path(toy.seen[0]["output_dir"])
+    again = ["--config-dir", str(past / ".hydra"), "--config-name", "config", "+hydra=default"]
+    assert toy(*again, "seed=9", "hydra.run.dir=again").code == 0
+    assert toy.seen[1]["seed"] == 9
+    assert toy(*again, "sede=9").err.splitlines()[-1] == "sede: did you mean seed?"
+
+
+@pytest.mark.parametrize(("typed", "offered"), [("back", "backbone="), ("backbone=swin_s", "backbone=swin_small_w7")])
+def test_tab_completes(toy, monkeypatch, typed, offered):
+    monkeypatch.setenv("COMP_LINE", f"esvit-toy {typed}")
+    assert offered in toy("-sc", "query=bash").out.split()
+
+
+def test_hydra_1_4_gets_the_trusted_targets_and_no_version_base(monkeypatch):
+    def newer_main(config_path, config_name, execution_whitelist=None):
+        return config_path, config_name, execution_whitelist
+
+    monkeypatch.setattr(command_line.hydra, "main", newer_main)
+    assert command_line._hydra_main("a.conf", "b") == ("pkg://a.conf", "b", instantiation.trusted_patterns())
+
+
+def test_errors_for_people():
+    class MisconfigurationException(Exception):
+        """Lightning's has this name."""
+
+    assert command_line.is_for_people(MisconfigurationException())
+    assert command_line.is_for_people(FileNotFoundError("images"))
+    assert command_line.is_for_people(command_line.UserError())
+    assert not command_line.is_for_people(ValueError("raised by nobody"))
+    assert not command_line.is_for_people(RuntimeError("shape"))
+
+
+@pytest.mark.parametrize(
+    ("words", "become"),
+    [
+        (["logs/", "sort=x"], ["sort=x", "folders=['logs/']"]),
+        (["a b", "it's"], [r"folders=['a b','it\'s']"]),
+        (["sort=x"], ["sort=x"]),
+        (["--cfg", "job", "logs"], ["--cfg", "job", "folders=['logs']"]),
+        (["--help"], ["--help"]),
+    ],
+)
+def test_words_that_are_no_settings_become_one(words, become):
+    assert command_line.words_as_setting(words, "folders") == become

@@ -1,0 +1,245 @@
+"""The commands as functions: from a folder of JPEGs to a backbone, and nothing left behind."""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import OmegaConf
+
+import esvit_pl
+from esvit_pl.configs.compose import settings
+from esvit_pl.datasets import folder
+
+SMALL = {
+    **{"backbone.embed_dim": 8, "backbone.num_heads": [1, 2], "backbone.window": 4, "backbone.img_size": 16},
+    "augment": "embedded",
+    "augment.global_size": 16,
+    "augment.local_size": 8,
+    "augment.num_local": 1,
+    "loss": {"num_prototypes": 16, "hidden_dim": 16, "out_dim": 8},
+    "optimizer": {"lr": 0.02, "warmup_epochs": 0},
+    "evaluation.probes": ["knn"],
+}
+SPLIT = {"dataset": {"val_fraction": 0.34}}
+CENTRE = {"augment.eval_resize": 16, "augment.eval_crop": 16, "augment.supervised_size": 16}
+MACHINE = {"trainer": "cpu", "datamodule": {"num_workers": 0, "batch_size": 8}}
+
+
+@pytest.fixture(scope="module")
+def run(pictures, tmp_path_factory):
+    out = tmp_path_factory.mktemp("calls") / "mine"
+    return esvit_pl.pretrain(pictures, out, "swin_micro_32px", 2, **SMALL, **SPLIT, **CENTRE, **MACHINE)
+
+
+# -- pretrain
+
+
+def test_a_folder_of_jpegs_becomes_a_backbone(run):
+    assert run.results["status"] == "finished"
+    assert run.metrics["knn/top1"] == run.results["knn"]["pretrained"]
+    assert {"train/view_loss", "train/region_loss", "train/lr"} <= run.metrics.keys()
+    assert run.checkpoint == run.folder / "checkpoints" / "last.ckpt"
+    assert list(run.figures) == ["crops", "learning_curve"]
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in run.figures.values())
+    pooled = run.backbone(torch.zeros(2, 3, 16, 16)).pooled
+    assert pooled.shape == (2, 16)
+    assert not pooled.requires_grad
+    assert not run.backbone.training
+
+
+def test_the_backbone_is_the_teacher_of_the_checkpoint(run):
+    from esvit_pl.checkpoints import load_backbone
+
+    loaded = load_backbone(run.checkpoint).state_dict()
+    assert all(torch.equal(value, loaded[name]) for name, value in run.backbone.state_dict().items())
+
+
+def test_the_function_and_the_command_give_the_same_weights(run, commands, pictures):
+    words = ["optimizer.warmup_epochs=0", "evaluation.probes=[knn]"]
+    outcome = commands.pretrain(pictures, *words)
+    assert outcome.code == 0, outcome.err
+    mine, other = (torch.load(path, weights_only=True)["state_dict"] for path in (run.checkpoint, outcome.last))
+    assert mine.keys() == other.keys()
+    assert all(torch.equal(mine[name], other[name]) for name in mine)
+    assert run.metrics["knn/top1"] == outcome.results["knn"]["pretrained"]
+
+
+def test_esvit_table_shows_what_was_changed(run):
+    from esvit_pl.runs.reading import read_run
+
+    told = read_run(run.folder)
+    assert told.status == "finished"
+    assert told.overrides["backbone"] == "swin_micro_32px"
+    assert told.overrides["loss.num_prototypes"] == "16"
+    assert told.results["knn/top1"] == run.metrics["knn/top1"]
+
+
+def test_it_shows_itself_in_a_notebook(run):
+    shown = run._repr_html_()
+    assert shown.count("data:image/png;base64,") == 2
+    assert "knn/top1" in shown
+    assert repr(run).startswith("Result(")
+
+
+def test_a_folder_that_holds_a_run_is_not_written_over(run, pictures):
+    with pytest.raises(ValueError, match=r"holds a run already; .*ckpt_path='.*/checkpoints/last.ckpt'"):
+        esvit_pl.pretrain(pictures, run.folder, "swin_micro_32px", 2)
+
+
+def test_images_of_ones_own_and_without_labels(unlabelled, tmp_path, capsys):
+    images = folder(unlabelled)  # an object, not a setting
+    run = esvit_pl.pretrain(images, tmp_path / "own", "swin_micro_32px", 1, **SMALL, **CENTRE, **MACHINE)
+    assert "no labels: k-NN accuracy (callbacks.knn) left out" in capsys.readouterr().out
+    assert not any(name.startswith("knn") for name in run.metrics)
+    assert "dataset" not in OmegaConf.load(run.folder / "config.yaml")
+
+
+def test_what_is_missing_or_wrong_is_said(tmp_path):
+    with pytest.raises(ValueError, match="pretrain needs data: a folder of images, or the name of a dataset"):
+        esvit_pl.pretrain(out=tmp_path / "x")
+    with pytest.raises(ValueError, match=r"data='photograph' is no folder, .*did you mean photographs\?"):
+        esvit_pl.pretrain("photograph")
+    with pytest.raises(ValueError, match=r"no value for dataset.root; give each as a setting"):
+        esvit_pl.pretrain("imagenet")
+    with pytest.raises(ValueError, match=r"did you mean backbone=swin_tiny_w7"):
+        esvit_pl.pretrain("photographs", backbone="swin_tinny_w7")
+    with pytest.raises(ValueError, match=r"did you mean trainer.max_epochs\?"):
+        esvit_pl.pretrain("photographs", trainer={"max_epoch": 3})
+
+
+def test_plan_takes_the_same_arguments_and_starts_nothing(pictures, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    made = esvit_pl.plan(pictures, "swin_tiny_w7", 100, **MACHINE, **{"optimizer.warmup_epochs": 3})
+    assert (made.images, made.global_batch, made.steps) == (36, 8, 400)
+    assert made.backbone == pytest.approx(28e6, rel=0.03)
+    assert "steps                 400 (4 an epoch, 100 epochs)" in str(made)
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(ValueError, match=r"dry_run is for the command; esvit_pl.plan\(...\) takes the same arguments"):
+        esvit_pl.pretrain(pictures, tmp_path / "x", dry_run=True, **MACHINE)
+
+
+# -- evaluate
+
+
+def test_evaluate_is_both_commands(run, pictures, tmp_path):
+    done = esvit_pl.evaluate(
+        run.checkpoint,
+        pictures,
+        tmp_path / "measured",
+        probes=["knn", "linear"],
+        epochs=1,
+        knn={"k": [5, 3]},
+        linear={"lr": [0.1, 1.0], "last_blocks": 2},
+        augment="embedded",
+        **SPLIT,
+        **CENTRE,
+        **MACHINE,
+    )
+    assert {"knn/top1", "knn/k3/top1", "linear/top1", "linear/best_lr"} <= done.metrics.keys()
+    assert done.results["linear"] == {"pretrained": done.metrics["linear/top1"]}
+    assert list(done.figures) == ["comparison"]
+    assert done.checkpoint == run.checkpoint
+    assert (done.folder / "knn" / "results.json").is_file()
+    assert (done.folder / "linear" / "config.yaml").is_file()
+    assert all(
+        torch.equal(value, done.backbone.state_dict()[name]) for name, value in run.backbone.state_dict().items()
+    )
+
+
+def test_evaluate_says_what_is_missing(run):
+    with pytest.raises(ValueError, match="evaluate needs probes of 'knn' and 'linear' as a list, got 'knn'"):
+        esvit_pl.evaluate(run.checkpoint, "photographs", probes="knn")
+    with pytest.raises(ValueError, match="knn needs data"):
+        esvit_pl.evaluate(run.checkpoint)
+    with pytest.raises(ValueError, match="ckpt_path: nowhere.ckpt is no file"):
+        esvit_pl.evaluate("nowhere.ckpt", "photographs")
+
+
+# -- compose and list_backbones
+
+
+def test_compose_gives_the_config_of_the_command_and_runs_nothing():
+    cfg = esvit_pl.compose("pretrain", "backbone=swin_small_w7", "loss.region_start_epoch=20")
+    assert (list(cfg.backbone.depths), cfg.loss.region_start_epoch) == ([2, 2, 18, 2], 20)
+    assert "hydra" not in cfg
+    assert OmegaConf.to_container(cfg, resolve=True)["paths"]["output_dir"].endswith("/pretrain")
+    assert esvit_pl.compose("linear").trainer.max_epochs == 100
+
+
+def test_compose_inside_another_hydra_application_leaves_it_alone(tmp_path):
+    import hydra
+
+    (tmp_path / "theirs.yaml").write_text("answer: 42\n")
+    was_initialized = HydraConfig.initialized()
+    with hydra.initialize_config_dir(str(tmp_path), version_base="1.3"):
+        esvit_pl.compose("knn", "seed=3")
+        assert hydra.compose("theirs").answer == 42
+    assert not GlobalHydra.instance().is_initialized()
+    assert HydraConfig.initialized() == was_initialized
+
+
+def test_compose_says_what_is_wrong():
+    with pytest.raises(ValueError, match="compose needs one of pretrain, linear, knn, got 'train'"):
+        esvit_pl.compose("train")
+    with pytest.raises(ValueError, match=r"takes settings such as 'seed=1', got the flag --cfg"):
+        esvit_pl.compose("pretrain", "--cfg", "job")
+    with pytest.raises(ValueError, match=r"(?s)Could not find 'loss/viev'.*\nloss=viev: did you mean loss=view"):
+        esvit_pl.compose("pretrain", "loss=viev")
+
+
+def test_every_backbone_is_listed_and_composes():
+    names = esvit_pl.list_backbones()
+    assert {"swin_tiny_w7", "swin_base_w14", "swin_micro_32px"} <= set(names)
+    assert names == sorted(path.stem for path in (Path(__file__).parents[1] / "conf" / "backbone").glob("*.yaml"))
+    assert esvit_pl.list_backbones("swin_t*_w14") == ["swin_tiny_w14"]
+
+
+@pytest.mark.parametrize(
+    "value",
+    [None, True, 3, 0.5, 1e-9, "view", "a b", "it's", "C:\\x\\", "a\\'b", "x=1,[2]", [1, "two", [3.5]], Path("/a b/c")],
+    ids=str,
+)
+def test_every_value_arrives_as_it_was(value):
+    cfg = esvit_pl.compose("pretrain", *settings({}, {"+mine": value}))
+    assert cfg.mine == (str(value) if isinstance(value, Path) else value)
+
+
+def test_options_stand_before_their_settings_and_dicts_are_unfolded():
+    words = settings(
+        {"backbone": None, "trainer.max_epochs": 3}, {"loss": {"out_dim": 8}, "loss.x": 1, "trainer": "cpu"}
+    )
+    assert words == ["trainer=cpu", "trainer.max_epochs=3", "loss.out_dim=8", "loss.x=1"]
+
+
+# -- nothing left behind
+
+
+def test_random_generators_filters_levels_and_environment_are_as_before(run, pictures, tmp_path):
+    def state():
+        level = logging.getLogger("pytorch_lightning").level
+        return (level, dict(os.environ), list(warnings.filters), GlobalHydra.instance().is_initialized())
+
+    before, numbers = state(), (torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate())  # noqa: NPY002
+    words = {"augment": "embedded", "knn": {"k": 3}, **SPLIT, **CENTRE, **MACHINE}
+    esvit_pl.evaluate(run.checkpoint, pictures, tmp_path / "again", **words)
+    assert state() == before
+    assert torch.equal(torch.get_rng_state(), numbers[0])
+    assert (np.random.get_state()[1] == numbers[1]).all()  # noqa: NPY002
+    assert random.getstate() == numbers[2]
+
+
+def test_compose_and_list_backbones_load_no_torch():
+    code = "import sys, esvit_pl; esvit_pl.list_backbones(); esvit_pl.compose('knn'); print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.strip() == "False"
