@@ -1,5 +1,6 @@
 """From an image to views: a recipe of plain numbers, crops, and colour operations with per-sample parameters."""
 
+from esvit_pl.augment.batch import Batch
 from esvit_pl.augment.crop import crop_resize, random_box, resize
 from esvit_pl.augment.evaluation import evaluation_view, image_moments, normalize
 from esvit_pl.augment.photometric import OFF, ORDERS, PARAMS, apply_color
@@ -11,6 +12,7 @@ __all__ = [
     "OFF",
     "ORDERS",
     "PARAMS",
+    "Batch",
     "EvaluationTransform",
     "Recipe",
     "ViewParameters",
