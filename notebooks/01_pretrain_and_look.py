@@ -16,7 +16,8 @@ import torch.nn.functional as F
 import esvit_pl
 from esvit_pl.augment import Recipe
 from esvit_pl.datasets import FREE_TO_SHOW, photographs
-from esvit_pl.metrics import extract_features, knn_accuracy
+from esvit_pl.evaluation import extract_features
+from esvit_pl.metrics import knn_accuracy
 
 SHORT = os.environ.get("ESVIT_SHORT") == "1"  # the size of a test
 EPOCHS = 1 if SHORT else 4

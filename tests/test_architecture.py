@@ -16,6 +16,7 @@ FLOORS = [
     # ground: tensors
     [
         "distributed",
+        "isolation",
         "guard",
         "schedules",
         "compiling",
@@ -31,7 +32,7 @@ FLOORS = [
         "metrics",
     ],
     # first: parts put together
-    ["network", "objectives", "visualize", "checkpoints"],
+    ["network", "objectives", "evaluation", "visualize", "checkpoints"],
     # second: Lightning
     ["datamodule", "loggers", "callbacks", "modules"],
     # roof: Hydra and the command line

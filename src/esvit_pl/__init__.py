@@ -61,6 +61,7 @@ _ROOMS = (
     "callbacks",
     "checkpoints",
     "datasets",
+    "evaluation",
     "losses",
     "metrics",
     "modules",

@@ -190,7 +190,7 @@ def _note(folder: Path, words: Sequence[str]) -> None:
 @contextmanager
 def nothing_left_behind() -> Iterator[None]:
     """Random generators, warning filters, log levels and the environment are afterwards as they were."""
-    from esvit_pl.metrics.isolation import same_random_state
+    from esvit_pl.isolation import same_random_state
 
     loggers = {name: logging.getLogger(name).level for name in ("pytorch_lightning", "lightning_fabric")}
     environment = dict(os.environ)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -36,3 +37,20 @@ def gather_over_ranks(x: Tensor) -> Tensor:
     parts = [torch.empty_like(x) for _ in range(num_ranks())]
     dist.all_gather(parts, x.detach().contiguous())
     return torch.cat(parts)
+
+
+def gather_uneven(x: Tensor) -> Tensor:
+    """(n ...) on each rank, n of any size -> (sum of n, ...) in the order of ranks: padded to the longest, then cut.
+
+    A rank without any image may pass (0 0) where the others pass (n d).
+    """
+    sizes = gather_over_ranks(torch.tensor([[len(x), x[:1].numel()]], device=x.device))  # (ranks 2)
+    if len(sizes) == 1:
+        return x
+    longest, width = int(sizes[:, 0].max()), int(sizes[:, 1].max())
+    shape = (width,) if x.ndim > 1 else ()
+    if len(x) == 0:
+        x = x.new_zeros(0, *shape)
+    padded = F.pad(x, (0, 0) * (x.ndim - 1) + (0, longest - len(x)))
+    parts = gather_over_ranks(padded).unflatten(0, (len(sizes), longest))
+    return torch.cat([part[:size] for part, size in zip(parts, sizes[:, 0].tolist(), strict=True)])

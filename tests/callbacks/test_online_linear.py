@@ -17,7 +17,7 @@ from esvit_pl.augment import Recipe
 from esvit_pl.callbacks import OnlineLinear
 from esvit_pl.datamodule import ImageDataModule
 from esvit_pl.datasets import ArrayDataset, Splits
-from esvit_pl.metrics.linear import LinearHeads, learn_
+from esvit_pl.evaluation.linear import LinearHeads, learn_
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),

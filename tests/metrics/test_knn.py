@@ -4,7 +4,8 @@ import golden_files
 import pytest
 import torch
 
-from esvit_pl.metrics import Extracted, knn_accuracy, knn_accuracy_over_ranks, knn_correct, knn_predict
+from esvit_pl.evaluation import Extracted, knn_accuracy_over_ranks
+from esvit_pl.metrics import knn_accuracy, knn_correct, knn_predict
 
 
 @pytest.mark.golden

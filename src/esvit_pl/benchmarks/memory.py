@@ -27,7 +27,7 @@ from torch.optim import Optimizer
 from torch.profiler import ProfilerActivity, profile
 
 from esvit_pl.benchmarks.measure import Live, peak_bytes
-from esvit_pl.metrics.isolation import same_random_state
+from esvit_pl.isolation import same_random_state
 from esvit_pl.modules.pretrain import Pretrainer
 
 GIB, MIB = 2**30, 2**20

@@ -12,7 +12,8 @@ from pytorch_lightning import Callback
 from torch import Tensor, nn
 
 from esvit_pl.callbacks.parts import find_part
-from esvit_pl.distributed import mean_over_ranks
+from esvit_pl.distributed import gather_uneven, mean_over_ranks
+from esvit_pl.evaluation.features import pooled
 from esvit_pl.metrics.collapse import (
     HEALTHY,
     Healthy,
@@ -23,7 +24,6 @@ from esvit_pl.metrics.collapse import (
     region_statistics,
     symptom,
 )
-from esvit_pl.metrics.features import gather_uneven, pooled
 
 FROM_EMBEDDING = ("feature_spread", "effective_rank")
 

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 from pytorch_lightning import Callback
 
 from esvit_pl.callbacks.parts import check_interval, is_due
+from esvit_pl.isolation import undisturbed
 from esvit_pl.loggers import log_figure, save_figure
-from esvit_pl.metrics.isolation import undisturbed
 from esvit_pl.visualize import learning_curve, save
 
 if TYPE_CHECKING:

@@ -19,10 +19,11 @@ from esvit_pl.callbacks.parts import (
     named_parts,
     need_labels,
 )
-from esvit_pl.metrics.features import Extracted, Unpack, unpack_batch
-from esvit_pl.metrics.isolation import undisturbed
-from esvit_pl.metrics.knn import TopK, as_ks, check_temperature, knn_accuracy_over_ranks
-from esvit_pl.metrics.names import knn_metrics
+from esvit_pl.evaluation.features import Extracted, Unpack, unpack_batch
+from esvit_pl.evaluation.knn import knn_accuracy_over_ranks
+from esvit_pl.evaluation.names import knn_metrics
+from esvit_pl.isolation import undisturbed
+from esvit_pl.metrics.knn import TopK, as_ks, check_temperature
 
 
 class OnlineKNN(Callback):

@@ -24,10 +24,11 @@ from esvit_pl.callbacks.parts import (
     unpack_first_view,
 )
 from esvit_pl.distributed import sum_over_ranks
-from esvit_pl.metrics.features import Extracted, Unpack, pooled
-from esvit_pl.metrics.isolation import undisturbed
+from esvit_pl.evaluation.features import Extracted, Unpack, pooled
+from esvit_pl.evaluation.linear import LinearHeads, as_lrs, learn_
+from esvit_pl.evaluation.names import linear_metrics
+from esvit_pl.isolation import undisturbed
 from esvit_pl.metrics.knn import TopK
-from esvit_pl.metrics.linear import LinearHeads, as_lrs, learn_, linear_metrics
 from esvit_pl.precision import wide
 from esvit_pl.seeding import seed_torch
 

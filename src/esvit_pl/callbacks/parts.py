@@ -10,7 +10,7 @@ from lightning_fabric.utilities import move_data_to_device
 from torch import Tensor, nn
 
 from esvit_pl.distributed import num_ranks, rank
-from esvit_pl.metrics.features import Extracted, Unpack, extract_features, unpack_batch
+from esvit_pl.evaluation.features import Extracted, Unpack, extract_features, unpack_batch
 
 Part = str | Callable[..., Any]
 """A dotted attribute path in the module, or the function itself."""

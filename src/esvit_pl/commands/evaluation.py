@@ -9,8 +9,8 @@ from omegaconf import DictConfig
 
 from esvit_pl.backbones import Backbone
 from esvit_pl.configs import assemble
-from esvit_pl.metrics import GreyHistogram, RawPixels
-from esvit_pl.metrics.isolation import undisturbed
+from esvit_pl.evaluation.baselines import GreyHistogram, RawPixels
+from esvit_pl.isolation import undisturbed
 
 if TYPE_CHECKING:
     from esvit_pl.augment import Recipe

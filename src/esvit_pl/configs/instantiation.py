@@ -24,6 +24,7 @@ _BUILT_IN = (
     "esvit_pl.callbacks.",
     "esvit_pl.datamodule.",
     "esvit_pl.datasets.",
+    "esvit_pl.evaluation.",
     "esvit_pl.heads.",
     "esvit_pl.loggers.",
     "esvit_pl.losses.",

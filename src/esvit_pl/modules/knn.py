@@ -11,9 +11,10 @@ from pytorch_lightning import LightningModule
 from torch import nn
 
 from esvit_pl.callbacks.parts import features_on_trainer, find_loader, need_labels
-from esvit_pl.metrics.features import Extracted, Unpack, extract_features, joined, unpack_batch
-from esvit_pl.metrics.knn import as_ks, check_temperature, knn_accuracy_over_ranks
-from esvit_pl.metrics.names import knn_metrics
+from esvit_pl.evaluation.features import Extracted, Unpack, extract_features, joined, unpack_batch
+from esvit_pl.evaluation.knn import knn_accuracy_over_ranks
+from esvit_pl.evaluation.names import knn_metrics
+from esvit_pl.metrics.knn import as_ks, check_temperature
 
 
 class KNNEvaluator(LightningModule):

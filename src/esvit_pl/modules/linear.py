@@ -18,10 +18,11 @@ from torchmetrics.classification import MulticlassAccuracy
 from esvit_pl.backbones.interface import Backbone
 from esvit_pl.callbacks.parts import need_labels
 from esvit_pl.datamodule import batch_size_of
-from esvit_pl.metrics.features import Unpack, unpack_batch
-from esvit_pl.metrics.isolation import untracked
+from esvit_pl.evaluation.features import Unpack, unpack_batch
+from esvit_pl.evaluation.linear import as_lrs, equal_heads
+from esvit_pl.evaluation.names import linear_metrics
+from esvit_pl.isolation import untracked
 from esvit_pl.metrics.knn import TopK
-from esvit_pl.metrics.linear import as_lrs, equal_heads, linear_metrics
 from esvit_pl.optim import scaled_lr
 from esvit_pl.precision import wide
 from esvit_pl.schedules import cosine

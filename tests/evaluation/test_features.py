@@ -7,14 +7,9 @@ import torch.multiprocessing as mp
 from torch import Tensor, nn
 
 from esvit_pl.backbones import Features
-from esvit_pl.metrics import (
-    Extracted,
-    extract_features,
-    gather_uneven,
-    knn_accuracy,
-    knn_accuracy_over_ranks,
-    unpack_batch,
-)
+from esvit_pl.distributed import gather_uneven
+from esvit_pl.evaluation import Extracted, extract_features, knn_accuracy_over_ranks, unpack_batch
+from esvit_pl.metrics import knn_accuracy
 
 IMAGES, LABELS = torch.arange(24.0).reshape(6, 1, 2, 2), torch.tensor([0, 1, 0, 1, 2, 2])
 

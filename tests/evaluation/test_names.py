@@ -1,4 +1,5 @@
-from esvit_pl.metrics import TopK, knn_metrics
+from esvit_pl.evaluation.names import knn_metrics
+from esvit_pl.metrics import TopK
 
 
 def test_the_main_measure_has_the_plain_name_and_the_others_say_what_they_are() -> None:

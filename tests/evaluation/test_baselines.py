@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from esvit_pl.metrics import GreyHistogram, RawPixels
+from esvit_pl.evaluation import GreyHistogram, RawPixels
 
 
 def test_raw_pixels_are_the_image_itself() -> None:

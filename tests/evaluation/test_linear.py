@@ -7,8 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from esvit_pl.evaluation.linear import LinearHeads, as_lrs, equal_heads, learn_
+from esvit_pl.evaluation.names import linear_metrics
 from esvit_pl.metrics.knn import TopK
-from esvit_pl.metrics.linear import LinearHeads, as_lrs, equal_heads, learn_, linear_metrics
 
 FEATURES = torch.randn(32, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 LABELS = torch.arange(32) % 7
@@ -63,11 +64,11 @@ def test_two_ranks_learn_from_all_images_with_one_collective(monkeypatch) -> Non
     one, two = heads(), heads()
     parts = [slice(0, 20), slice(20, 32)]
     sent: list[torch.Tensor] = []
-    monkeypatch.setattr("esvit_pl.metrics.linear.sum_over_ranks", lambda x: sent.append(x) or x)
+    monkeypatch.setattr("esvit_pl.evaluation.linear.sum_over_ranks", lambda x: sent.append(x) or x)
     for rows in parts:
         learn_([heads()], [FEATURES[rows]], LABELS[rows])
     assert [len(x) for x in sent] == [2 * 7 * 6] * 2  # everything at once
-    monkeypatch.setattr("esvit_pl.metrics.linear.sum_over_ranks", lambda x: sent[0] + sent[1])
+    monkeypatch.setattr("esvit_pl.evaluation.linear.sum_over_ranks", lambda x: sent[0] + sent[1])
     learn_([two], [FEATURES[parts[0]]], LABELS[parts[0]])
     monkeypatch.undo()
     learn_([one], [FEATURES], LABELS)

@@ -9,11 +9,9 @@ from itertools import islice
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from esvit_pl.distributed import gather_over_ranks
-from esvit_pl.metrics.isolation import untracked
+from esvit_pl.isolation import untracked
 from esvit_pl.precision import wide
 
 Unpack = Callable[[Any], tuple[Any, "Tensor | None"]]
@@ -99,20 +97,3 @@ def joined(parts: Sequence[Extracted], like: Tensor) -> Extracted:
         return Extracted(like.new_zeros(0, 0), like.new_zeros(0, dtype=torch.long))
     labels = [part.labels for part in parts if part.labels is not None]
     return Extracted(torch.cat([part.features for part in parts]), torch.cat(labels) if labels else None)
-
-
-def gather_uneven(x: Tensor) -> Tensor:
-    """(n ...) on each rank, n of any size -> (sum of n, ...) in the order of ranks: padded to the longest, then cut.
-
-    A rank without any image may pass (0 0) where the others pass (n d).
-    """
-    sizes = gather_over_ranks(torch.tensor([[len(x), x[:1].numel()]], device=x.device))  # (ranks 2)
-    if len(sizes) == 1:
-        return x
-    longest, width = int(sizes[:, 0].max()), int(sizes[:, 1].max())
-    shape = (width,) if x.ndim > 1 else ()
-    if len(x) == 0:
-        x = x.new_zeros(0, *shape)
-    padded = F.pad(x, (0, 0) * (x.ndim - 1) + (0, longest - len(x)))
-    parts = gather_over_ranks(padded).unflatten(0, (len(sizes), longest))
-    return torch.cat([part[:size] for part, size in zip(parts, sizes[:, 0].tolist(), strict=True)])

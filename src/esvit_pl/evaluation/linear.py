@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,7 +13,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from esvit_pl.distributed import sum_over_ranks
-from esvit_pl.metrics.knn import TopK
 
 IMAGES_PER_LR = 256
 """A learning rate is given for so many images (the linear scaling rule, Goyal et al., arXiv 1706.02677)."""
@@ -115,27 +114,3 @@ def learn_(heads: Sequence[LinearHeads], features: Sequence[Tensor], labels: Ten
     for part in heads:
         part.optimizer.step()
         part.optimizer.zero_grad(set_to_none=True)
-
-
-def linear_metrics(prefix: str, results: Iterable[tuple[str | None, Mapping[float, TopK]]]) -> dict[str, float]:
-    """Results of linear heads, feature by feature, as metrics.
-
-    ``linear/top1`` and ``linear/top5`` are those of the first feature's best head: the names to monitor. Where there
-    are several heads, each one's top-1 is ``linear/<feature>/lr<lr>/top1``, without ``<feature>/`` where there is only
-    one, unnamed. Of several learning rates ``linear/best_lr`` is the one of the first feature's best head.
-
-    Args:
-        prefix: "linear".
-        results: (name of the feature, {lr: accuracies}), the main feature first.
-    """
-    rows = list(results)
-    _, main = rows[0]
-    best = max(main, key=lambda lr: main[lr].top1)
-    metrics = {f"{prefix}/top1": main[best].top1, f"{prefix}/top5": main[best].top5}
-    if len(rows) > 1 or len(main) > 1:
-        for feature, accuracies in rows:
-            place = f"{prefix}/{feature}" if feature else prefix
-            metrics |= {f"{place}/lr{lr:g}/top1": accuracy.top1 for lr, accuracy in accuracies.items()}
-    if len(main) > 1:
-        metrics[f"{prefix}/best_lr"] = best
-    return metrics

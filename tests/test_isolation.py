@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from esvit_pl.metrics import undisturbed
+from esvit_pl.isolation import undisturbed
 
 
 def draws() -> list[float]:
