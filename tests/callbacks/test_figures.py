@@ -104,6 +104,18 @@ def test_the_pretrainer_needs_a_folder_alone(tmp_path) -> None:
     assert picture(tmp_path / "learning_curve.png").std() > 10
 
 
+def test_takes_whatever_losses_the_training_logs(tmp_path) -> None:
+    class Logs(pl.Callback):
+        def on_train_batch_end(self, trainer: Any, module: Any, *_: Any) -> None:
+            module.log_dict({"train/contrastive_loss": 1.0, "train/temperature": 0.1}, batch_size=1)
+
+    mine = LearningCurve(tmp_path)
+    fit(module(), tmp_path, Logs(), mine, max_epochs=1, log_every_n_steps=1)
+    assert mine.rows[-1].keys() == {"step", "epoch", "train/contrastive_loss"}
+    with pytest.warns(UserWarning, match=r"draws train/\*_loss, knn/top1, and none of them was logged"):
+        fit(module(), tmp_path, LearningCurve(tmp_path), max_epochs=1)
+
+
 def test_says_that_nothing_is_there_to_draw(tmp_path) -> None:
     with pytest.warns(
         UserWarning, match="draws nothing/here, own/accuracy, and none of them was logged .* is own/loss"

@@ -14,7 +14,7 @@ from pytorch_lightning import Callback
 from esvit_pl.callbacks.parts import check_interval, is_due
 from esvit_pl.isolation import undisturbed
 from esvit_pl.loggers import log_figure, save_figure
-from esvit_pl.visualize import learning_curve, save
+from esvit_pl.visualize import is_training_loss, learning_curve, save
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,7 +29,8 @@ class LearningCurve(Callback):
 
     Args:
         folder: where; made if it is missing. Only the first process writes.
-        losses: names of metrics for the upper picture; those that nobody logs are left out.
+        losses: names of metrics for the upper picture; those that nobody logs are left out. None is every loss that
+            the training logs, ``train/<name>_loss``; an empty list leaves the upper picture out.
         accuracy: name of a fraction 0-1 for the lower picture, or None.
         baselines: {name: accuracy in 0-1}, dashed lines in the lower picture.
         every_n_epochs: draw after so many epochs, and after the last one.
@@ -40,15 +41,15 @@ class LearningCurve(Callback):
         self,
         folder: str | os.PathLike[str],
         *,
-        losses: Sequence[str] = ("train/view_loss", "train/region_loss"),
+        losses: Sequence[str] | None = None,
         accuracy: str | None = "knn/top1",
         baselines: Mapping[str, float] | None = None,
         every_n_epochs: int = 1,
         name: str = "learning_curve.png",
     ) -> None:
         check_interval("LearningCurve", every_n_epochs)
-        self.losses = [losses] if isinstance(losses, str) else list(losses)
-        if not (self.losses or accuracy):
+        self.losses = None if losses is None else [losses] if isinstance(losses, str) else list(losses)
+        if self.losses == [] and not accuracy:
             raise ValueError(f"LearningCurve draws losses, an accuracy or both, got {losses=} and {accuracy=}")
         self.accuracy = accuracy
         self.baselines = baselines
@@ -90,7 +91,7 @@ class LearningCurve(Callback):
 
     def _collect(self, trainer: Any, epoch: int) -> None:
         """Values that were logged since the last time. On all processes: Lightning may sum over them when asked."""
-        values = {name: value for name, value in trainer.callback_metrics.items() if name in self._names}
+        values = {name: value for name, value in trainer.callback_metrics.items() if self._takes(name)}
         # Lightning keeps a value until a new one is logged, and then gives another tensor, even of the same value.
         fresh = {name: value for name, value in values.items() if value is not self._seen.get(name)}
         self._seen |= fresh
@@ -104,17 +105,18 @@ class LearningCurve(Callback):
         self._drawn &= numbers.items() <= row.items()
         row.update(numbers)
 
-    @property
-    def _names(self) -> list[str]:
-        return [*self.losses, *([self.accuracy] if self.accuracy else [])]
+    def _takes(self, name: str) -> bool:
+        return name == self.accuracy or (is_training_loss(name) if self.losses is None else name in self.losses)
 
     def _draw(self, trainer: Any) -> None:
         if not trainer.is_global_zero:
             return
         if not self.rows:
             logged = ", ".join(sorted(trainer.callback_metrics)) or "nothing"
+            losses = ["train/*_loss"] if self.losses is None else self.losses
+            names = [*losses, *([self.accuracy] if self.accuracy else [])]
             warnings.warn(
-                f"LearningCurve draws {', '.join(self._names)}, and none of them was logged so far; there is {logged}. "
+                f"LearningCurve draws {', '.join(names)}, and none of them was logged so far; there is {logged}. "
                 "Name metrics that the module logs",
                 stacklevel=2,
             )

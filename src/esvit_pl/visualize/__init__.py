@@ -5,9 +5,19 @@ from esvit_pl.visualize.figures import (
     accuracy_against_throughput,
     comparison,
     crops,
+    is_training_loss,
     learning_curve,
     save,
     sweep,
 )
 
-__all__ = ["Model", "accuracy_against_throughput", "comparison", "crops", "learning_curve", "save", "sweep"]
+__all__ = [
+    "Model",
+    "accuracy_against_throughput",
+    "comparison",
+    "crops",
+    "is_training_loss",
+    "learning_curve",
+    "save",
+    "sweep",
+]

@@ -1,0 +1,59 @@
+"""The rows of a table of results side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from esvit_pl.visualize.figures.style import BLUE, GREY, new_figure
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+ROWS = {
+    "chance": "chance",
+    "raw_pixels": "raw pixels",
+    "histogram": "grey histogram",
+    "untrained": "untrained",
+    "initial": "before",
+    "pretrained": "pretrained",
+}
+"""Rows of results.json in the order in which they are shown, and what they are called."""
+
+
+def comparison(results: Mapping[str, Any], *, probes: Sequence[str] = ("knn", "linear")) -> Figure:
+    """Accuracies of the pretrained network and its baselines side by side, one panel for each probe.
+
+    Args:
+        results: as in results.json, ``{"knn": {"chance": 0.05, ..., "pretrained": 0.63}, "linear": {...}}``; probes
+            and rows that are missing or null are left out.
+        probes: which ones, in order.
+    """
+    titles = {"knn": "k-NN", "linear": "linear probe"}
+    tables = {probe: _rows(results.get(probe)) for probe in probes}
+    tables = {probe: table for probe, table in tables.items() if table}
+    if not tables:
+        raise ValueError(f"comparison needs results of {' or '.join(probes)}, got {', '.join(results) or 'nothing'}")
+    longest = max(len(table) for table in tables.values())
+    figure = new_figure(1 + 3.2 * len(tables), 1 + 0.45 * longest)
+    panels = figure.subplots(1, len(tables), squeeze=False, sharex=True)[0]
+    for axes, (probe, table) in zip(panels, tables.items(), strict=True):
+        names = [ROWS.get(name, name) for name in table]
+        values = [100 * value for value in table.values()]
+        colours = [BLUE if name == "pretrained" else GREY for name in table]
+        bars = axes.barh(names, values, color=colours, height=0.65)
+        axes.bar_label(bars, fmt="%.1f", padding=3, fontsize=9)
+        axes.invert_yaxis()
+        axes.set_title(titles.get(probe, probe), fontsize=10)
+        axes.set_xlabel("top-1 accuracy (%)")
+        axes.margins(x=0.15)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.tick_params(axis="y", length=0)
+    return figure
+
+
+def _rows(table: Mapping[str, Any] | None) -> dict[str, float]:
+    """Known rows in their order, then others; without those that hold no number."""
+    table = table or {}
+    order = [*(name for name in ROWS if name in table), *(name for name in table if name not in ROWS)]
+    return {name: float(table[name]) for name in order if table[name] is not None}

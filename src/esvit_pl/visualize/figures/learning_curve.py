@@ -1,0 +1,111 @@
+"""Losses and an accuracy against epochs."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from esvit_pl.visualize.figures.comparison import ROWS
+from esvit_pl.visualize.figures.style import COLOURS, GREEN, GREY, new_figure, tidy
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+
+def learning_curve(
+    rows: Sequence[Mapping[str, float]],
+    baselines: Mapping[str, float] | None = None,
+    *,
+    losses: Sequence[str] | None = None,
+    accuracy: str | None = "knn/top1",
+) -> Figure:
+    """Losses above, an accuracy below, against epochs (or steps, if the rows hold no epoch).
+
+    Args:
+        rows: one dict a step with "step", "epoch" and any of the metrics, as `read_metrics` of esvit_pl.loggers gives
+            them.
+        baselines: {name: accuracy in 0-1}, dashed lines in the lower picture; names as in results.json or free.
+        losses: names of metrics for the upper picture; None is every loss of the training (`is_training_loss`), and an
+            empty list leaves the upper picture out.
+        accuracy: name of a fraction in 0-1 for the lower picture; None leaves it out.
+
+    Raises:
+        ValueError: no row holds any of these metrics.
+    """
+    if losses is None:
+        losses = list(dict.fromkeys(name for row in rows for name in row if is_training_loss(name)))
+    names = [*losses, *([accuracy] if accuracy else [])]
+    curves = {name: _curve(rows, name) for name in names}
+    if not any(len(steps) for steps, _ in curves.values()):
+        wanted = ", ".join(names) or "train/*_loss"
+        raise ValueError(f"learning_curve needs rows with one of {wanted}; found none in {len(rows)} rows")
+    pictures = bool(losses) + bool(accuracy)
+    figure = new_figure(6.4, 3.0 * pictures)
+    axes = list(np.ravel(figure.subplots(pictures, 1, sharex=True, squeeze=False)))
+    per_epoch = _steps_per_epoch(rows)
+    if losses:
+        for name, colour in zip(losses, itertools.cycle(COLOURS)):
+            steps, values = curves[name]
+            if len(steps):
+                _line(axes[0], steps / per_epoch, values, colour, _loss_label(name))
+        tidy(axes[0], "loss")
+        if axes[0].lines:
+            axes[0].legend(frameon=False)
+    if accuracy:
+        steps, values = curves[accuracy]
+        if len(steps):
+            mark = "o" if len(steps) <= 30 else None
+            axes[-1].plot(steps / per_epoch, 100 * values, color=GREEN, marker=mark, markersize=4, label="pretraining")
+        _baselines(axes[-1], {ROWS.get(name, name): 100 * value for name, value in (baselines or {}).items()})
+        tidy(axes[-1], "k-NN top-1 accuracy (%)" if accuracy == "knn/top1" else f"{accuracy} (%)")
+        highest = 100 * max([*values, *(baselines or {}).values()], default=1.0)
+        axes[-1].set_ylim(0, 1.1 * highest if highest > 0 else 1)
+    axes[-1].set_xlabel("epoch" if any("epoch" in row for row in rows) else "step")
+    return figure
+
+
+def is_training_loss(metric: str) -> bool:
+    """Whether a metric is a loss that an objective logs: ``train/view_loss``, ``train/contrastive_loss``, ..."""
+    return metric.startswith("train/") and metric.endswith("_loss")
+
+
+def _loss_label(metric: str) -> str:
+    """``train/view_loss`` as "view loss"; other names stay."""
+    return metric.removeprefix("train/").replace("_", " ") if is_training_loss(metric) else metric
+
+
+def _curve(rows: Sequence[Mapping[str, float]], name: str) -> tuple[np.ndarray, np.ndarray]:
+    points = [(row["step"] + 1, row[name]) for row in rows if name in row]  # step 0 is over when its loss is known
+    steps, values = np.array(points, dtype=float).reshape(-1, 2).T
+    return steps, values
+
+
+def _steps_per_epoch(rows: Sequence[Mapping[str, float]]) -> float:
+    """Steps that are done over epochs that are begun: exact in the last row of an epoch, smaller everywhere else."""
+    return max((float(row["step"] + 1) / (row["epoch"] + 1) for row in rows if "epoch" in row), default=1.0)
+
+
+def _line(axes: Axes, x: np.ndarray, y: np.ndarray, colour: str, label: str) -> None:
+    """The curve; where it has many points, its running mean over the noise of the steps."""
+    window = len(x) // 40
+    if window < 2:
+        axes.plot(x, y, color=colour, linewidth=1.6, label=label)
+        return
+    axes.plot(x, y, color=colour, linewidth=0.8, alpha=0.25)
+    mean = np.convolve(y, np.ones(window) / window, mode="valid")
+    axes.plot(x[window - 1 :], mean, color=colour, linewidth=1.8, label=label)
+
+
+def _baselines(axes: Axes, values: Mapping[str, float]) -> None:
+    """Dashed lines, each named beside the picture; names of near lines are moved apart."""
+    height = -np.inf
+    gap = max([*values.values(), 20.0]) / 18
+    for name, value in sorted(values.items(), key=lambda item: item[1]):
+        axes.axhline(value, color=GREY, linestyle="--", linewidth=1)
+        height = max(value, height + gap)
+        beside = ("axes fraction", "data")
+        axes.annotate(f"{name} {value:.0f}", (1.01, height), xycoords=beside, va="center", fontsize=8, color=GREY)

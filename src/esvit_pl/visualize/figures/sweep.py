@@ -1,0 +1,50 @@
+"""The runs of a sweep, one dot each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from esvit_pl.visualize.figures.style import BLUE, GREY, RED, new_figure
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def sweep(groups: Mapping[str, Sequence[float]], metric: str, *, smaller_is_better: bool = False) -> Figure:
+    """One dot a run, one line for each group of runs, the best mean on top; a tick marks the mean of several runs.
+
+    Args:
+        groups: {settings in words: the metric of each run}, the runs of a group differing in nothing but the seed. A
+            group without a value is named at the bottom.
+        metric: its name; accuracies (``knn/top1``) are shown in %.
+        smaller_is_better: for losses.
+    """
+    if not any(len(values) for values in groups.values()):
+        raise ValueError(f"sweep needs a value of {metric}, got {len(groups)} groups without any")
+    factor = 100 if metric.rpartition("/")[2].startswith("top") else 1
+    order = sorted((name for name in groups if len(groups[name])), key=lambda name: float(np.mean(groups[name])))
+    names = [*(order if smaller_is_better else reversed(order)), *(name for name in groups if not len(groups[name]))]
+    figure = new_figure(4.2 + 0.075 * min(max(map(len, names)), 70), 1.1 + 0.3 * len(names))
+    axes = figure.subplots()
+    for height, name in enumerate(names):
+        values = factor * np.asarray(groups[name], dtype=float)
+        axes.plot(values, np.full(len(values), height), "o", color=BLUE, alpha=0.6, markersize=6, markeredgewidth=0)
+        if len(values) > 1:
+            axes.plot([values.mean()], [height], "|", color=RED, markersize=15, markeredgewidth=2)
+        elif not len(values):
+            axes.annotate("no value", (0.01, height), xycoords=("axes fraction", "data"), va="center", color=GREY)
+    axes.set_yticks(range(len(names)), [_cut(name, 70) for name in names], fontsize=9)
+    axes.set_ylim(len(names) - 0.4, -0.6)  # the first one on top
+    axes.set_xlabel(f"{metric} (%)" if factor == 100 else metric)
+    axes.grid(color="0.92")
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.tick_params(axis="y", length=0)
+    return figure
+
+
+def _cut(text: str, length: int) -> str:
+    return text if len(text) <= length else f"{text[: length - 1]}…"
