@@ -61,10 +61,10 @@ bench: $(VENV)/.installed  ## measure losses, tokens, steps, crops, memory, thro
 GPU_BENCH = $(BIN)/esvit-bench trainer=gpu batch_size=64 repeats=5
 bench-gpu: $(VENV)/.installed-dev  ## the tests that need a GPU, then what docs/benchmarks.md shows of one
 	$(BIN)/pytest -k "gpu or kernels" tests/losses/test_kernels.py tests/modules/test_pretrain.py
-	$(GPU_BENCH) loss recipe roofline datamodule=device_crops out=logs/bench/gpu $(ARGS)
+	$(GPU_BENCH) loss recipe roofline datamodule=device_color out=logs/bench/gpu $(ARGS)
 	$(GPU_BENCH) memory measured=true out=logs/bench/gpu $(ARGS)
 	$(GPU_BENCH) tokens backbone.drop_path_rate=0 out=logs/bench/gpu $(ARGS)
-	$(GPU_BENCH) recipe module.compile=true datamodule=device_crops out=logs/bench/gpu/compiled $(ARGS)
+	$(GPU_BENCH) recipe module.compile=true datamodule=device_color out=logs/bench/gpu/compiled $(ARGS)
 	$(GPU_BENCH) throughput batch_size=128 repeats=3 out=logs/bench/gpu $(ARGS)
 	$(GPU_BENCH) crops batch_size=16 repeats=3 out=logs/bench/gpu $(ARGS)
 	$(GPU_BENCH) switches out=logs/bench/gpu $(ARGS)

@@ -123,14 +123,14 @@ def _last_of_each(words: list[str]) -> list[str]:
 @contextmanager
 def as_in_a_new_process(program: str, words: Sequence[str]) -> Iterator[None]:
     """`sys.argv`, and afterwards the process's state as it was: environment, log handlers, lines already said."""
-    from esvit_pl import datamodule
+    from esvit_pl.data import printing
 
     interrupt = signal.getsignal(signal.SIGINT)
     argv, environment = sys.argv, dict(os.environ)
     root, lightning = logging.getLogger(), logging.getLogger("pytorch_lightning")
     handlers, levels = list(root.handlers), (root.level, lightning.level)
     sys.argv = [program, *words]
-    datamodule.say_once.cache_clear()
+    printing.say_once.cache_clear()
     try:
         # Hydra composes a config twice, the first time for hydra.mode alone: a quarter of these tests' time.
         with patch.object(Hydra, "get_mode", return_value=None):

@@ -34,7 +34,7 @@ FLOORS = [
     # first: parts put together
     ["network", "objectives", "evaluation", "visualize", "checkpoints"],
     # second: Lightning
-    ["datamodule", "loggers", "callbacks", "modules"],
+    ["data", "loggers", "callbacks", "modules"],
     # roof: Hydra and the command line
     ["runs", "configs", "benchmarks", "commands", "api"],
 ]

@@ -22,7 +22,7 @@ CHOICES = {
     "augment/global_only": {"num_local", "global_scale"},
     "augment/cifar": None,
     "augment/embedded": None,
-    "datamodule/device_crops": {"color_on"},
+    "datamodule/device_color": {"color_on"},
 }
 
 # Family -> size -> parameters as published, and how exactly.

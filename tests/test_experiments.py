@@ -90,7 +90,7 @@ DEFAULTS = {
     "loss": "view_region",
     "optimizer": "adamw",
     "augment": "multi_crop",
-    "datamodule": "worker_crops",
+    "datamodule": "worker_color",
     "module": "pretrain",
     "trainer": "default",
 }

@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader
 from esvit_pl import distributed
 from esvit_pl.augment import Recipe
 from esvit_pl.callbacks import CollapseMonitor, OnlineKNN, OnlineLinear
-from esvit_pl.datamodule import ImageDataModule
+from esvit_pl.data import ImageDataModule
 from esvit_pl.datasets import ArrayDataset, Splits
 from esvit_pl.loggers import MetricsCSV, read_metrics
 from esvit_pl.modules import KNNEvaluator, LinearProbe, NonFiniteLoss, Pretrainer

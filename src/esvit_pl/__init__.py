@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from esvit_pl.callbacks import OnlineKNN as OnlineKNN
     from esvit_pl.callbacks import OnlineLinear as OnlineLinear
     from esvit_pl.checkpoints import load_backbone as load_backbone
-    from esvit_pl.datamodule import ImageDataModule as ImageDataModule
+    from esvit_pl.data import ImageDataModule as ImageDataModule
     from esvit_pl.modules import KNNEvaluator as KNNEvaluator
     from esvit_pl.modules import LinearProbe as LinearProbe
     from esvit_pl.modules import Pretrainer as Pretrainer
@@ -38,7 +38,7 @@ _NAMES = {
     "CollapseMonitor": "esvit_pl.callbacks",
     "EsViTObjective": "esvit_pl.objectives",
     "Features": "esvit_pl.backbones",
-    "ImageDataModule": "esvit_pl.datamodule",
+    "ImageDataModule": "esvit_pl.data",
     "KNNEvaluator": "esvit_pl.modules",
     "LearningCurve": "esvit_pl.callbacks",
     "LinearProbe": "esvit_pl.modules",

@@ -107,7 +107,7 @@ def test_a_loader_is_timed_after_two_batches_of_each_process(monkeypatch, worker
 
     monkeypatch.setattr(crops, "seconds", timed)
     row = loader_rate(SMALL, image_size=(16, 20), images=3, batch_size=2, num_workers=workers, rounds=4)
-    assert row == ("20 x 16", "device_crops", workers, images / 0.5)
+    assert row == ("20 x 16", "device_color", workers, images / 0.5)
     assert sum(len(batch["index"]) for batch in counted[0]) == images
     assert "crops" in counted[0][0]
 
@@ -123,7 +123,7 @@ def test_a_loader_with_colour_and_reduced_decoding():
         reduced_decoding=True,
         rounds=1,
     )
-    assert row[:3] == ("200 x 160", "worker_crops, reduced_decoding", 0)
+    assert row[:3] == ("200 x 160", "worker_color, reduced_decoding", 0)
     assert row.images_per_second > 0
 
 

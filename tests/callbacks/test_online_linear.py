@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from esvit_pl.augment import Recipe
 from esvit_pl.callbacks import OnlineLinear
-from esvit_pl.datamodule import ImageDataModule
+from esvit_pl.data import ImageDataModule
 from esvit_pl.datasets import ArrayDataset, Splits
 from esvit_pl.evaluation.linear import LinearHeads, learn_
 

@@ -18,7 +18,7 @@ from esvit_pl.callbacks.parts import (
     named_parts,
     unpack_first_view,
 )
-from esvit_pl.datamodule import RankShare
+from esvit_pl.data import RankShare
 
 
 class Precision:

@@ -48,7 +48,7 @@ def test_a_step_has_the_switches_of_its_training(commands, tmp_path):
 
 
 def test_a_recipe_says_what_bounds_it(commands, tmp_path):
-    words = ["datamodule=device_crops", "datamodule.num_workers=0", "peak_tflops=0.1", f"out={tmp_path}"]
+    words = ["datamodule=device_color", "datamodule.num_workers=0", "peak_tflops=0.1", f"out={tmp_path}"]
     outcome = commands.run("bench", "recipe", *words, *TOY)
     assert outcome.code == 0, outcome.err
     step, rates = json.loads((tmp_path / "recipe.json").read_text())

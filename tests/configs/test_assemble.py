@@ -15,7 +15,7 @@ from esvit_pl.augment import Recipe
 from esvit_pl.callbacks import OnlineKNN, Throughput
 from esvit_pl.checkpoints import Source
 from esvit_pl.configs import assemble
-from esvit_pl.datamodule import ImageDataModule
+from esvit_pl.data import ImageDataModule
 from esvit_pl.datasets import ArrayDataset, Splits
 from esvit_pl.loggers import MetricsCSV
 

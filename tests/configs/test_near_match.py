@@ -7,6 +7,7 @@ from esvit_pl.configs.near_match import ConfigSpace, explain_flag, explain_setti
 SPACE = ConfigSpace(
     groups={
         "backbone": ["swin_tiny_w7", "swin_tiny_w14", "swin_small_w7"],
+        "datamodule": ["device_color", "worker_color"],
         "dataset": ["folder", "photographs"],
         "experiment": ["embedded"],
     },
@@ -29,6 +30,7 @@ def test_a_missing_plugin_of_hydra_is_named_with_the_extra_that_brings_it(settin
     [
         ("backbone=swin_tinny_w7", "backbone=swin_tinny_w7: did you mean backbone=swin_tiny_w7?"),
         ("backbone=swin_tiny_w7,swin_smal_w7", "backbone=swin_smal_w7: did you mean backbone=swin_small_w7?"),
+        ("datamodule=device_crops", "datamodule=device_crops: did you mean datamodule=device_color?"),  # its old name
         ("bakcbone=swin_tiny_w7", "bakcbone: did you mean backbone?"),
         ("trainer.max_epoch=3", "trainer.max_epoch: did you mean trainer.max_epochs?"),
         ("max_epochs=3", "max_epochs: did you mean trainer.max_epochs?"),

@@ -14,7 +14,7 @@ from torch import nn
 
 from esvit_pl.augment import Recipe
 from esvit_pl.backbones import Backbone, Features
-from esvit_pl.datamodule import ImageDataModule
+from esvit_pl.data import ImageDataModule
 from esvit_pl.datasets import ArrayDataset, Splits
 from esvit_pl.modules.pretrain import NonFiniteLoss, Pretrainer
 from esvit_pl.optim import OptimizerRecipe

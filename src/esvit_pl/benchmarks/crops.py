@@ -24,16 +24,17 @@ from torchvision import transforms
 from esvit_pl import datasets
 from esvit_pl.augment import Recipe, ViewRecipe
 from esvit_pl.benchmarks.measure import seconds
-from esvit_pl.datamodule import ImageDataModule, OneThread
+from esvit_pl.data import ImageDataModule
+from esvit_pl.data.threads import one_thread
 from esvit_pl.datasets import Splits, Subset
 
 DECODE = "decode alone"
 PIL_RECIPE = "PIL recipe"
-WORKER_CROPS = "worker_crops"
-WORKER_REDUCED = "worker_crops, reduced_decoding"
-DEVICE_LOADER = "device_crops, loader and transfer"
-DEVICE_REDUCED = "device_crops, loader and transfer, reduced_decoding"
-DEVICE_CROPS = "device_crops, with colour"
+WORKER_COLOR = "worker_color"
+WORKER_REDUCED = "worker_color, reduced_decoding"
+DEVICE_LOADER = "device_color, loader and transfer"
+DEVICE_REDUCED = "device_color, loader and transfer, reduced_decoding"
+DEVICE_COLOR = "device_color, with colour"
 
 
 class CropRate(NamedTuple):
@@ -77,7 +78,7 @@ def crop_rates(
         images: JPEGs of each size in one pass, whole batches.
         batch_size: images.
         repeats: passes over all images, after one to warm up.
-        device: where `device_crops` colours; views and crops are moved there.
+        device: where `device_color` colours; views and crops are moved there.
 
     Raises:
         ValueError: numbers of images that are no whole batches, or not as many numbers as sizes.
@@ -88,7 +89,7 @@ def crop_rates(
             f"got {list(images)}"
         )
     for size, number in zip(image_sizes, images, strict=True):
-        with photographs_in_a_folder(number, size) as folder, OneThread():
+        with photographs_in_a_folder(number, size) as folder, one_thread():
             ways = _ways(folder, recipe or Recipe(), batch_size, torch.device(device))
             rates: dict[str, list[float]] = {way: [] for way in ways}
             for _ in range(repeats + 1):
@@ -141,7 +142,7 @@ def loader_rate(
         # Processes answer in turns, one batch each. Whole turns are counted, from the end of one to the end of another.
         exhaust(islice(loader, 2 * at_once))
         rate = rounds * at_once * batch_size / seconds(lambda: exhaust(loader))
-    way = f"{color_on}_crops" + (", reduced_decoding" if reduced_decoding else "")
+    way = f"{color_on}_color" + (", reduced_decoding" if reduced_decoding else "")
     return LoaderRate(as_words(image_size), way, data.num_workers, rate)
 
 
@@ -242,9 +243,9 @@ def _ways(folder: Path, recipe: Recipe, batch_size: int, device: torch.device) -
     return {
         DECODE: decode,
         PIL_RECIPE: load(DataLoader(PILViews(paths, recipe), batch_size)),
-        WORKER_CROPS: load(module().train_dataloader()),
+        WORKER_COLOR: load(module().train_dataloader()),
         WORKER_REDUCED: load(module(reduced_decoding=True).train_dataloader()),
         DEVICE_LOADER: load(crops),
         DEVICE_REDUCED: load(module(color_on="device", reduced_decoding=True).train_dataloader()),
-        DEVICE_CROPS: color,
+        DEVICE_COLOR: color,
     }

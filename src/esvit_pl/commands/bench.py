@@ -21,7 +21,7 @@ EXAMPLES = [
     "esvit-bench loss tokens                                      # of the Swin-T recipe",
     "esvit-bench step backbone=swin_tiny_w14 batch_size=2",
     "esvit-bench memory datamodule.batch_size=64 trainer=gpu",
-    "esvit-bench recipe trainer=gpu datamodule=device_crops",
+    "esvit-bench recipe trainer=gpu datamodule=device_color",
     "esvit-bench roofline gpu=H100 backbone=swin_base_w7",
 ]
 

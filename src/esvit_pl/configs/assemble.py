@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from esvit_pl.augment import Recipe
     from esvit_pl.backbones import Backbone
     from esvit_pl.checkpoints import Source
-    from esvit_pl.datamodule import ImageDataModule
+    from esvit_pl.data import ImageDataModule
     from esvit_pl.datasets import Splits
     from esvit_pl.modules import Pretrainer
 
@@ -213,7 +213,7 @@ def trainer(cfg: DictConfig, data: ImageDataModule) -> Trainer:
 
 def steps_an_epoch(trainer: Trainer, data: ImageDataModule) -> int:
     """Optimizer steps in an epoch of training, 1 at least."""
-    from esvit_pl.datamodule import limited
+    from esvit_pl.data import limited
 
     batches = len(data.train_images) // (data.batch_size * trainer.world_size)
     batches = limited(batches, trainer.limit_train_batches)

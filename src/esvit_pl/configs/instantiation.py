@@ -22,7 +22,7 @@ _BUILT_IN = (
     "esvit_pl.augment.",
     "esvit_pl.backbones.",
     "esvit_pl.callbacks.",
-    "esvit_pl.datamodule.",
+    "esvit_pl.data.",
     "esvit_pl.datasets.",
     "esvit_pl.evaluation.",
     "esvit_pl.heads.",

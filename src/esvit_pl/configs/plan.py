@@ -80,7 +80,7 @@ def make(cfg: DictConfig, images: Splits | None = None) -> Plan:
     """
     import torch
 
-    from esvit_pl.datamodule import EpochSampler, limited
+    from esvit_pl.data import EpochSampler, limited
     from esvit_pl.optim import scaled_lr
 
     splits, recipe = assemble.images(cfg, images)

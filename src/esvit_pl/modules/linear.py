@@ -17,7 +17,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from esvit_pl.backbones.interface import Backbone
 from esvit_pl.callbacks.parts import need_labels
-from esvit_pl.datamodule import batch_size_of
+from esvit_pl.data import batch_size_of
 from esvit_pl.evaluation.features import Unpack, unpack_batch
 from esvit_pl.evaluation.linear import as_lrs, equal_heads
 from esvit_pl.evaluation.names import linear_metrics

@@ -16,7 +16,7 @@ from esvit_pl.checkpoints.source import Moments, Source
 from esvit_pl.checkpoints.start import check_continues, start_from_
 from esvit_pl.checkpoints.training import check_same_architecture, describe
 from esvit_pl.compiling import compile_
-from esvit_pl.datamodule import batch_size_of
+from esvit_pl.data import batch_size_of
 from esvit_pl.distributed import sum_over_ranks
 from esvit_pl.ema import check_apart, ema_update_, make_teacher
 from esvit_pl.guard import LateFlag

@@ -13,10 +13,11 @@ from PIL import Image
 
 from esvit_pl import datasets
 from esvit_pl.augment import PARAMS, Recipe, draw, make_views
-from esvit_pl.datamodule import ImageDataModule, say_once
+from esvit_pl.data import ImageDataModule
+from esvit_pl.data.printing import say_once
 from esvit_pl.datasets import ArrayDataset, Splits
 
-CONF = Path(__file__).parents[1] / "conf"
+CONF = Path(__file__).parents[2] / "conf"
 # Newer Pythons warn of every fork in a process with threads; loading workers are such forks.
 pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork")
 
@@ -322,7 +323,7 @@ def test_what_is_left_out_is_said_once_and_by_rank_0(capsys):
     assert len(data.train_dataloader()) == len(data.train_dataloader()) == 4
     ranked(1, 2, accumulate=2, n=35).train_dataloader()
     assert capsys.readouterr().out == (
-        "each epoch leaves out 3 of 35 images, others every time: the rest is no whole step of 16 "
+        "each epoch leaves out 3 of 35 images, others every time: the rest is less than one step of 16 "
         "(batch_size 4 x 2 ranks x 2 accumulated batches)\n"
     )
 
@@ -496,11 +497,11 @@ def test_bad_settings(wrong, message):
                          ids=lambda file: f"{file.parent.name}/{file.stem}")  # fmt: skip
 def test_configurations_show_the_signatures_defaults(file):
     shown = OmegaConf.to_container(OmegaConf.load(file))
-    if file.stem == "device_crops":
-        assert shown == {"defaults": ["worker_crops", "_self_"], "color_on": "device"}
+    if file.stem == "device_color":
+        assert shown == {"defaults": ["worker_color", "_self_"], "color_on": "device"}
         return
     name = shown.pop("_target_").removeprefix("esvit_pl.")
-    target = ImageDataModule if name == "datamodule.ImageDataModule" else getattr(datasets, name.split(".")[1])
+    target = ImageDataModule if name == "data.ImageDataModule" else getattr(datasets, name.split(".")[1])
     parameters = inspect.signature(target).parameters
     given_by_the_command = {"dataset", "recipe", "seed"} if target is ImageDataModule else set()
     assert shown.keys() == parameters.keys() - given_by_the_command

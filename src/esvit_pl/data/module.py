@@ -1,0 +1,282 @@
+"""The data module that pretraining, the linear probe and k-NN share.
+
+Which images come in which order, and which views of them, are pure functions of (seed, epoch, index): the sampler gives
+`(epoch, index)` pairs, so workers hold no state, and a resumed run sees what an uninterrupted one would have seen.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from hashlib import blake2b
+from typing import Any, cast
+
+import torch
+from pytorch_lightning import LightningDataModule
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from esvit_pl.augment import Batch, Recipe, finish_views
+from esvit_pl.data.loaders import ResumableLoader, limited, stack
+from esvit_pl.data.printing import say_once
+from esvit_pl.data.samplers import EpochSampler, RankShare
+from esvit_pl.data.threads import cores
+from esvit_pl.data.views import EvaluationImages, SupervisedView, TrainingCrops, TrainingViews
+from esvit_pl.datasets import ImageDataset, Splits
+
+
+class ImageDataModule(LightningDataModule):
+    """Loaders of training views, and of the whole images of bank and query.
+
+        data = ImageDataModule(esvit_pl.datasets.folder("photos"), Recipe(), batch_size=32)
+        for batch in data.train_dataloader():
+            batch["views"], batch["index"]
+
+    `train_dataloader()` gives dicts (b images):
+        train="multi_crop":   an `augment.Batch`
+        train="supervised":   image (b 3 h w), label (b,), index (b,)
+    With `color_on="device"` the loader of multi-crop views gives, in place of `views`, what they are made of: crops
+    (list of uint8 (b 3 h w)), and, if the recipe needs them, moments (b 2) and noise (list of float (b 1 h w)). A
+    Trainer turns them into views when it moves the batch to the device; without a Trainer call `finish(batch)`. The
+    random numbers are drawn in the worker either way, and the functions are the same: both ways give equal views, on a
+    GPU up to float rounding.
+
+    `bank_dataloader()` and `query_dataloader()` give image (b 3 h w), index, and label if there are labels: every image
+    once, in order, the last batch as short as it is. `val_dataloader()` is `query_dataloader()`. With several ranks
+    rank r gets the images r, r + world, r + 2 world, ...; so ranks differ by at most one image, nothing is padded, and
+    `len(loader.sampler)` is this rank's number of images. `index` counts within the loader's own split.
+
+    An epoch of training is cut to a multiple of batch_size x ranks x accumulated batches; batch i of rank r is slice
+    i * ranks + r of one shuffled list, so that 2 ranks of 8 or 2 accumulated batches of 8 see the 16 images of one
+    batch of 16. Build the Trainer with `use_distributed_sampler=False`.
+
+    Args:
+        dataset: which images, see `esvit_pl.datasets`.
+        recipe: what is done to them, see `esvit_pl.augment`.
+        batch_size: images per process and micro-batch.
+        eval_batch_size: images in a batch of bank and query.
+        num_workers: loading processes; None for one per CPU core that this process may use, 8 at most.
+        persistent_workers: whether these processes live on between epochs.
+        pin_memory: None for "if there is a GPU".
+        seed: of order and views.
+        train: "multi_crop" or "supervised".
+        color_on: where multi-crop views get their colour and normalisation: in the "worker" that cuts them, or in
+            batches on the "device" that trains. Everything else happens in the workers.
+        reduced_decoding: decode a training JPEG at 1/2, 1/4 or 1/8 of its sides where every crop keeps at least its
+            view's pixels; see `augment.largest_reduction`. Faster for large images. Order, boxes and colours stay the
+            same; the pixels differ a little. Evaluation reads whole images.
+        train_subset: "all" training images or those of the "bank" alone; None for all in pretraining and the bank in
+            supervised training, whose query must stay unseen.
+
+    Raises:
+        ValueError: a number out of range; supervised training on data without labels; from `train_dataloader()`: fewer
+            images than one optimizer step needs.
+    """
+
+    def __init__(
+        self,
+        dataset: Splits,
+        recipe: Recipe,
+        *,
+        batch_size: int = 64,
+        eval_batch_size: int = 256,
+        num_workers: int | None = None,
+        persistent_workers: bool = True,
+        pin_memory: bool | None = None,
+        seed: int = 0,
+        train: str = "multi_crop",
+        color_on: str = "worker",
+        reduced_decoding: bool = False,
+        train_subset: str | None = None,
+    ) -> None:
+        super().__init__()
+        for name, value in (("batch_size", batch_size), ("eval_batch_size", eval_batch_size)):
+            if value < 1:
+                raise ValueError(f"{name} must be 1 or more, got {value}")
+        if num_workers is not None and num_workers < 0:
+            raise ValueError(f"num_workers must be 0 or more, or None for the number of CPU cores, got {num_workers}")
+        if train not in ("multi_crop", "supervised"):
+            raise ValueError(f"train must be 'multi_crop' or 'supervised', got {train!r}")
+        if color_on not in ("worker", "device"):
+            raise ValueError(f"color_on must be 'worker' or 'device', got {color_on!r}")
+        if train_subset not in (None, "all", "bank"):
+            raise ValueError(f"train_subset must be 'all', 'bank' or None, got {train_subset!r}")
+        if train == "supervised" and not dataset.has_labels:
+            raise ValueError("train='supervised' needs labels, and the data set has none: sort the images into folders")
+        self.dataset, self.recipe, self.seed, self.train = dataset, recipe, seed, train
+        self.color_on, self.reduced_decoding = color_on, reduced_decoding
+        self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
+        self.num_workers = cores() if num_workers is None else num_workers
+        self.persistent_workers = persistent_workers
+        self.pin_memory = torch.cuda.is_available() if pin_memory is None else pin_memory
+        self.train_subset = train_subset or ("all" if train == "multi_crop" else "bank")
+        self._epoch = 0
+
+    @property
+    def has_labels(self) -> bool:
+        return self.dataset.has_labels
+
+    @property
+    def num_classes(self) -> int | None:
+        """The number of classes, or None without labels."""
+        if self.dataset.classes is not None:
+            return len(self.dataset.classes)
+        labels = self.dataset.train.labels
+        return None if labels is None else max(labels) + 1
+
+    @property
+    def train_images(self) -> ImageDataset:
+        return self.dataset.train if self.train_subset == "all" else self.dataset.bank
+
+    def setup(self, stage: str | None = None) -> None:
+        self._say(self.dataset.describe())
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch that the next pass over a training loader gives when no Trainer is attached."""
+        self._epoch = epoch
+
+    def train_dataloader(self) -> DataLoader[dict[str, Any]]:
+        kind: type[TrainingViews] = TrainingViews if self.color_on == "worker" else TrainingCrops
+        views = self.recipe.views
+        if self.train == "supervised":
+            kind, views = SupervisedView, (self.recipe.supervised_view,)
+        training = kind(self.train_images, self.recipe, views, self.seed, reduced_decoding=self.reduced_decoding)
+        sampler = EpochSampler(
+            len(training),
+            batch_size=self.batch_size,
+            ranks=self._ranks,
+            rank=self._rank,
+            accumulate=self._accumulate,
+            seed=self.seed,
+            start=self._start,
+        )
+        if sampler.left_out:
+            self._say(
+                f"each epoch leaves out {sampler.left_out:,} of {len(training):,} images, others every time: "
+                f"the rest is less than one step of {sampler.window} ({sampler.window_terms})"
+            )
+        return self._loader(training, self.batch_size, sampler)
+
+    def val_dataloader(self) -> DataLoader[dict[str, Any]]:
+        return self.query_dataloader()
+
+    def bank_dataloader(self) -> DataLoader[dict[str, Any]]:
+        return self._evaluation_loader(self.dataset.bank)
+
+    def query_dataloader(self) -> DataLoader[dict[str, Any]]:
+        return self._evaluation_loader(self.dataset.query)
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        # Not in `on_after_batch_transfer`: the parameters are still in main memory here, so that no GPU is waited for.
+        moved = super().transfer_batch_to_device(batch, device, dataloader_idx)
+        return self.finish(moved, batch["params"]) if isinstance(batch, dict) and "crops" in batch else moved
+
+    def finish(self, batch: dict[str, Any], params: Tensor | None = None) -> Batch:
+        """Colour and normalise the crops of a batch on the device where they are.
+
+        Args:
+            batch: of `train_dataloader()` with `color_on="device"`; it stays as it is.
+            params: a copy of `batch["params"]` in main memory, if there is one.
+
+        Returns:
+            The batch that `color_on="worker"` gives.
+
+        Raises:
+            ValueError: the parameters are in half precision; a Trainer with precision bf16-true makes them so.
+        """
+        batch = dict(batch)
+        crops, moments, noise = batch.pop("crops"), batch.pop("moments", None), batch.pop("noise", None)
+        dtype = batch["params"].dtype
+        if dtype not in (torch.float32, torch.float64):
+            raise ValueError(
+                f"color_on='device' needs the parameters of the views in float32, got {dtype}, which rounds them: "
+                "take trainer precision bf16-mixed or 16-mixed, or color_on='worker'"
+            )
+        # Views are made in float32 in every precision, as the workers make them.
+        params = (batch["params"] if params is None else params).float()
+        moments = None if moments is None else moments.float()
+        views = finish_views(self.recipe, crops, params, moments, noise and [field.float() for field in noise])
+        return cast(Batch, {"views": [view.to(dtype) for view in views], **batch})
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that the order of the images depends on; part of every checkpoint."""
+        return {
+            "images": len(self.train_images),
+            "names": self._fingerprint,
+            "batch_size": self.batch_size,
+            "ranks": self._ranks,
+            "accumulate": self._accumulate,
+            "seed": self.seed,
+            "train": self.train,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Compare with the run that is resumed, without changing anything; evaluation may use other data.
+
+        Raises:
+            ValueError: that run had other images, batches, ranks or another seed, so that its count of batches means
+                another place in the data.
+        """
+        if self.trainer is not None and not self.trainer.training:
+            return
+        mine = self.state_dict()
+        other = [f"{key} was {was} and is {mine.get(key)}" for key, was in state_dict.items() if mine.get(key) != was]
+        if other:
+            raise ValueError(
+                f"cannot resume at the same place in the data: {'; '.join(other)}. Resume with the same "
+                f"settings, or start a new run from the checkpoint's weights"
+            )
+
+    @cached_property
+    def _fingerprint(self) -> str:
+        images, digest = self.train_images, blake2b(digest_size=8)
+        for index in range(len(images)):
+            digest.update(images.name(index).encode("utf-8", "surrogateescape") + b"\0")
+        return digest.hexdigest()
+
+    def _evaluation_loader(self, images: ImageDataset) -> DataLoader[dict[str, Any]]:
+        share = RankShare(len(images), rank=self._rank, ranks=self._ranks)
+        return self._loader(EvaluationImages(images, self.recipe), self.eval_batch_size, share)
+
+    def _loader(
+        self, data: Dataset[dict[str, Any]], batch_size: int, sampler: Sampler[Any]
+    ) -> DataLoader[dict[str, Any]]:
+        # A DataLoader without a generator draws from the global random state, which training must not depend on.
+        generator = torch.Generator().manual_seed(self.seed)
+        return ResumableLoader(
+            data,
+            batch_size,
+            sampler=sampler,
+            num_workers=self.num_workers,
+            generator=generator,
+            collate_fn=stack,
+            persistent_workers=self.persistent_workers and self.num_workers > 0,
+            pin_memory=self.pin_memory,
+        )
+
+    @property
+    def _ranks(self) -> int:
+        return self.trainer.world_size if self.trainer else 1
+
+    @property
+    def _rank(self) -> int:
+        return self.trainer.global_rank if self.trainer else 0
+
+    @property
+    def _accumulate(self) -> int:
+        return self.trainer.accumulate_grad_batches if self.trainer else 1
+
+    def _start(self, batches: int) -> tuple[int, int]:
+        """(epoch, batch) that the next pass over a loader of so many batches begins with.
+
+        Read from the Trainer's own count of finished batches, each time: Lightning tells samplers the epoch too late
+        for loaders with workers, and never the place in the middle of an epoch.
+        """
+        if self.trainer is None:
+            return self._epoch, 0
+        batches = limited(batches, self.trainer.limit_train_batches)
+        done: int = self.trainer.fit_loop.epoch_loop.batch_progress.total.processed  # type: ignore[attr-defined]
+        return divmod(done, max(batches, 1))
+
+    def _say(self, line: str) -> None:
+        if self._rank == 0:
+            say_once(line)

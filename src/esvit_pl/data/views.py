@@ -1,0 +1,109 @@
+"""Single images as the loading processes prepare them: data sets of torch, one class for each kind of item."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from esvit_pl.augment import (
+    Recipe,
+    ViewParameters,
+    ViewRecipe,
+    cut_views,
+    draw,
+    evaluation_view,
+    image_moments,
+    largest_reduction,
+    make_views,
+)
+from esvit_pl.data.threads import as_in_a_worker
+from esvit_pl.datasets import ImageDataset
+
+Place = int | tuple[int, int]  # an index, or (epoch, index)
+
+
+class TrainingViews(Dataset[dict[str, Any]]):
+    """Image number `index` in epoch `epoch`, as the views that both numbers and the seed determine."""
+
+    def __init__(
+        self,
+        images: ImageDataset,
+        recipe: Recipe,
+        views: tuple[ViewRecipe, ...],
+        seed: int,
+        *,
+        reduced_decoding: bool = False,
+    ) -> None:
+        self.images, self.recipe, self.views, self.seed = images, recipe, views, seed
+        self.reduced_decoding = reduced_decoding
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, place: Place) -> dict[str, Any]:
+        epoch, index = place if isinstance(place, tuple) else (0, place)  # `overfit_batches` samples plain numbers
+        with as_in_a_worker():
+            if self.reduced_decoding:
+                size, label, decode = self.images.open(index)
+                drawn = self.draw(size, epoch, index)
+                image = decode(largest_reduction(drawn, size))
+            else:
+                image, label = self.images[index]
+                drawn = self.draw(image.shape[-2:], epoch, index)
+            return _item(index, label, **self.tensors(image, drawn))
+
+    def draw(self, image_size: Sequence[int], epoch: int, index: int) -> ViewParameters:
+        return draw(self.views, self.recipe, image_size, seed=self.seed, epoch=epoch, index=index)
+
+    def tensors(self, image: Tensor, drawn: ViewParameters) -> dict[str, Any]:
+        """Entries of the batch for one image, without the batch's dimension."""
+        return {"views": make_views(self.recipe, image, drawn), **_places(drawn)}
+
+
+class TrainingCrops(TrainingViews):
+    """The same before colour: the crops, and what `finish_views` needs to make views of them."""
+
+    def tensors(self, image: Tensor, drawn: ViewParameters) -> dict[str, Any]:
+        tensors = {"crops": cut_views(image, drawn), **_places(drawn)}
+        moments = image_moments(self.recipe, image)
+        if moments is not None:
+            tensors["moments"] = moments
+        if any(view.noise for view in self.views):
+            fields = zip(drawn.noise, drawn.size, strict=True)
+            tensors["noise"] = [torch.zeros(1, side, side) if field is None else field for field, side in fields]
+        return tensors
+
+
+class SupervisedView(TrainingViews):
+    """One view for training with labels, without its place in the image."""
+
+    def tensors(self, image: Tensor, drawn: ViewParameters) -> dict[str, Any]:
+        return {"image": make_views(self.recipe, image, drawn)[0]}
+
+
+class EvaluationImages(Dataset[dict[str, Any]]):
+    """The images resized, cut from the centre and normalised."""
+
+    def __init__(self, images: ImageDataset, recipe: Recipe) -> None:
+        self.images, self.recipe = images, recipe
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        with as_in_a_worker():
+            image, label = self.images[index]
+            view = evaluation_view(self.recipe, image)
+        return _item(index, label, image=view)
+
+
+def _places(drawn: ViewParameters) -> dict[str, Any]:
+    return {"boxes": drawn.boxes, "flipped": drawn.flipped, "params": drawn.params}
+
+
+def _item(index: int, label: int | None, **tensors: Any) -> dict[str, Any]:
+    return {**tensors, "index": index, **({} if label is None else {"label": label})}
