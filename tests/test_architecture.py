@@ -17,7 +17,6 @@ FLOORS = [
     [
         "distributed",
         "isolation",
-        "guard",
         "schedules",
         "compiling",
         "ema",
@@ -32,7 +31,7 @@ FLOORS = [
         "metrics",
     ],
     # first: parts put together
-    ["network", "objectives", "evaluation", "visualize", "checkpoints"],
+    ["network", "objectives", "pretraining", "evaluation", "visualize", "checkpoints"],
     # second: Lightning
     ["data", "loggers", "callbacks", "modules"],
     # roof: Hydra and the command line

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import math
 from copy import deepcopy
 from typing import Any
 
@@ -14,13 +13,11 @@ from esvit_pl.optim import (
     LARS,
     FusedSGD,
     OptimizerRecipe,
-    can_skip,
     clip_each_,
     parameter_groups,
     scaled_lr,
-    skip_nothing_,
-    skip_where_,
 )
+from esvit_pl.schedules import Progress
 
 
 def test_groups_by_name_and_dimension():
@@ -57,9 +54,29 @@ def test_all_gradients_are_clipped_at_once():
 def test_the_learning_rate_is_per_256_images_of_the_global_batch():
     assert scaled_lr(0.0005, 1024) == 0.002
     recipe = OptimizerRecipe(warmup_epochs=0)
-    assert recipe.lr_at(0, 100, warmup=0, global_batch=512) == pytest.approx(0.001)
-    assert recipe.lr_at(100, 100, warmup=0, global_batch=512) == pytest.approx(1e-6)
-    assert [recipe.weight_decay_at(step, 100) for step in (0, 100)] == pytest.approx([0.04, 0.4])
+    first, last = Progress(0, 100), Progress(100, 100)
+    assert recipe.lr_at(first, global_batch=512) == pytest.approx(0.001)
+    assert recipe.lr_at(last, global_batch=512) == pytest.approx(1e-6)
+    assert [recipe.weight_decay_at(progress) for progress in (first, last)] == pytest.approx([0.04, 0.4])
+
+
+def test_shapes_are_chosen_by_name():
+    recipe = OptimizerRecipe(
+        lr=0.4, lr_end=0.0, lr_schedule="linear", warmup_epochs=1, weight_decay_schedule="constant"
+    )
+    steps = [Progress(step, 10, steps_per_epoch=2) for step in range(10)]
+    wanted = [0.0, 0.4, *(0.4 * (1 - step / 8) for step in range(8))]
+    assert [recipe.lr_at(progress, global_batch=256) for progress in steps] == pytest.approx(wanted)
+    assert {recipe.weight_decay_at(progress) for progress in steps} == {0.04}
+
+
+def test_set_gives_both_groups_what_is_theirs():
+    recipe = OptimizerRecipe(warmup_epochs=0)
+    optimizer = recipe.build(parameter_groups(nn.Linear(2, 2)))
+    recipe.set_(optimizer, Progress(0, 4), global_batch=512)
+    decay, no_decay = optimizer.param_groups
+    assert [decay["lr"], no_decay["lr"]] == pytest.approx([0.001, 0.001])
+    assert [decay["weight_decay"], no_decay["weight_decay"]] == pytest.approx([0.04, 0.0])
 
 
 def test_lars_by_hand():
@@ -77,6 +94,11 @@ def test_lars_by_hand():
     weight.grad = None
     lars.step()
     assert bias.item() == pytest.approx(before - 0.5 * 0.9 * 2.0)
+
+
+def test_the_recipe_gives_lars_its_trust():
+    lars = OptimizerRecipe(name="lars", trust=0.02).build(parameter_groups(nn.Linear(2, 2)))
+    assert {group["trust"] for group in lars.param_groups} == {0.02}
 
 
 def test_lars_trusts_fully_where_a_norm_is_zero():
@@ -99,6 +121,7 @@ def test_recipe_builds_its_optimizer(name, kind):
         ({"betas": (0.9, 1.0)}, r"two betas of 0 or more and below 1, got \[0.9, 1.0\]"),
         ({"name": "adam"}, "'adamw', 'sgd' or 'lars', got 'adam'"),
         ({"lr": -1.0}, "lr of 0 or more, got -1.0"),
+        ({"lr_schedule": "cosin"}, "lr_schedule needs one of constant, linear, cosine, got 'cosin'"),
     ],
 )
 def test_impossible_recipes_are_refused(change, message):
@@ -106,9 +129,7 @@ def test_impossible_recipes_are_refused(change, message):
         OptimizerRecipe(**change)
 
 
-# Steps that are skipped
-
-SKIPPING = [("adamw", torch.float32), ("adamw", torch.float64), ("sgd", torch.float32), ("lars", torch.float32)]
+# Kernels
 
 
 class Run:
@@ -120,19 +141,16 @@ class Run:
         self.optimizer = OptimizerRecipe(name=name, fused=fused).build(parameter_groups(self.net))
         self.steps = 0
 
-    def step(self, flag: bool | None = None, scale: float = 1.0, only: int = 2) -> None:
+    def step(self, only: int = 2) -> None:
         """One step with the first `only` layers' gradients."""
         noise = torch.Generator().manual_seed(self.steps)
         for group in self.optimizer.param_groups:
             group["lr"], group["weight_decay"] = 0.1, 0.05 if group["name"] == "decay" else 0.0
         for parameter in self.net.parameters():
-            parameter.grad = scale * torch.randn(parameter.shape, generator=noise, dtype=parameter.dtype)
+            parameter.grad = torch.randn(parameter.shape, generator=noise, dtype=parameter.dtype)
         for parameter in self.net[only:].parameters():
             parameter.grad = None
-        if flag is not None:
-            skip_where_(self.optimizer, torch.tensor(flag))
         self.optimizer.step()
-        skip_nothing_(self.optimizer)
         self.steps += 1
 
     def everything(self) -> list[Any]:
@@ -141,58 +159,6 @@ class Run:
         return [p.detach().clone() for p in self.net.parameters()] + [
             value.clone() for place in sorted(state) for _, value in sorted(state[place].items())
         ]
-
-
-def assert_same(mine: list[torch.Tensor], other: list[torch.Tensor]) -> None:
-    assert len(mine) == len(other)
-    for x, y in zip(mine, other, strict=True):
-        assert x.dtype == y.dtype
-        assert torch.equal(x.view(-1).view(torch.uint8), y.view(-1).view(torch.uint8))
-
-
-@pytest.mark.parametrize(("name", "dtype"), SKIPPING)
-@pytest.mark.parametrize("bad", [math.nan, math.inf, 1.0])
-def test_a_skipped_step_leaves_parameters_moments_and_counts_to_the_last_bit(name, dtype, bad):
-    run = Run(name, dtype)
-    run.step()
-    run.step()
-    before = run.everything()
-    assert len(before) > len(list(run.net.parameters()))
-    run.step(True, scale=bad)
-    assert_same(run.everything(), before)
-    assert "found_inf" not in vars(run.optimizer)
-
-
-@pytest.mark.parametrize(("name", "dtype"), SKIPPING)
-def test_a_step_that_is_not_skipped_is_the_same_with_and_without_the_flag(name, dtype):
-    plain, flagged = Run(name, dtype), Run(name, dtype)
-    for _ in range(3):
-        plain.step()
-        flagged.step(False)
-    assert_same(flagged.everything(), plain.everything())
-
-
-@pytest.mark.parametrize(("name", "dtype"), SKIPPING)
-def test_after_a_skipped_first_step_training_goes_on_as_if_it_had_not_been(name, dtype):
-    plain, skipped = Run(name, dtype), Run(name, dtype)
-    before = [parameter.detach().clone() for parameter in skipped.net.parameters()]
-    skipped.step(True, scale=math.nan)
-    assert_same([parameter.detach() for parameter in skipped.net.parameters()], before)
-    skipped.steps = 0
-    for _ in range(2):
-        plain.step()
-        skipped.step(False)
-    assert_same(skipped.everything(), plain.everything())
-
-
-def test_who_can_skip():
-    parameters = [nn.Parameter(torch.zeros(2))]
-    assert all(can_skip(Run(name).optimizer) for name in ("adamw", "sgd", "lars"))
-    assert not any(can_skip(Run(name, fused=False).optimizer) for name in ("adamw", "sgd"))
-    assert not can_skip(torch.optim.RMSprop(parameters))
-    assert not can_skip(torch.optim.SGD(parameters, fused=True))  # its first momentum would be anything
-    theirs = type("Theirs", (torch.optim.AdamW,), {})
-    assert not can_skip(theirs(parameters, fused=True))
 
 
 @pytest.mark.parametrize("name", ["adamw", "sgd"])
@@ -230,9 +196,8 @@ def test_a_resumed_optimizer_keeps_its_own_kernel(name, fused):
     mine.optimizer.load_state_dict(deepcopy(other.optimizer.state_dict()))
     mine.steps = other.steps
     assert {bool(group["fused"]) for group in mine.optimizer.param_groups} == {fused}
-    assert can_skip(mine.optimizer) == fused
     other.step()
-    mine.step(False if fused else None)
+    mine.step()
     for x, y in zip(mine.everything(), other.everything(), strict=True):
         assert torch.allclose(x, y, atol=1e-6)
 

@@ -1,6 +1,8 @@
-"""The three collectives that this library needs; on one process each is the identity."""
+"""What processes tell one another: sums, means and gathers. On one process each is the identity."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -54,3 +56,23 @@ def gather_uneven(x: Tensor) -> Tensor:
     padded = F.pad(x, (0, 0) * (x.ndim - 1) + (0, longest - len(x)))
     parts = gather_over_ranks(padded).unflatten(0, (len(sizes), longest))
     return torch.cat([part[:size] for part, size in zip(parts, sizes[:, 0].tolist(), strict=True)])
+
+
+def gather_with_gradient(x: Tensor) -> Tensor:
+    """`gather_over_ranks` through which gradients flow back to every rank, for contrastive losses.
+
+    A plain gather would cut the gradient of the other ranks' losses with respect to this rank's rows. Where each rank
+    takes the mean of the losses of its own rows against all rows, and gradients are averaged over ranks (as DDP does),
+    several ranks train exactly like one.
+    """
+    return x if num_ranks() == 1 else _Gather.apply(x)  # type: ignore[no-any-return, no-untyped-call]
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return gather_over_ranks(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return sum_over_ranks(grad).chunk(num_ranks())[rank()]

@@ -10,7 +10,6 @@ from timm.layers import DropPath
 from torch import Tensor, nn
 
 from esvit_pl.backbones.interface import Backbone
-from esvit_pl.guard import move_
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -28,27 +27,29 @@ def make_teacher(student: Module) -> Module:
 
 
 @torch.no_grad()
-def ema_update_(teacher: nn.Module, student: nn.Module, momentum: float, *, when: Tensor | None = None) -> None:
+def ema_update_(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
     """teacher <- momentum * teacher + (1 - momentum) * student, for the teacher's parameters, in place.
 
     Args:
         teacher: its parameters' names are the student's.
         student: may have more.
         momentum: share of the old teacher in the new one.
-        when: 0-d bool on the parameters' device; where it is False the teacher stays as it is, to the last bit.
 
     Buffers stay the teacher's own: batch norm statistics come from what the teacher saw, and averaging an integer
     buffer (Swin's ``relative_position_index``) would turn it into zeros without an error.
+
+    >>> student = nn.Linear(1, 1)
+    >>> teacher = make_teacher(student)
+    >>> _ = nn.init.constant_(student.weight, 2.0), nn.init.constant_(teacher.weight, 1.0)
+    >>> ema_update_(teacher, student, momentum=0.75)
+    >>> teacher.weight.item()
+    1.25
     """
     theirs = dict(student.named_parameters())
     pairs = [(parameter, theirs[name]) for name, parameter in teacher.named_parameters()]
     mine: list[Tensor] = [parameter for parameter, _ in pairs]
-    other = [parameter.detach() for _, parameter in pairs]
-    # Interpolation, not two products: where the student stands still, so does the teacher, to the last bit.
-    if when is None:
-        torch._foreach_lerp_(mine, other, 1 - momentum)
-    else:
-        move_(mine, torch._foreach_lerp(mine, other, 1 - momentum), when)
+    # Interpolation instead of two products: where the student stands still, so does the teacher, to the last bit.
+    torch._foreach_lerp_(mine, [parameter.detach() for _, parameter in pairs], 1 - momentum)
 
 
 def check_apart(teacher: nn.Module, student: nn.Module) -> None:

@@ -47,31 +47,3 @@ def test_half_precision_projections_are_not_summed_in_half_precision():
     center.observe(torch.full((4096, 1), 1.0), torch.ones(2, 1))
     center.observe(torch.full((1, 1), 0.125), torch.ones(2, 1))
     assert center.window()[0].item() == pytest.approx(4096.125)
-
-
-def observed(seed: int = 0) -> Center:
-    torch.manual_seed(seed)
-    center = Center(7, 3)
-    center.value.copy_(torch.randn(7))
-    center.observe(torch.randn(4, 5, 3), torch.randn(7, 3))
-    return center
-
-
-def test_a_centre_that_may_move_moves_as_without_the_flag_to_the_last_bit():
-    plain, flagged = observed(), observed()
-    before = plain.value.clone()
-    plain.commit(plain.window())
-    flagged.commit(flagged.window(), torch.tensor(True))
-    assert torch.equal(plain.value, flagged.value)
-    assert not torch.equal(plain.value, before)
-
-
-def test_a_centre_that_may_not_move_stays_to_the_last_bit_and_forgets_the_window():
-    center = observed()
-    center.value[0] = -0.0
-    center.observe(torch.full((2, 3), torch.nan), torch.randn(7, 3))
-    before = center.value.clone()
-    assert center.window().isnan().any()
-    center.commit(center.window(), torch.tensor(False))
-    assert torch.equal(center.value.view(torch.int32), before.view(torch.int32))
-    assert center.window().eq(0).all()

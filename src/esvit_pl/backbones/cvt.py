@@ -80,7 +80,9 @@ class CvT(Backbone):
         self.apply(_initialise)
         self.width = self.region_width = dims[-1]
 
-    def forward(self, x: Tensor) -> Features:
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Features:
+        if mask is not None:
+            self.learn_mask()  # says which families can
         for stage in self.stages:
             x = stage(x)
         regions = self.norm(x).flatten(2).mT  # (b n c)

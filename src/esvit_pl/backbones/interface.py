@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from esvit_pl.backbones.recompute import Recomputable
@@ -43,6 +44,7 @@ class Backbone(nn.Module):
         patch_size: side of a patch in pixels; no crop may be smaller.
         spec: the plain dict from which ``backbones.build(**spec)`` makes the same backbone again.
         transform: from one image to the (c h w) tensor that the backbone was trained on; ``load_backbone`` sets it.
+        mask_vector: (c,) what stands for a masked patch, learnt; None before `learn_mask`.
     """
 
     width: int
@@ -50,10 +52,32 @@ class Backbone(nn.Module):
     patch_size: int
     spec: dict[str, Any]
     transform: Callable[[Any], Tensor] | None = None
+    mask_vector: nn.Parameter | None
 
-    def forward(self, x: Tensor) -> Features:
-        """(b c h w) normalised images of any size -> features."""
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_parameter("mask_vector", None)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Features:
+        """(b c h w) normalised images of any size -> features.
+
+        Args:
+            x: the images.
+            mask: (b h w) bool on the grid of the regions: where it is True, the embeddings of the patches are replaced
+                by `mask_vector`. Only after `learn_mask`.
+        """
         raise NotImplementedError
+
+    def learn_mask(self) -> None:
+        """Make `mask_vector`, a parameter that begins at 0.
+
+        Raises:
+            NotImplementedError: the family cannot hide patches.
+        """
+        raise NotImplementedError(
+            f"{type(self).__name__} cannot hide patches from itself; Swin, ViT and DeiT can (backbone=swin_tiny_w7, "
+            "vit_base_p16, deit_small_p16)"
+        )
 
     def last_blocks(self, x: Tensor, n: int) -> Tensor:
         """(b c h w) -> (b last_blocks_width(n)): pooled features of the last n blocks, earliest first.
@@ -96,6 +120,28 @@ class Backbone(nn.Module):
         Raises:
             ValueError: the reason, and what to do.
         """
+
+
+def hide(tokens: Tensor, mask: Tensor, vector: Tensor | None, *, factor: int = 1) -> Tensor:
+    """(b h w c) patch embeddings, replaced by `vector` where the mask is True.
+
+    Args:
+        tokens: (b h w c).
+        mask: (b h/factor w/factor) bool, on the grid of the regions; sides are rounded up.
+        vector: (c,).
+        factor: patches of a region along one side.
+
+    Raises:
+        ValueError: a mask for another number of images or another grid; no vector.
+    """
+    if vector is None:
+        raise ValueError("the backbone got a mask and has no mask vector; call learn_mask() first")
+    height, width = tokens.shape[1:3]
+    wanted = (tokens.shape[0], -(-height // factor), -(-width // factor))
+    if mask.shape != wanted:
+        raise ValueError(f"a mask needs the shape {wanted}, images and the grid of regions, got {tuple(mask.shape)}")
+    mask = mask.repeat_interleave(factor, 1).repeat_interleave(factor, 2)[:, :height, :width]
+    return torch.where(mask[..., None], vector.to(tokens.dtype), tokens)
 
 
 def width_of_last(n: int, widths: Sequence[int], depths: Sequence[int]) -> int:

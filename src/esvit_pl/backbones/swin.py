@@ -26,7 +26,7 @@ from timm.models.swin_transformer import (
 )
 from torch import Tensor, nn
 
-from esvit_pl.backbones.interface import Attention, Backbone, Features, check_block_count, width_of_last
+from esvit_pl.backbones.interface import Attention, Backbone, Features, check_block_count, hide, width_of_last
 from esvit_pl.backbones.recompute import Recomputable
 from esvit_pl.backbones.swin_windows import Strip, WindowGroup, WindowPlan, shifted_window_mask, window_plan
 from esvit_pl.precision import narrow
@@ -102,12 +102,17 @@ class Swin(Backbone):
         self.stage_widths = [embed_dim * 2**stage for stage in range(len(depths))]
         self.width = self.region_width = self.stage_widths[-1]
 
-    def forward(self, x: Tensor) -> Features:
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Features:
         x = self.embed(x)  # (b h w c)
+        if mask is not None:
+            x = hide(x, mask, self.mask_vector, factor=2 ** (len(self.layers) - 1))
         for stage in self.layers:
             x = stage(x)
         regions = self.norm(x).flatten(1, 2)  # (b n c)
         return Features(regions.mean(1), regions, (x.shape[1], x.shape[2]))
+
+    def learn_mask(self) -> None:
+        self.mask_vector = nn.Parameter(torch.zeros(self.stage_widths[0]))
 
     def last_blocks(self, x: Tensor, n: int) -> Tensor:
         check_block_count(n, sum(self.spec["depths"]))

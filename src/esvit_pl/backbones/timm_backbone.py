@@ -26,7 +26,7 @@ from timm.models import get_arch_name, is_model_pretrained, split_model_name_tag
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from esvit_pl.backbones.interface import Attention, Backbone, Features, check_block_count
+from esvit_pl.backbones.interface import Attention, Backbone, Features, check_block_count, hide
 from esvit_pl.backbones.recompute import hold_statistics
 
 Pool = Literal["token", "mean"]
@@ -125,12 +125,38 @@ class TimmBackbone(Backbone):
         self.patch_size = traits.smallest
         self.mean, self.std = (_per_channel(self.model.pretrained_cfg[key], in_chans) for key in ("mean", "std"))
 
-    def forward(self, x: Tensor) -> Features:
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Features:
+        if mask is not None:
+            return self.forward_masked(x, mask)
         self.check_activations()
         if self.grad_checkpointing:
             hold_statistics(self.model)
         x = padded(x, self.traits.multiple)
         return as_features(last_tokens(self.model, self.traits, x), self.model, self.traits, self.pool, x)
+
+    def forward_masked(self, x: Tensor, mask: Tensor) -> Features:
+        """`forward`, with patch embeddings hidden where the mask is True."""
+        if not isinstance(self.model, VisionTransformer):
+            self.learn_mask()  # says which families can
+
+        def hidden(module: nn.Module, inputs: Any, tokens: Tensor) -> Tensor:
+            # (b h w c) where timm resizes position tables to the input, (b n c) elsewhere
+            grid = tokens if tokens.ndim == 4 else tokens.unflatten(1, mask.shape[1:])
+            return hide(grid, mask, self.mask_vector).view_as(tokens)
+
+        hook = cast(nn.Module, self.model.patch_embed).register_forward_hook(hidden)
+        try:
+            return self(x)
+        finally:
+            hook.remove()
+
+    def learn_mask(self) -> None:
+        if not isinstance(self.model, VisionTransformer):
+            raise NotImplementedError(
+                f"timm's {self.spec['name']} cannot hide patches from itself; ViT, DeiT and Swin can "
+                "(backbone=vit_base_p16, deit_small_p16, swin_tiny_w7)"
+            )
+        self.mask_vector = nn.Parameter(torch.zeros(self.model.embed_dim))
 
     def last_blocks(self, x: Tensor, n: int) -> Tensor:
         """(b c h w) -> (b last_blocks_width(n)), earliest first.

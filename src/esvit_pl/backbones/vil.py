@@ -110,7 +110,9 @@ class ViL(Backbone):
         self.patch_size = math.prod(patch_sizes)
         self.width = self.region_width = dims[-1]
 
-    def forward(self, x: Tensor) -> Features:
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Features:
+        if mask is not None:
+            self.learn_mask()  # says which families can
         for _, tokens, grid in self.walk(x):
             last, shape = tokens, grid
         z = self.norm(last)

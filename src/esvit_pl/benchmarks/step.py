@@ -28,7 +28,7 @@ from esvit_pl.precision import wide
 
 PARTS = ("teacher", "student", "loss", "backward", "optimizer and teacher's average")
 CLIP, MOMENTUM, LR = 3.0, 0.996, 1e-4
-START = Progress(0, 0, 1)
+START = Progress(0, 1)
 
 
 Timed = Callable[[str, Callable[[], Any]], Any]
@@ -105,14 +105,14 @@ class Step:
         return OptimizerRecipe().build(parameter_groups(self.student))
 
     def losses(self, student: Views, teacher: Views) -> Losses:
-        return self.objective(student, teacher, START)
+        return self.objective(student, teacher, {}, START)
 
     def finish(self) -> None:
         """Everything after the backward pass."""
         clip_each_(self.student.parameters(), CLIP)
         self.optimizer.step()
         self.optimizer.zero_grad()
-        self.objective.commit(self.objective.window())
+        self.objective.commit(self.objective.collect())
         ema_update_(self.teacher, self.student, MOMENTUM)
 
 
@@ -148,7 +148,7 @@ class StraightStep(Step):
                     parameter.grad.mul_(scale)
         self.optimizer.step()
         self.optimizer.zero_grad()
-        self.objective.commit(self.objective.window())
+        self.objective.commit(self.objective.collect())
         with torch.no_grad():
             for mine, theirs in zip(self.teacher.parameters(), self.student.parameters(), strict=True):
                 mine.mul_(MOMENTUM).add_((1 - MOMENTUM) * theirs)

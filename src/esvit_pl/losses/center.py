@@ -5,8 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from esvit_pl.guard import move_
-
 
 class Center(nn.Module):
     """(k,) centre that moves once per optimizer step by the mean projection of the whole global batch.
@@ -41,19 +39,12 @@ class Center(nn.Module):
         return self.value.new_zeros(self.dim + 1) if self._window is None else self._window
 
     @torch.no_grad()
-    def commit(self, window: Tensor, when: Tensor | None = None) -> None:
-        """Move the centre by a window's (sum, number), that of `window` summed over ranks, and start a new one.
-
-        Where `when` (0-d bool on the same device) is False, the centre stays as it is, to the last bit.
-        """
+    def commit(self, window: Tensor) -> None:
+        """Move the centre by a window's (sum, number), that of `window` summed over ranks, and start a new one."""
         if self._prototypes is not None:
             mean = window[:-1] / window[-1]
             logits = (self._prototypes.to(mean.dtype) @ mean).to(self.value.dtype)
-            if when is None:
-                self.value.mul_(self.momentum).add_(logits, alpha=1 - self.momentum)
-            else:
-                moved = (self.value * self.momentum).add_(logits, alpha=1 - self.momentum)
-                move_([self.value], [moved], when)
+            self.value.mul_(self.momentum).add_(logits, alpha=1 - self.momentum)
         self.reset()
 
     def reset(self) -> None:

@@ -4,15 +4,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
+from esvit_pl.augment.batch import Batch
 from esvit_pl.heads import ProjectionHead, Prototypes
 from esvit_pl.losses import Center, RegionLoss, ViewLoss, match_views, matched_share, partition_and_target
 from esvit_pl.metrics.collapse import largest_entropy
-from esvit_pl.objectives.interface import Losses, Objective, Progress, Views
+from esvit_pl.objectives.interface import Losses, Objective, Progress, Views, Window
 from esvit_pl.precision import wide
-from esvit_pl.schedules import teacher_temperature
+from esvit_pl.schedules import check_shape, scheduled
 
 
 class EsViTObjective(Objective):
@@ -31,9 +34,11 @@ class EsViTObjective(Objective):
         region_batch_norm: the same in the region head's.
         norm_last_layer: hold the prototypes' gains at 1.
         student_temp: temperature of the student's distributions.
-        teacher_temp: temperature of the teacher's after warm-up.
+        teacher_temp: temperature of the teacher's after its warm-up.
         teacher_temp_start: the same in the first epoch.
         teacher_temp_warmup_epochs: whole epochs from one to the other, linearly.
+        teacher_temp_end: where it goes from there in the last epochs; None stays.
+        teacher_temp_schedule: shape of that way, a name in `schedules.SHAPES`.
         center_momentum: share of the old centre in the new one.
     """
 
@@ -54,6 +59,8 @@ class EsViTObjective(Objective):
         teacher_temp: float = 0.07,
         teacher_temp_start: float = 0.04,
         teacher_temp_warmup_epochs: int = 30,
+        teacher_temp_end: float | None = None,
+        teacher_temp_schedule: str = "constant",
         center_momentum: float = 0.9,
     ) -> None:
         super().__init__()
@@ -73,6 +80,8 @@ class EsViTObjective(Objective):
             "teacher_temp": teacher_temp,
             "teacher_temp_start": teacher_temp_start,
             "teacher_temp_warmup_epochs": teacher_temp_warmup_epochs,
+            "teacher_temp_end": teacher_temp_end,
+            "teacher_temp_schedule": teacher_temp_schedule,
             "center_momentum": center_momentum,
         }
         _check(self.spec)
@@ -104,7 +113,7 @@ class EsViTObjective(Objective):
         waiting = "region" in self.weights and progress.epoch < self.spec["region_start_epoch"]
         return {"view"} if waiting else set(self.weights)
 
-    def forward(self, student: Views, teacher: Views | None, progress: Progress) -> Losses:
+    def forward(self, student: Views, teacher: Views | None, batch: Batch, progress: Progress) -> Losses:
         assert teacher is not None
         names = [name for name in self.weights if name in self.active(progress)]
         losses = Losses({}, {"view": 1.0} if names != list(self.weights) else self.weights)
@@ -146,24 +155,29 @@ class EsViTObjective(Objective):
     def _centers(self) -> list[Center]:
         return [center for center in self.centers.values() if isinstance(center, Center)]
 
-    def window(self) -> Tensor:
-        return torch.cat([center.window() for center in self._centers])
+    def collect(self) -> Window:
+        return Window(sum=torch.cat([center.window() for center in self._centers]))
 
-    def commit(self, window: Tensor | None, when: Tensor | None = None) -> None:
-        assert window is not None
-        for center, part in zip(self._centers, window.chunk(len(self.centers)), strict=True):
-            center.commit(part, when)
+    def commit(self, window: Window) -> None:
+        assert window.sum is not None
+        for center, part in zip(self._centers, window.sum.chunk(len(self.centers)), strict=True):
+            center.commit(part)
 
     def reset(self) -> None:
         for center in self._centers:
             center.reset()
 
     def schedules(self, progress: Progress) -> dict[str, float]:
-        temp = teacher_temperature(
-            progress.epoch,
-            start=self.spec["teacher_temp_start"],
-            end=self.spec["teacher_temp"],
-            warmup_epochs=self.spec["teacher_temp_warmup_epochs"],
+        temp = self.spec["teacher_temp"]
+        end = self.spec["teacher_temp_end"]
+        temp = scheduled(
+            self.spec["teacher_temp_schedule"],
+            progress.epoch,  # by whole epochs, as released (docs/recipes.md, "Temperatures")
+            progress.epochs,
+            start=temp,
+            end=temp if end is None else end,
+            warmup=self.spec["teacher_temp_warmup_epochs"],
+            warmup_start=self.spec["teacher_temp_start"],
         )
         return {"teacher_temp": temp}
 
@@ -188,7 +202,7 @@ def _split_like(rows: Tensor, views: list[Tensor]) -> list[Tensor]:
     return [part.unflatten(0, view.shape[:-1]) for part, view in zip(parts, views, strict=True)]
 
 
-def _check(spec: dict) -> None:
+def _check(spec: dict[str, Any]) -> None:
     if spec["view_weight"] < 0 or spec["region_weight"] < 0 or spec["view_weight"] + spec["region_weight"] == 0:
         raise ValueError(
             "EsViTObjective needs weights of 0 or more, one of them positive, got "
@@ -215,5 +229,8 @@ def _check(spec: dict) -> None:
     if spec["teacher_temp_warmup_epochs"] < 0:
         got = spec["teacher_temp_warmup_epochs"]
         raise ValueError(f"EsViTObjective needs teacher_temp_warmup_epochs of 0 or more, got {got}")
+    if spec["teacher_temp_end"] is not None and spec["teacher_temp_end"] <= 0:
+        raise ValueError(f"EsViTObjective needs a positive teacher_temp_end, got {spec['teacher_temp_end']}")
+    check_shape("loss.teacher_temp_schedule", spec["teacher_temp_schedule"])
     if not 0 <= spec["center_momentum"] <= 1:
         raise ValueError(f"EsViTObjective needs center_momentum between 0 and 1, got {spec['center_momentum']}")

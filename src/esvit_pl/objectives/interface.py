@@ -1,15 +1,21 @@
-"""What an objective is: the heads it needs, the loss it takes of two networks' views, and what it moves afterwards."""
+"""What an objective is: the heads it needs, the loss it takes of two networks' views, and what it remembers."""
 
 # b images | n regions | d, c channels | p projection width | k prototypes
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from functools import reduce
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
+
+from esvit_pl.augment.batch import Batch
+from esvit_pl.schedules import Progress
+
+__all__ = ["Losses", "Objective", "Progress", "Views", "Window"]
 
 
 @dataclass
@@ -23,22 +29,18 @@ class Views:
     grids: list[tuple[int, int]]
     """(h, w) each, h * w = n."""
     z: dict[str, list[Tensor]] = field(default_factory=dict)
-    """Head name -> (b p) or (b n p) each."""
+    """Name of a head -> what it makes of each view: (b ...) or (b n ...), by what it reads."""
     prototypes: dict[str, Tensor] = field(default_factory=dict)
-    """Head name -> (k p), for heads that have prototypes."""
-
-
-class Progress(NamedTuple):
-    """Where training stands."""
-
-    epoch: int
-    step: int
-    total: int
+    """Name of a head -> (k p), for heads that have prototypes."""
 
 
 @dataclass
 class Losses:
-    """Terms of the loss and what they say of the network's health."""
+    """Terms of the loss, and what they say of the network's health.
+
+    >>> Losses({"view": torch.tensor(2.0), "region": torch.tensor(4.0)}, {"view": 0.5, "region": 0.5}).total
+    tensor(3.)
+    """
 
     terms: dict[str, Tensor]
     """Name -> scalar, unweighted."""
@@ -46,11 +48,13 @@ class Losses:
     """Name -> its weight in the total."""
     diagnostics: dict[str, Tensor] = field(default_factory=dict)
     """Name -> detached scalar."""
+    idle: Tensor | float = 0.0
+    """Zero times the parameters of the heads that wait, so that DDP finds a gradient for them."""
 
     @property
     def total(self) -> Tensor:
         """The scalar to minimise."""
-        return torch.stack([self.weights[name] * term for name, term in self.terms.items()]).sum()
+        return torch.stack([self.weights[name] * term for name, term in self.terms.items()]).sum() + self.idle
 
     @property
     def names(self) -> list[str]:
@@ -66,53 +70,90 @@ class Losses:
 
     def detach(self) -> Losses:
         """The same without a graph."""
-        return Losses({name: term.detach() for name, term in self.terms.items()}, self.weights, dict(self.diagnostics))
+        return replace(self, terms={name: term.detach() for name, term in self.terms.items()}, idle=0.0)
+
+
+class Window(NamedTuple):
+    """What an objective has collected in an optimizer step, for `Objective.commit`.
+
+    `Objective.collect` gives this rank's part; `Objective.commit` takes that of all ranks.
+    """
+
+    sum: Tensor | None = None
+    """(any,): is summed over ranks (the sums behind a centre)."""
+    gather: Mapping[str, Tensor] = {}
+    """Name -> (n ...), one row for each image of the step on this rank: is gathered over ranks, in the order in which
+    one process would have seen the images (the keys of a queue)."""
 
 
 class Objective(nn.Module):
-    """Base class of all objectives; chosen by the config group ``loss``.
+    """Base class of all objectives; chosen by the config group ``loss``. docs/extending.md writes three.
 
-    A step of the pretrainer asks, in this order: `active`, `forward` (once per micro-batch), `window` (what must be
-    summed over ranks), `commit` (after the optimizer, before the teacher).
+    A training step (`pretraining.PretrainingStep`) asks in this order: `active`, `forward` (once for each micro-batch),
+    `collect`, and after the optimizer `commit`.
+
+    Everything that an objective remembers from step to step (a centre, a queue, its pointer) is a parameter or a buffer,
+    so that checkpoints hold it. What `forward` leaves for `collect` is a plain attribute: between two steps it is empty.
 
     Attributes:
-        uses_teacher: whether there is a momentum teacher at all.
+        uses_teacher: whether there is a momentum teacher.
+        uses_masks: whether `forward` needs views with masked patches; the student's backbone then learns a mask vector.
+        head_rows: "joint" runs a head once on the rows of all views, "per_view" once for each view. With batch norm in
+            a head these are different methods.
         spec: the plain dict that tells two objectives apart; saved in checkpoints.
     """
 
     uses_teacher: bool = True
+    uses_masks: bool = False
+    head_rows: Literal["joint", "per_view"] = "joint"
     spec: dict[str, Any]
 
     def heads(self, width: int, region_width: int) -> nn.ModuleDict:
-        """Heads of the student, copied to the teacher."""
+        """Heads of the student, copied to the teacher.
+
+        A head is any module of rows (rows, in) -> (rows, ...). Its attribute ``reads`` says what it is fed: "pooled"
+        (also where there is no such attribute), "regions", or the name of an earlier head. Its attribute
+        ``prototypes``, if it has one, is a module that gives (k p).
+
+        Args:
+            width: channels of the backbone's pooled feature.
+            region_width: channels of its regions.
+        """
         raise NotImplementedError
 
     def student_only_heads(self) -> nn.ModuleDict:
         """Heads that the teacher does not have (predictors)."""
         return nn.ModuleDict()
 
-    def active(self, progress: Progress) -> set[str]:
-        """Names of the heads that `forward` reads now. The others are not run and take no part in the step."""
-        raise NotImplementedError
-
-    def forward(self, student: Views, teacher: Views | None, progress: Progress) -> Losses:
-        raise NotImplementedError
-
-    def window(self) -> Tensor | None:
-        """(any,): statistics since the last `commit` whose sum over ranks `commit` takes."""
+    def active(self, progress: Progress) -> set[str] | None:
+        """Names of the heads that `forward` reads now, None for all. The others do not run and stand still."""
         return None
 
-    def commit(self, window: Tensor | None, when: Tensor | None = None) -> None:
-        """Once per optimizer step, after the optimizer and before the teacher: centres, queues.
+    def forward(self, student: Views, teacher: Views | None, batch: Batch, progress: Progress) -> Losses:
+        """The losses of a micro-batch.
 
         Args:
-            window: that of `window`, summed over ranks.
-            when: 0-d bool on the device, None for True. Where it is False the step's loss was not finite, and nothing
-                may move, to the last bit (`guard.move_`); the statistics are forgotten all the same.
+            student: of all views.
+            teacher: of the global views; None without a teacher.
+            batch: what the loader gave: labels, indices, boxes, masks.
+            progress: where training stands.
+        """
+        raise NotImplementedError
+
+    def collect(self) -> Window:
+        """What has gathered on this rank since the last `commit`."""
+        return Window()
+
+    def commit(self, window: Window) -> None:
+        """Once for each optimizer step, after the optimizer and before the teacher: moves centres and queues, and starts
+        to collect anew.
+
+        Args:
+            window: what all ranks have collected.
         """
 
     def reset(self) -> None:
-        """Forget the statistics since the last `commit`."""
+        """Forget what has gathered since the last `commit`; a training that was interrupted may begin again."""
 
     def schedules(self, progress: Progress) -> dict[str, float]:
         """What moves with `progress`, for the log."""
