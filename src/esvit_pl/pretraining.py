@@ -131,7 +131,7 @@ class PretrainingStep(nn.Module):
 
     @property
     def encoder(self) -> Backbone:
-        """What is evaluated, exported and watched: the teacher's backbone, or the student's where there is no teacher."""
+        """What is evaluated, exported and watched: the teacher's backbone, without a teacher the student's."""
         return (self.teacher or self.student).backbone
 
     def forward(self, batch: Batch, progress: Progress) -> Losses:

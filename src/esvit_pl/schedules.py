@@ -1,7 +1,7 @@
 """Schedules: whatever moves during training is a closed form of the step, so nothing of it needs to be saved.
 
-A shape is a function ``shape(step, total, *, start, end) -> float``. A config names it (``optimizer.lr_schedule=linear``);
-a shape of your own becomes an option when it is added to `SHAPES`:
+A shape is a function ``shape(step, total, *, start, end) -> float``. A config names it, as in
+``optimizer.lr_schedule=linear``; a shape of your own becomes an option when it is added to `SHAPES`:
 
     >>> SHAPES["halved"] = lambda step, total, *, start, end: start if 2 * step < total else start / 2
     >>> [scheduled("halved", step, 4, start=1.0, end=0.0) for step in range(4)]

@@ -321,7 +321,7 @@ def test_one_training_step_of_both_losses(position, share):
     views = [torch.randn(2, 3, side, side) for side in (32, 32, 16, 16, 16)]
     with torch.no_grad():
         target = teacher(views[:2])
-    losses = objective(student(views), target, Progress(0, 0, 10))
+    losses = objective(student(views), target, {}, Progress(0, 10))
     assert {name: term.isfinite().item() for name, term in losses.terms.items()} == {"view": True, "region": True}
     losses.total.backward()
     # a stage's last block throws its globals away: what only they use has gradients of zero, and never none

@@ -372,8 +372,8 @@ class Plan(NamedTuple):
 def test_a_loss_that_is_not_finite_stops_at_the_latest_one_step_later(tmp_path, optimizer, plan):
     batch_size = 8 // plan.options.get("accumulate_grad_batches", 1)
     trainer = toys.trainer(tmp_path, **plan.options)
+    module = toys.pretrainer(optimizer={"name": optimizer})
     with pytest.raises(NonFiniteLoss, match=plan.message):
-        module = toys.pretrainer(optimizer={"name": optimizer})
         trainer.fit(module, broken_loader(plan.length, batch_size, plan.image))
     assert trainer.global_step == plan.steps
     assert trainer.fit_loop.epoch_progress.current.completed == 0  # before an epoch's last callbacks, which save
@@ -537,9 +537,8 @@ def test_schedules_are_logged_from_their_functions(tmp_path):
     fit(module, tmp_path, length=32, max_epochs=4, callbacks=[AtStep(look)])
     peak = 0.05 * 8 / 256
     assert [logged[step]["train/lr"] for step in (1, 4, 5)] == pytest.approx([0.0, peak, peak])
-    assert logged[16]["train/lr"] == pytest.approx(
-        module.optimizer.lr_at(module.progress._replace(step=15), global_batch=8)
-    )
+    late = module.progress._replace(step=15)
+    assert logged[16]["train/lr"] == pytest.approx(module.optimizer.lr_at(late, global_batch=8))
     assert [logged[step]["train/teacher_temp"] for step in (1, 5)] == pytest.approx([0.04, 0.07])
     assert logged[1]["train/weight_decay"] == pytest.approx(0.04)
     assert logged[1]["train/teacher_momentum"] == pytest.approx(0.996)

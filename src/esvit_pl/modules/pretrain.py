@@ -90,7 +90,7 @@ class Pretrainer(LightningModule):
 
     @property
     def encoder(self) -> Backbone:
-        """What is evaluated, exported and watched: the teacher's backbone, or the student's where there is no teacher."""
+        """What is evaluated, exported and watched: the teacher's backbone, without a teacher the student's."""
         return self.step.encoder
 
     @property

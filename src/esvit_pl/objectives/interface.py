@@ -92,8 +92,8 @@ class Objective(nn.Module):
     A training step (`pretraining.PretrainingStep`) asks in this order: `active`, `forward` (once for each micro-batch),
     `collect`, and after the optimizer `commit`.
 
-    Everything that an objective remembers from step to step (a centre, a queue, its pointer) is a parameter or a buffer,
-    so that checkpoints hold it. What `forward` leaves for `collect` is a plain attribute: between two steps it is empty.
+    Everything that an objective remembers from step to step (a centre, a queue, its pointer) is a parameter or a
+    buffer, so that checkpoints hold it. What `forward` leaves for `collect` is a plain attribute, empty between steps.
 
     Attributes:
         uses_teacher: whether there is a momentum teacher.
@@ -145,8 +145,8 @@ class Objective(nn.Module):
         return Window()
 
     def commit(self, window: Window) -> None:
-        """Once for each optimizer step, after the optimizer and before the teacher: moves centres and queues, and starts
-        to collect anew.
+        """Once for each optimizer step, after the optimizer and before the teacher: moves centres and queues, and
+        starts to collect anew.
 
         Args:
             window: what all ranks have collected.

@@ -123,6 +123,6 @@ def scaled_lr(lr: float, global_batch: int) -> float:
 
 
 def _with_own_kernel(optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
-    """A saved state for this machine's kernel, fused or not; torch would take over that of the machine that saved it."""
+    """A saved state for this machine's kernel, fused or not; torch would take that of the machine that saved it."""
     fused = optimizer.param_groups[0]["fused"]
     return {**state, "param_groups": [{**group, "fused": fused} for group in state["param_groups"]]}
