@@ -14,11 +14,11 @@ from esvit_pl.augment import Recipe, draw, make_views
 from esvit_pl.benchmarks import crops
 from esvit_pl.benchmarks.crops import (
     DECODE,
-    DEVICE_CROPS,
+    DEVICE_COLOR,
     DEVICE_LOADER,
     DEVICE_REDUCED,
     PIL_RECIPE,
-    WORKER_CROPS,
+    WORKER_COLOR,
     WORKER_REDUCED,
     PILViews,
     crop_rates,
@@ -50,20 +50,20 @@ def test_photographs_are_jpegs_that_the_seed_determines():
 
 
 SMALL = Recipe(global_size=8, local_size=4)
-WAYS = [DECODE, PIL_RECIPE, WORKER_CROPS, WORKER_REDUCED, DEVICE_LOADER, DEVICE_REDUCED, DEVICE_CROPS]
+WAYS = [DECODE, PIL_RECIPE, WORKER_COLOR, WORKER_REDUCED, DEVICE_LOADER, DEVICE_REDUCED, DEVICE_COLOR]
 
 
 def test_rates_are_medians_and_ratios_are_taken_within_a_repeat(monkeypatch):
     """By hand: passes over 4 images; the first of each way warms up."""
     taken = dict.fromkeys(WAYS, (9.0, 1.0, 1.0, 1.0))
     taken[PIL_RECIPE] = (9.0, 1.0, 2.0, 8.0)
-    taken[DEVICE_CROPS] = (0.1, 2.0, 1.0, 2.0)  # ratios 0.5, 2, 4
+    taken[DEVICE_COLOR] = (0.1, 2.0, 1.0, 2.0)  # ratios 0.5, 2, 4
     clock = iter([taken[way][turn] for turn in range(4) for way in WAYS])
     monkeypatch.setattr(crops, "seconds", lambda run, device: next(clock))
     rows = list(crop_rates(SMALL, image_sizes=[(16, 20)], images=[4], batch_size=2, repeats=3))
     assert [row.way for row in rows] == WAYS
     assert {row.image for row in rows} == {"20 x 16"}
-    assert rows[-1] == ("20 x 16", DEVICE_CROPS, 2.0, 2.0)
+    assert rows[-1] == ("20 x 16", DEVICE_COLOR, 2.0, 2.0)
     assert rows[1] == ("20 x 16", PIL_RECIPE, 2.0, 1.0)
 
 
