@@ -11,9 +11,9 @@ import toys
 from torch import nn
 
 from esvit_pl.backbones import build
-from esvit_pl.checkpoints import load_backbone, read_source
+from esvit_pl.checkpoints import load_backbone, read_checkpoint
+from esvit_pl.checkpoints.checkpoint import Checkpoint, Moments, part, under
 from esvit_pl.checkpoints.released import to_released
-from esvit_pl.checkpoints.source import Moments, Source, part, under
 from esvit_pl.heads import ProjectionHead, Prototypes
 from esvit_pl.network import MultiCropNetwork
 from esvit_pl.optim import OptimizerRecipe, parameter_groups
@@ -31,7 +31,7 @@ def outputs(path):
 @torch.no_grad()
 def test_golden_checkpoint(path):
     """Features and logits of both networks, epoch and sizes."""
-    file, source = outputs(path), read_source(path)
+    file, source = outputs(path), read_checkpoint(path)
     for key, reference in file.tensors.items():
         network, kind, what = re.fullmatch(
             r"(student|teacher)_(?:(view|region)_)?(features|logits)(?:\.\d+)?", key
@@ -57,7 +57,7 @@ def test_golden_checkpoint(path):
     assert sorted(source.centers) == sorted(heads)
 
 
-def released_head(source: Source, network: str, name: str) -> ProjectionHead:
+def released_head(source: Checkpoint, network: str, name: str) -> ProjectionHead:
     """A head of the file, its sizes read off its weights."""
     weights = part(source.networks[network], f"heads.{name}.")
     prototypes, width = weights["prototypes.direction"].shape
@@ -73,7 +73,7 @@ def test_released_to_ours_to_released_is_bit_exact(path):
     """Names and their order, every tensor, the optimizer's state dict, centres, epoch and settings."""
     with torch.serialization.safe_globals([Namespace]):
         original = torch.load(path, weights_only=True)
-    again = to_released(read_source(path, moments=True))
+    again = to_released(read_checkpoint(path, moments=True))
     for network in ("student", "teacher"):
         assert list(again[network]) == list(original[network])
         assert all(torch.equal(again[network][name], value) for name, value in original[network].items())
@@ -84,7 +84,7 @@ def test_released_to_ours_to_released_is_bit_exact(path):
     assert original.keys() - again.keys() == {"fp16_scaler"}  # Lightning scales losses by its own
 
 
-def trained(name: str, optimizer: str = "adamw") -> tuple[MultiCropNetwork, Source]:
+def trained(name: str, optimizer: str = "adamw") -> tuple[MultiCropNetwork, Checkpoint]:
     """A network, and a source with its weights and with moments that tell parameters apart."""
     torch.manual_seed(0)
     backbone = build(name, **toys.FAMILIES[name])
@@ -100,7 +100,7 @@ def trained(name: str, optimizer: str = "adamw") -> tuple[MultiCropNetwork, Sour
     if name == "vil":  # a file keeps what is shared
         weights |= {k: weights[k.replace("_global", "")] for k in weights if "_global." in k}
     teacher = {key: value.clone() for key, value in weights.items()}
-    source = Source(
+    source = Checkpoint(
         "a.pth", "esvit_pl", backbone.spec, {"student": weights, "teacher": teacher}, moments=Moments(optimizer, of)
     )
     return network, source
@@ -113,7 +113,7 @@ def test_every_family_comes_back_from_the_released_format(tmp_path, name):
     assert all(key.startswith("module.") for key in file["student"])
     assert all(key.startswith("module.") for key in file["teacher"]) == (name == "cvt")
     torch.save(file, tmp_path / "a.pth")
-    again = read_source(tmp_path / "a.pth", moments=True)
+    again = read_checkpoint(tmp_path / "a.pth", moments=True)
     assert again.format == "released EsViT"
     assert again.backbone["name"] == name
     assert toys.largest_difference(again.networks["student"], toys.state(network)) == 0
@@ -124,7 +124,7 @@ def test_every_family_comes_back_from_the_released_format(tmp_path, name):
 def test_moments_go_by_name_through_positions(tmp_path, optimizer):
     _, source = trained("swin", optimizer)
     torch.save(to_released(source), tmp_path / "a.pth")
-    moments = read_source(tmp_path / "a.pth", moments=True).moments
+    moments = read_checkpoint(tmp_path / "a.pth", moments=True).moments
     assert moments.name == optimizer
     assert moments.of.keys() == source.moments.of.keys()
     for name, state in source.moments.of.items():
@@ -159,7 +159,7 @@ def test_the_released_optimizer_counts_as_the_release_does(tmp_path):
     groups = [{"params": list(range(decaying)), "betas": (0.9, 0.999)}, {"params": list(range(decaying, len(order)))}]
     file = {"student": under("module.", student), "optimizer": {"state": state, "param_groups": groups}, "epoch": 3}
     torch.save(file, tmp_path / "a.pth")
-    moments = read_source(tmp_path / "a.pth", moments=True).moments
+    moments = read_checkpoint(tmp_path / "a.pth", moments=True).moments
     place = order.index("layers.0.downsample.reduction.weight")
     assert moments.of["backbone.layers.1.downsample.reduction.weight"]["exp_avg"].unique().tolist() == [place]
     place = order.index("head.mlp.bias")
@@ -171,7 +171,7 @@ def test_the_released_optimizer_counts_as_the_release_does(tmp_path):
     with pytest.raises(
         ValueError, match=f"its optimizer has {len(order) + 2} parameters, .* its student {len(order) + 1}"
     ):
-        read_source(tmp_path / "b.pth", moments=True)
+        read_checkpoint(tmp_path / "b.pth", moments=True)
 
 
 def test_dino_keeps_backbone_and_head_apart(tmp_path):
@@ -182,7 +182,7 @@ def test_dino_keeps_backbone_and_head_apart(tmp_path):
     head["last_layer.weight_v"] = torch.randn(8, 4)
     teacher = under("backbone.", model.state_dict()) | under("head.", head)
     torch.save({"student": under("module.", teacher), "teacher": teacher, "epoch": 2}, tmp_path / "dino.pth")
-    source = read_source(tmp_path / "dino.pth")
+    source = read_checkpoint(tmp_path / "dino.pth")
     assert (source.format, source.backbone["name"], source.epoch) == ("released DINO", "vit_tiny_patch16_224", 2)
     assert torch.equal(source.networks["teacher"]["backbone.model.cls_token"], model.cls_token)
     assert torch.equal(source.networks["student"]["heads.view.prototypes.direction"], head["last_layer.weight_v"])

@@ -18,7 +18,7 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 from PIL import Image
 
-from esvit_pl.checkpoints import read_source
+from esvit_pl.checkpoints import read_checkpoint
 from esvit_pl.checkpoints.released import to_released
 from esvit_pl.commands import evaluation
 from esvit_pl.commands.evaluation import NAMES
@@ -257,7 +257,7 @@ def released(pretrained, tmp_path_factory):
     """The first epoch of the run, as the released code would have saved it."""
     path = tmp_path_factory.mktemp("released") / "checkpoint.pth"
     checkpoint = pretrained.folder / "checkpoints" / "epoch_000.ckpt"
-    torch.save(to_released(read_source(checkpoint, moments=True)), path)
+    torch.save(to_released(read_checkpoint(checkpoint, moments=True)), path)
     return path
 
 

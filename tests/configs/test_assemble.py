@@ -13,7 +13,7 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 
 from esvit_pl.augment import Recipe
 from esvit_pl.callbacks import OnlineKNN, Throughput
-from esvit_pl.checkpoints import Source
+from esvit_pl.checkpoints import Checkpoint
 from esvit_pl.configs import assemble
 from esvit_pl.data import ImageDataModule
 from esvit_pl.datasets import ArrayDataset, Splits
@@ -124,7 +124,7 @@ def test_without_labels_the_callbacks_that_need_them_are_left_out_and_named(tmp_
 def test_images_that_are_standardised_otherwise_are_noted(capsys, monkeypatch):
     def noted(theirs: Recipe | None, **ours) -> str:
         cfg = OmegaConf.create({"augment": {"_target_": "esvit_pl.augment.Recipe", **ours}})
-        assemble.note_preparation(cfg, Source("a.pth", "esvit_pl", {}, {}, recipe=theirs))
+        assemble.note_preparation(cfg, Checkpoint("a.pth", "esvit_pl", {}, {}, recipe=theirs))
         return capsys.readouterr().out
 
     grey = Recipe(mean=[0.5] * 3, std=[0.25] * 3)

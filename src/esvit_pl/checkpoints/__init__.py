@@ -1,6 +1,7 @@
-"""Doors to checkpoint formats: `read_source` and `load_backbone` recognise them all."""
+"""Doors to checkpoint formats: `read_checkpoint` and `load_backbone` recognise them all."""
 
-from esvit_pl.checkpoints.loading import backbone_of, load_backbone, read_source
-from esvit_pl.checkpoints.source import Source
+from esvit_pl.checkpoints.build_backbone import backbone_of, load_backbone
+from esvit_pl.checkpoints.checkpoint import Checkpoint
+from esvit_pl.checkpoints.recognise import read_checkpoint
 
-__all__ = ["Source", "backbone_of", "load_backbone", "read_source"]
+__all__ = ["Checkpoint", "backbone_of", "load_backbone", "read_checkpoint"]

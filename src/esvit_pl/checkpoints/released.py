@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from esvit_pl.backbones import cvt, swin, vil
-from esvit_pl.checkpoints.sizes import Sizes, sizes_of
-from esvit_pl.checkpoints.source import Moments, Source, State, part, under
+from esvit_pl.checkpoints.checkpoint import Checkpoint, Moments, State, part, under
+from esvit_pl.checkpoints.infer_spec import Inferred, infer_spec
 
 HEADS = {"head": "view", "head_dense": "region"}
 """Released name of a head -> ours."""
@@ -49,7 +49,7 @@ def is_released(checkpoint: object) -> bool:
     )
 
 
-def read_training(checkpoint: Mapping[str, Any], path: str, *, moments: bool = False) -> Source:
+def read_training(checkpoint: Mapping[str, Any], path: str, *, moments: bool = False) -> Checkpoint:
     """A training checkpoint of the released code.
 
     Args:
@@ -61,17 +61,17 @@ def read_training(checkpoint: Mapping[str, Any], path: str, *, moments: bool = F
         ValueError: the backbone is of no known family, or the optimizer is not the student's.
     """
     found = {name: checkpoint[name] for name in ("student", "teacher") if isinstance(checkpoint.get(name), Mapping)}
-    networks, sizes = {}, None
+    networks, inferred = {}, None
     for name, state in found.items():
-        networks[name], sizes = _network(state, path)
-    assert sizes is not None
+        networks[name], inferred = _network(state, path)
+    assert inferred is not None
     loss = checkpoint.get("dino_loss") or {}
     args = checkpoint.get("args")
-    return Source(
+    return Checkpoint(
         path=path,
-        format="released EsViT" if "center_grid" in loss or sizes.spec["name"] in _BACKBONES else "released DINO",
-        backbone=sizes.spec,
-        guessed=sizes.guessed,
+        format="released EsViT" if "center_grid" in loss or inferred.spec["name"] in _BACKBONES else "released DINO",
+        backbone=inferred.spec,
+        guessed=inferred.guessed,
         networks=networks,
         centers={CENTERS[name]: value.flatten() for name, value in loss.items() if name in CENTERS},
         epoch=checkpoint.get("epoch"),
@@ -80,17 +80,17 @@ def read_training(checkpoint: Mapping[str, Any], path: str, *, moments: bool = F
     )
 
 
-def read_weights(state: Mapping[str, Tensor], path: str, *, form: str) -> Source:
+def read_weights(state: Mapping[str, Tensor], path: str, *, form: str) -> Checkpoint:
     """One network's weights, released or timm's names, with or without heads.
 
     Raises:
         ValueError: of no known family.
     """
-    network, sizes = _network(state, path)
-    return Source(path, form, sizes.spec, {"backbone": network}, guessed=sizes.guessed)
+    network, inferred = _network(state, path)
+    return Checkpoint(path, form, inferred.spec, {"backbone": network}, guessed=inferred.guessed)
 
 
-def to_released(source: Source) -> dict[str, Any]:
+def to_released(source: Checkpoint) -> dict[str, Any]:
     """The file that the released code would have written.
 
     Its optimizer goes by position. Positions are known for Swin, AdamW and SGD; other optimizers are left out.
@@ -117,7 +117,7 @@ def to_released(source: Source) -> dict[str, Any]:
     return file
 
 
-def save(source: Source, path: str | Path) -> None:
+def save(source: Checkpoint, path: str | Path) -> None:
     """Write what came from a checkpoint of any format as the released code would have (`to_released`)."""
     torch.save(to_released(source), path)
 
@@ -125,27 +125,27 @@ def save(source: Source, path: str | Path) -> None:
 # -- names
 
 
-def _network(state: Mapping[str, Tensor], path: str) -> tuple[State, Sizes]:
-    """One network's weights under our names, and the sizes of its backbone."""
+def _network(state: Mapping[str, Tensor], path: str) -> tuple[State, Inferred]:
+    """One network's weights under our names, and the spec of its backbone."""
     state = {re.sub(r"^(module\.|_orig_mod\.)+", "", name): value for name, value in state.items()}
     wrapped = part(state, "backbone.")  # DINO keeps backbone and head apart; EsViT's heads are in the backbone
     backbone = wrapped or {name: value for name, value in state.items() if not _is_head(name)}
-    sizes = sizes_of(backbone)
-    if sizes is None:
+    inferred = infer_spec(backbone)
+    if inferred is None:
         shown = ", ".join(list(backbone)[:4])
         raise ValueError(
             f"{path} holds weights of no backbone that is recognised by its names ({shown}, ...); known are Swin, CvT "
             "and ViL of the released EsViT, ViT and ResNet. Any timm model is read from a folder that timm wrote, or "
             "by its name"
         )
-    family = sizes.spec["name"]
+    family = inferred.spec["name"]
     rename = _BACKBONES[family][0] if family in _BACKBONES else _as_timm_model
     is_timm_swin = family == "swin" and not any(name.startswith("layers.0.downsample.") for name in backbone)
     network = under("backbone.", backbone if is_timm_swin else rename(backbone))
     for released, ours in HEADS.items():
         head = {_to_head(name): value for name, value in part(state, f"{released}.").items()}
         network |= under(f"heads.{ours}.", head)
-    return network, sizes
+    return network, inferred
 
 
 def _is_head(name: str) -> bool:

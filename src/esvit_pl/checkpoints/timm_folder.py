@@ -114,6 +114,13 @@ def spec_of(folder: TimmFolder) -> dict[str, Any]:
     return {"name": folder.architecture, **nominal, **args}
 
 
+def recipe_of_timm(pretrained_cfg: Mapping[str, Any]) -> Recipe:
+    """How timm prepares images for a pretrained model; interpolation is bicubic here, whatever it says."""
+    crop = pretrained_cfg.get("input_size", (3, 224, 224))[-1]
+    mean, std = (pretrained_cfg.get(name, getattr(Recipe, name)) for name in ("mean", "std"))
+    return Recipe(mean=mean, std=std, eval_crop=crop, eval_resize=round(crop / pretrained_cfg.get("crop_pct", 0.875)))
+
+
 def _config(folder: Path) -> dict[str, Any]:
     path = folder / CONFIG
     if not path.is_file():

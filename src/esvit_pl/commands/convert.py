@@ -14,7 +14,7 @@ from esvit_pl.configs.command_line import command, requires
 
 if TYPE_CHECKING:
     from esvit_pl.backbones import Backbone
-    from esvit_pl.checkpoints import Source
+    from esvit_pl.checkpoints import Checkpoint
 
 EXAMPLES = [
     "esvit-convert ckpt_path=RUN/checkpoints/last.ckpt to=timm out=my_swin",
@@ -75,10 +75,10 @@ def write_file(cfg: DictConfig, path: Path) -> str:
     from esvit_pl.configs import assemble
 
     if cfg.to == "released":
-        from esvit_pl.checkpoints import read_source, released
+        from esvit_pl.checkpoints import read_checkpoint, released
 
         with assemble.naming("ckpt_path"):
-            released.save(read_source(cfg.ckpt_path, moments=True), path)
+            released.save(read_checkpoint(cfg.ckpt_path, moments=True), path)
         return "as the released code writes it"
     source = assemble.evaluated(cfg)
     backbone = assemble.frozen_backbone(cfg, source)
@@ -144,7 +144,7 @@ def push(folder: Path, repo: str, *, private: bool) -> str:
     return f"{address}"
 
 
-def about(cfg: DictConfig, source: Source) -> dict[str, Any]:
+def about(cfg: DictConfig, source: Checkpoint) -> dict[str, Any]:
     """What is known of the weights beside the backbone: plain JSON, and nobody's folders."""
     from esvit_pl.checkpoints.model_card import shareable
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from esvit_pl.augment import Recipe
     from esvit_pl.backbones import Backbone
-    from esvit_pl.checkpoints import Source
+    from esvit_pl.checkpoints import Checkpoint
     from esvit_pl.data import ImageDataModule
     from esvit_pl.datasets import Splits
     from esvit_pl.modules import Pretrainer
@@ -123,16 +123,16 @@ def start(cfg: DictConfig, module: Pretrainer) -> tuple[str | None, str | None]:
     Returns:
         The checkpoint that Lightning is to resume from, if it is one of ours, and a line to print.
     """
-    from esvit_pl.checkpoints import read_source
+    from esvit_pl.checkpoints import read_checkpoint
 
     if cfg.ckpt_path is not None:  # of a training that began with init_from, too
         with naming("ckpt_path"):
-            if read_source(cfg.ckpt_path).format == "esvit_pl":
+            if read_checkpoint(cfg.ckpt_path).format == "esvit_pl":
                 return cfg.ckpt_path, None
-            return None, module.continue_from(read_source(cfg.ckpt_path, moments=True))
+            return None, module.continue_from(read_checkpoint(cfg.ckpt_path, moments=True))
     if cfg.init_from is not None:
         with naming("init_from"):
-            source = read_source(cfg.init_from)
+            source = read_checkpoint(cfg.init_from)
             line = module.start_from(source, **plain(cfg.init))
         note_preparation(cfg, source)
         return None, line
@@ -148,15 +148,15 @@ def naming(key: str) -> Iterator[None]:
         raise ValueError(f"{key}: {error}") from error
 
 
-def evaluated(cfg: DictConfig) -> Source:
+def evaluated(cfg: DictConfig) -> Checkpoint:
     """What lies at ``ckpt_path``, in any format."""
-    from esvit_pl.checkpoints import read_source
+    from esvit_pl.checkpoints import read_checkpoint
 
     with naming("ckpt_path"):
-        return read_source(cfg.ckpt_path)
+        return read_checkpoint(cfg.ckpt_path)
 
 
-def frozen_backbone(cfg: DictConfig, source: Source | None = None) -> Backbone:
+def frozen_backbone(cfg: DictConfig, source: Checkpoint | None = None) -> Backbone:
     """The backbone of ``ckpt_path``; ``backbone=`` beside it settles what the file leaves open, and is compared."""
     from esvit_pl.checkpoints import backbone_of
 
@@ -168,7 +168,7 @@ def frozen_backbone(cfg: DictConfig, source: Source | None = None) -> Backbone:
     return backbone
 
 
-def note_preparation(cfg: DictConfig, source: Source) -> None:
+def note_preparation(cfg: DictConfig, source: Checkpoint) -> None:
     """Say where ``augment`` standardises images otherwise than the training of the weights, if that is known."""
     if source.recipe is None or cfg.get("augment") is None:
         return

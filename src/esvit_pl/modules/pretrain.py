@@ -11,9 +11,9 @@ from torch.optim import Optimizer
 
 from esvit_pl.augment.batch import Batch
 from esvit_pl.backbones.interface import Backbone
-from esvit_pl.checkpoints.source import Moments, Source
-from esvit_pl.checkpoints.start import check_continues, start_from_
-from esvit_pl.checkpoints.training import check_same_architecture, describe
+from esvit_pl.checkpoints.checkpoint import Checkpoint, Moments
+from esvit_pl.checkpoints.init_from import check_continues, start_from_
+from esvit_pl.checkpoints.pretraining_file import check_same_architecture, describe
 from esvit_pl.compiling import compile_
 from esvit_pl.data import batch_size_of
 from esvit_pl.ema import check_apart
@@ -221,23 +221,23 @@ class Pretrainer(LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         check_same_architecture(checkpoint, self.student.backbone, self.objective, self.state_dict())
 
-    def start_from(self, source: Source, **how: Any) -> str:
+    def start_from(self, source: Checkpoint, **how: Any) -> str:
         """Begin with a checkpoint's weights; optimizer and schedules are new.
 
         Args:
-            source: `checkpoints.read_source(path_or_name)`.
-            how: ``network``, ``heads`` and ``resize_positions`` of `checkpoints.start.start_from_`.
+            source: `checkpoints.read_checkpoint(path_or_name)`.
+            how: ``network``, ``heads`` and ``resize_positions`` of `checkpoints.init_from.start_from_`.
 
         Returns:
             One line that says what came from where.
         """
         return start_from_(self.student, self.teacher, self.objective, source, **how)
 
-    def continue_from(self, source: Source) -> str:
+    def continue_from(self, source: Checkpoint) -> str:
         """Go on with the training of another code's checkpoint: weights, centres, optimizer, epoch.
 
         Args:
-            source: `checkpoints.read_source(path, moments=True)`.
+            source: `checkpoints.read_checkpoint(path, moments=True)`.
 
         Raises:
             ValueError: it is another training: architecture, loss or optimizer differ.

@@ -17,7 +17,7 @@ from torch import Tensor
 State = Mapping[str, Tensor]
 
 
-class Sizes(NamedTuple):
+class Inferred(NamedTuple):
     """Arguments of ``backbones.build``, as far as weights tell."""
 
     spec: dict[str, Any]
@@ -25,7 +25,7 @@ class Sizes(NamedTuple):
     """Names of arguments that the weights leave open, and that hold the published models' values here."""
 
 
-def sizes_of(state: State) -> Sizes | None:
+def infer_spec(state: State) -> Inferred | None:
     """The sizes of a backbone with these weights; None where no family is recognised."""
     for recognised, read in _FAMILIES.items():
         if all(any(re.match(pattern, name) for name in state) for pattern in recognised):
@@ -33,7 +33,7 @@ def sizes_of(state: State) -> Sizes | None:
     return None
 
 
-def _swin(state: State) -> Sizes:
+def _swin(state: State) -> Inferred:
     stages = _count(state, r"layers\.(\d+)\.blocks\.")
     tables = [state[f"layers.{stage}.blocks.0.attn.relative_position_bias_table"] for stage in range(stages)]
     windows = [(isqrt(len(table)) + 1) // 2 for table in tables]
@@ -53,10 +53,10 @@ def _swin(state: State) -> Sizes:
         "in_chans": projection.shape[1],
         "mlp_ratio": state["layers.0.blocks.0.mlp.fc1.weight"].shape[0] / projection.shape[0],
     }
-    return Sizes(spec, ("img_size", "drop_path_rate", "init"))
+    return Inferred(spec, ("img_size", "drop_path_rate", "init"))
 
 
-def _cvt(state: State) -> Sizes:
+def _cvt(state: State) -> Inferred:
     stages = _count(state, r"stage(\d+)\.")
     embeddings = [state[f"stage{stage}.0.proj.weight"] for stage in range(stages)]
     dims = [embedding.shape[0] for embedding in embeddings]
@@ -70,10 +70,10 @@ def _cvt(state: State) -> Sizes:
         "in_chans": embeddings[0].shape[1],
         "mlp_ratio": state["stage0.1.layers.0.1.fn.net.0.weight"].shape[0] / dims[0],
     }
-    return Sizes(spec, ("num_heads", "windows", "drop_path_rate"))
+    return Inferred(spec, ("num_heads", "windows", "drop_path_rate"))
 
 
-def _vil(state: State) -> Sizes:
+def _vil(state: State) -> Inferred:
     stages = [f"layer{number}" for number in range(1, 1 + max(int(m[1]) for m in _matches(state, r"layer(\d+)\.")))]
     embeddings = [state[f"{stage}.0.proj.weight"] for stage in stages]
     dims, patches = [e.shape[0] for e in embeddings], [e.shape[-1] for e in embeddings]
@@ -111,7 +111,7 @@ def _vil(state: State) -> Sizes:
     absolute = [] if all(table is not None for table in tables) else ["num_heads"]
     unknown_windows = any(slides and table is None for slides, table in zip(sliding, tables, strict=True))
     windows = ["windows"] if unknown_windows else []
-    return Sizes(spec, (*absolute, *windows, "mode", "avg_pool", "img_size", "drop_path_rate"))
+    return Inferred(spec, (*absolute, *windows, "mode", "avg_pool", "img_size", "drop_path_rate"))
 
 
 def _vil_map(sliding: bool, table: Tensor | None, rows: Tensor | None) -> int | None:
@@ -121,7 +121,7 @@ def _vil_map(sliding: bool, table: Tensor | None, rows: Tensor | None) -> int | 
     return None if sliding or table is None else (isqrt(len(table)) + 1) // 2
 
 
-def _vit(state: State) -> Sizes:
+def _vit(state: State) -> Inferred:
     projection, depth = state["patch_embed.proj.weight"], _count(state, r"blocks\.(\d+)\.")
     width, patch = projection.shape[0], projection.shape[-1]
     known = {(192, 12): "tiny", (384, 12): "small", (768, 12): "base", (1024, 24): "large"}
@@ -133,10 +133,10 @@ def _vit(state: State) -> Sizes:
     table = state["pos_embed"]
     side = isqrt(table.shape[1] - 1) * patch
     name = f"vit_{known[width, depth]}_patch{patch}_224"
-    return Sizes({"name": name, "img_size": side, "in_chans": projection.shape[1]}, ("drop_path_rate", "pool"))
+    return Inferred({"name": name, "img_size": side, "in_chans": projection.shape[1]}, ("drop_path_rate", "pool"))
 
 
-def _resnet(state: State) -> Sizes:
+def _resnet(state: State) -> Inferred:
     depths = [_count(state, rf"layer{stage}\.(\d+)\.") for stage in range(1, 5)]
     kind = ("bottleneck" if "layer1.0.conv3.weight" in state else "basic", *depths)
     known = {
@@ -151,10 +151,10 @@ def _resnet(state: State) -> Sizes:
             f"a ResNet of {kind[0]} blocks {depths} is none that torchvision has; name its timm model: backbone=timm "
             "backbone.name=..."
         )
-    return Sizes({"name": known[kind], "in_chans": state["conv1.weight"].shape[1]}, ("img_size", "drop_path_rate"))
+    return Inferred({"name": known[kind], "in_chans": state["conv1.weight"].shape[1]}, ("img_size", "drop_path_rate"))
 
 
-_FAMILIES: dict[tuple[str, ...], Callable[[State], Sizes]] = {
+_FAMILIES: dict[tuple[str, ...], Callable[[State], Inferred]] = {
     (r"patch_embed\.proj\.weight$", r"layers\.0\.blocks\.0\.attn\.relative_position_bias_table$"): _swin,
     (r"stage0\.0\.proj\.weight$", r"stage0\.1\.layers\.0\.0\.fn\.qkv\.dw\.weight$"): _cvt,
     (r"layer1\.0\.proj\.weight$", r"layer1\.1\.attn\."): _vil,

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from esvit_pl.checkpoints.fitting import load_, misfits
-from esvit_pl.checkpoints.loading import Network, fitted
-from esvit_pl.checkpoints.source import Source, State, part
+from esvit_pl.checkpoints.build_backbone import Network
+from esvit_pl.checkpoints.checkpoint import Checkpoint, State, part
+from esvit_pl.checkpoints.load_weights import fitted, load_, misfits
 from esvit_pl.losses import Center
 from esvit_pl.network import MultiCropNetwork
 from esvit_pl.objectives import Objective
@@ -17,7 +17,7 @@ def start_from_(
     student: MultiCropNetwork,
     teacher: MultiCropNetwork | None,
     objective: Objective,
-    source: Source,
+    source: Checkpoint,
     *,
     network: Network | None = None,
     heads: bool = True,
@@ -61,7 +61,11 @@ def start_from_(
 
 
 def check_continues(
-    student: MultiCropNetwork, teacher: MultiCropNetwork | None, objective: Objective, optimizer: str, source: Source
+    student: MultiCropNetwork,
+    teacher: MultiCropNetwork | None,
+    objective: Objective,
+    optimizer: str,
+    source: Checkpoint,
 ) -> None:
     """Refuse to go on with a training that is not the same: another architecture, loss or optimizer.
 
@@ -92,7 +96,7 @@ def check_continues(
         )
 
 
-def _own(source: Source, name: str) -> str:
+def _own(source: Checkpoint, name: str) -> str:
     return name if name in source.networks else next(iter(source.networks))
 
 
@@ -105,7 +109,7 @@ def _load_heads(heads: nn.ModuleDict, state: State, what: str) -> set[str]:
 
 
 @torch.no_grad()
-def _load_centers(objective: Objective, source: Source, heads: set[str]) -> list[str]:
+def _load_centers(objective: Objective, source: Checkpoint, heads: set[str]) -> list[str]:
     given = [(name, center) for name, center in _centers(objective) if name in source.centers and name in heads]
     for name, center in given:
         if center.value.shape != source.centers[name].shape:
@@ -123,7 +127,7 @@ def _centers(objective: Objective) -> list[tuple[str, Center]]:
     return [(name, center) for name, center in named if isinstance(center, Center)]
 
 
-def _remedy(source: Source, target: MultiCropNetwork, problem: str, resize: bool) -> str:
+def _remedy(source: Checkpoint, target: MultiCropNetwork, problem: str, resize: bool) -> str:
     """What to do about weights that do not fit."""
     if " head of " in problem.partition("\n")[0]:
         return "\n  init.heads=false takes the backbone alone, and new heads"
@@ -139,7 +143,7 @@ def _remedy(source: Source, target: MultiCropNetwork, problem: str, resize: bool
     return "".join(lines)
 
 
-def _line(source: Source, origins: dict[str, str], taken: dict[str, list[str]], centers: list[str]) -> str:
+def _line(source: Checkpoint, origins: dict[str, str], taken: dict[str, list[str]], centers: list[str]) -> str:
     epochs = f", {source.epoch} epochs" if source.epoch is not None else ""
     pairs = ", ".join(f"{name} from its {origin}" for name, origin in origins.items())
     heads = f"; heads: {', '.join(taken['heads'])}" if taken["heads"] else ""

@@ -11,6 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from esvit_pl.backbones import Backbone
+from esvit_pl.checkpoints.checkpoint import State, part, under
+
 SHOWN = 6
 """Names of one kind that a message lists."""
 
@@ -68,6 +71,17 @@ def resized(name: str, table: Tensor, shape: torch.Size) -> Tensor:
     return table
 
 
+def fitted(network: State, backbone: Backbone) -> State:
+    """A network's backbone weights under the names that `backbone` has for them.
+
+    A model of timm's own and one of ours may be the same architecture; they differ in a prefix and the classifier.
+    """
+    state, wanted = part(network, "backbone."), set(backbone.state_dict())
+    choices = [state, under("model.", state), part(state, "model."), part(state, "backbone.")]
+    best = max(choices, key=lambda choice: len(wanted & set(choice)))
+    return {name: value for name, value in best.items() if name in wanted or not _is_classifier(name)}
+
+
 def _sized(name: str, value: Tensor, wanted: Tensor | None) -> Tensor:
     same_rank = wanted is not None and wanted.ndim == value.ndim and wanted.shape[-1] == value.shape[-1]
     if wanted is None or not same_rank or wanted.shape == value.shape:
@@ -103,3 +117,7 @@ def _meaning(name: str, state: Tensor, wanted: Tensor) -> str:
 def _some(names: list[str]) -> str:
     rest = len(names) - SHOWN
     return "; ".join(names[:SHOWN]) + (f"; and {rest} more" if rest > 0 else "")
+
+
+def _is_classifier(name: str) -> bool:
+    return name.removeprefix("model.").startswith(("head.", "fc.", "classifier.", "head_dist."))

@@ -5,9 +5,9 @@ import torch
 import toys
 from pytorch_lightning.callbacks import ModelCheckpoint
 
-from esvit_pl.checkpoints import load_backbone, read_source
+from esvit_pl.checkpoints import load_backbone, read_checkpoint
 from esvit_pl.checkpoints.pickled import read_pickled
-from esvit_pl.checkpoints.training import is_ours
+from esvit_pl.checkpoints.pretraining_file import is_ours
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ def test_a_checkpoint_says_what_it_is(trained):
     checkpoint = read_pickled(path)
     assert is_ours(checkpoint)
     assert checkpoint["esvit_pl"]["format"] == 1
-    source = read_source(path)
+    source = read_checkpoint(path)
     assert source.format == "esvit_pl"
     assert source.backbone == module.student.backbone.spec
     assert source.config == {"note": "plain"}
@@ -44,7 +44,7 @@ def test_a_checkpoint_says_what_it_is(trained):
 
 def test_networks_centers_and_moments_are_the_modules(trained):
     module, path = trained
-    source = read_source(path, moments=True)
+    source = read_checkpoint(path, moments=True)
     assert toys.largest_difference(source.networks["student"], toys.state(module.student)) == 0
     assert toys.largest_difference(source.networks["teacher"], toys.state(module.teacher)) == 0
     for name, center in module.objective.centers.items():
@@ -60,7 +60,7 @@ def test_images_are_prepared_as_in_the_training(tmp_path, trained):
     augment = {"_target_": "esvit_pl.augment.Recipe", "mean": [0.1, 0.2, 0.3], "eval_resize": 40, "eval_crop": 32}
     checkpoint["esvit_pl"]["config"] = {"augment": augment}
     torch.save(checkpoint, tmp_path / "a.ckpt")
-    assert read_source(tmp_path / "a.ckpt").recipe.mean == (0.1, 0.2, 0.3)
+    assert read_checkpoint(tmp_path / "a.ckpt").recipe.mean == (0.1, 0.2, 0.3)
     augment["_target_"] = "mine.Recipe"
     torch.save(checkpoint, tmp_path / "b.ckpt")
-    assert read_source(tmp_path / "b.ckpt").recipe is None
+    assert read_checkpoint(tmp_path / "b.ckpt").recipe is None

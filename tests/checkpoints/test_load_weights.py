@@ -6,7 +6,7 @@ import toys
 from torch import nn
 
 from esvit_pl.backbones import build
-from esvit_pl.checkpoints.fitting import load_, resized
+from esvit_pl.checkpoints.load_weights import load_, resized
 
 
 def test_weights_are_loaded_by_name():

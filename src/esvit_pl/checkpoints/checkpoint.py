@@ -24,7 +24,7 @@ class Moments:
 
 
 @dataclass(frozen=True)
-class Source:
+class Checkpoint:
     """Weights to start from, to go on with, or to look at. Every format is read into one of these."""
 
     path: str

@@ -9,8 +9,9 @@ from safetensors.torch import save_file
 
 from esvit_pl.augment import EvaluationTransform, Recipe
 from esvit_pl.backbones import build, cvt, swin
-from esvit_pl.checkpoints import load_backbone, read_source, timm_folder
-from esvit_pl.checkpoints.loading import recipe_of_timm, settled
+from esvit_pl.checkpoints import load_backbone, read_checkpoint, timm_folder
+from esvit_pl.checkpoints.build_backbone import settled
+from esvit_pl.checkpoints.timm_folder import recipe_of_timm
 
 x = torch.randn(2, 3, 64, 64)
 
@@ -58,7 +59,7 @@ def test_a_file_of_another_backbone_is_told_by_its_settings(tmp_path):
     ):
         load_backbone(tmp_path / "a.pth", backbone=other)
     same = {**backbone.spec, "drop_path_rate": 0.3, "img_size": 32}
-    assert settled(read_source(tmp_path / "a.pth"), same) == same
+    assert settled(read_checkpoint(tmp_path / "a.pth"), same) == same
 
 
 def test_names_of_timm_models(monkeypatch):
@@ -66,11 +67,11 @@ def test_names_of_timm_models(monkeypatch):
     made = timm.create_model("vit_tiny_patch16_224", num_classes=0)
     asked = {}
     monkeypatch.setattr(timm, "create_model", lambda name, **kwargs: asked.update({"name": name, **kwargs}) or made)
-    source = read_source("vit_tiny_patch16_224.augreg_in21k")
+    source = read_checkpoint("vit_tiny_patch16_224.augreg_in21k")
     assert asked == {"name": "vit_tiny_patch16_224.augreg_in21k", "pretrained": True, "num_classes": 0}
     assert source.backbone == {"name": "vit_tiny_patch16_224.augreg_in21k", "img_size": 224}
     assert torch.equal(source.networks["backbone"]["backbone.model.cls_token"], made.cls_token)
-    assert read_source("timm/vit_tiny_patch16_224.augreg_in21k").backbone == source.backbone
+    assert read_checkpoint("timm/vit_tiny_patch16_224.augreg_in21k").backbone == source.backbone
 
 
 def test_a_pretrained_model_of_another_size_than_224(monkeypatch):
@@ -103,13 +104,13 @@ def test_repositories_of_the_hub_are_timm_folders(tmp_path, monkeypatch):
 
 def test_names_that_nobody_has():
     with pytest.raises(ValueError, match=r"RUN/last.ckpt is no file, no folder and no timm model$"):
-        read_source("RUN/last.ckpt")
+        read_checkpoint("RUN/last.ckpt")
     with pytest.raises(ValueError, match="vit_tiny_patch16_225 is no file.*timm has .*vit_tiny_patch16_224"):
-        read_source("vit_tiny_patch16_225")
+        read_checkpoint("vit_tiny_patch16_225")
     with pytest.raises(
         ValueError, match="timm has no pretrained weights for vit_tiny_patch16_224.none; it has vit_tiny"
     ):
-        read_source("vit_tiny_patch16_224.none")
+        read_checkpoint("vit_tiny_patch16_224.none")
 
 
 def test_preparation_of_timm_models():
@@ -123,9 +124,9 @@ def test_files_that_are_no_weights(tmp_path):
     with pytest.raises(
         ValueError, match=r"a.pth is no checkpoint that is known here; it holds a dict with epoch, weights\."
     ):
-        read_source(tmp_path / "a.pth")
+        read_checkpoint(tmp_path / "a.pth")
     torch.save({"features.weight": torch.zeros(2)}, tmp_path / "b.pth")
     with pytest.raises(
         ValueError, match=r"b.pth holds weights of no backbone that is recognised .*\(features.weight, "
     ):
-        read_source(tmp_path / "b.pth")
+        read_checkpoint(tmp_path / "b.pth")

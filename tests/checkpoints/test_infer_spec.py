@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from esvit_pl.backbones import build, cvt, swin, vil
-from esvit_pl.checkpoints.sizes import sizes_of
+from esvit_pl.checkpoints.infer_spec import infer_spec
 
 TO_RELEASED = {"swin": swin.to_released, "cvt": cvt.to_released, "vil": vil.to_released}
 BACKBONES = [
@@ -25,7 +25,7 @@ BACKBONES = [
 def test_sizes_are_read_off_the_released_weights(given):
     """What is not guessed is as it was, and what is guessed has the published models' value."""
     backbone = build(**given)
-    spec, guessed = sizes_of(TO_RELEASED[given["name"]](backbone.state_dict()))
+    spec, guessed = infer_spec(TO_RELEASED[given["name"]](backbone.state_dict()))
     assert {name: value for name, value in spec.items() if name not in guessed} == {
         name: backbone.spec[name] for name in spec if name not in guessed
     }
@@ -37,7 +37,7 @@ def test_sizes_are_read_off_the_released_weights(given):
 @pytest.mark.parametrize("path", golden_files.paths("swin_") + golden_files.paths("vil_"), ids=lambda path: path.stem)
 def test_golden_weights_tell_their_sizes(path):
     file = golden_files.read(path)
-    spec, guessed = sizes_of(file.part("w"))
+    spec, guessed = infer_spec(file.part("w"))
     if "num_heads" in guessed:  # weights without relative positions do not tell the heads
         spec["num_heads"] = vil.parse_arch(file.settings["arch"])["num_heads"]
     backbone = build(**spec)
@@ -56,14 +56,14 @@ def test_models_that_timm_has_are_found_by_their_weights(name):
 
     with torch.device("meta"):
         state = timm.create_model(name, num_classes=0).state_dict()
-    assert sizes_of(state).spec["name"] == name
+    assert infer_spec(state).spec["name"] == name
 
 
 def test_strangers_are_not_recognised():
-    assert sizes_of({"features.0.weight": torch.zeros(1)}) is None
+    assert infer_spec({"features.0.weight": torch.zeros(1)}) is None
     import timm
 
     with torch.device("meta"):
         state = timm.create_model("vit_tiny_patch16_224", depth=3).state_dict()
     with pytest.raises(ValueError, match="width 192 and 3 blocks is none that the release trains"):
-        sizes_of(state)
+        infer_spec(state)

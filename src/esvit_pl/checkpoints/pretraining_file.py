@@ -9,7 +9,7 @@ from torch import Tensor
 
 from esvit_pl.augment import Recipe
 from esvit_pl.backbones import Backbone, build
-from esvit_pl.checkpoints.source import Moments, Source, part
+from esvit_pl.checkpoints.checkpoint import Checkpoint, Moments, part
 from esvit_pl.network import MultiCropNetwork
 from esvit_pl.objectives import EsViTObjective
 from esvit_pl.objectives.interface import Objective
@@ -28,7 +28,7 @@ def is_ours(checkpoint: object) -> bool:
     return isinstance(checkpoint, dict) and "esvit_pl" in checkpoint
 
 
-def read_training(checkpoint: dict[str, Any], path: str, *, moments: bool = False) -> Source:
+def read_training(checkpoint: dict[str, Any], path: str, *, moments: bool = False) -> Checkpoint:
     """A checkpoint of `Pretrainer`.
 
     Args:
@@ -41,7 +41,7 @@ def read_training(checkpoint: dict[str, Any], path: str, *, moments: bool = Fals
     centers = part(weights, "objective.centers.")
     augment = (about.get("config") or {}).get("augment") or {}
     known = augment.get("_target_") == "esvit_pl.augment.Recipe"
-    return Source(
+    return Checkpoint(
         path=path,
         format="esvit_pl",
         backbone=about["backbone"],

@@ -7,7 +7,7 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 
 from esvit_pl.augment import EvaluationTransform, Recipe
 from esvit_pl.backbones import build
-from esvit_pl.checkpoints import read_source, safetensors_file, timm_folder
+from esvit_pl.checkpoints import read_checkpoint, safetensors_file, timm_folder
 from esvit_pl.checkpoints.pickled import read_pickled
 from esvit_pl.checkpoints.released import to_released
 from esvit_pl.modules import Pretrainer
@@ -20,7 +20,7 @@ def run(tmp_path_factory):
     module = toys.pretrainer()
     saver = ModelCheckpoint(folder, save_last=True)
     toys.trainer(folder, callbacks=[saver], enable_checkpointing=True).fit(module, toys.loader(16, 8))
-    torch.save(to_released(read_source(folder / "last.ckpt", moments=True)), folder / "released.pth")
+    torch.save(to_released(read_checkpoint(folder / "last.ckpt", moments=True)), folder / "released.pth")
     return module, {"esvit_pl": folder / "last.ckpt", "released EsViT": folder / "released.pth"}
 
 
@@ -33,7 +33,7 @@ def fresh(**overrides):
 def test_everything_is_taken_from_where_it_belongs(run, kind):
     trained, paths = run
     module = fresh()
-    line = module.start_from(read_source(paths[kind]))
+    line = module.start_from(read_checkpoint(paths[kind]))
     assert toys.largest_difference(toys.state(module), toys.state(trained)) == 0
     assert line == (
         f"init_from={paths[kind]} ({kind}, 2 epochs): student from its student, teacher from its teacher; "
@@ -46,7 +46,7 @@ def test_both_networks_from_one_without_heads(run, network):
     trained, paths = run
     module = fresh()
     before = toys.state(module)
-    line = module.start_from(read_source(paths["esvit_pl"]), network=network, heads=False)
+    line = module.start_from(read_checkpoint(paths["esvit_pl"]), network=network, heads=False)
     wanted = toys.state(getattr(trained, network).backbone)
     for mine in (module.student, module.teacher):
         assert toys.largest_difference(toys.state(mine.backbone), wanted) == 0
@@ -62,7 +62,7 @@ def test_a_view_checkpoint_goes_on_with_both_losses(run, tmp_path):
     saver = ModelCheckpoint(tmp_path, save_last=True)
     toys.trainer(tmp_path, callbacks=[saver], enable_checkpointing=True).fit(old, toys.loader(16, 8))
     module = fresh()
-    line = module.start_from(read_source(tmp_path / "last.ckpt"))
+    line = module.start_from(read_checkpoint(tmp_path / "last.ckpt"))
     assert line.endswith("heads: view; new heads: region; centres: view")
     for name in ("student", "teacher"):
         mine, other = getattr(module, name), getattr(old, name)
@@ -85,7 +85,7 @@ def test_training_to_other_formats_and_back_to_training_is_bit_exact(tmp_path, k
     else:
         safetensors_file.save(teacher, tmp_path / "out")
     module = Pretrainer(build(**sizes), toys.objective(), toys.OptimizerRecipe())
-    line = module.start_from(read_source(tmp_path / "out"))
+    line = module.start_from(read_checkpoint(tmp_path / "out"))
     assert f"({kind}): student from its backbone, teacher from its backbone; new heads: region, view" in line
     for network in (module.student, module.teacher):
         assert toys.largest_difference(toys.state(network.backbone), toys.state(teacher)) == 0
@@ -93,7 +93,7 @@ def test_training_to_other_formats_and_back_to_training_is_bit_exact(tmp_path, k
 
 def test_what_does_not_fit_is_told_with_the_way_out(run):
     _, paths = run
-    source = read_source(paths["esvit_pl"])
+    source = read_checkpoint(paths["esvit_pl"])
     with pytest.raises(ValueError, match=r"the view head of .*last.ckpt[^?]*direction \(12, 6\) instead of \(20, 6\) "):
         fresh(num_prototypes=20).start_from(source)
     with pytest.raises(ValueError, match=r"\(12 and 20 prototypes\)[^?]*init.heads=false takes the backbone alone"):
@@ -120,11 +120,11 @@ def test_a_released_training_goes_on_as_if_nothing_had_happened(tmp_path, optimi
     saver = ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1)
     long = toys.trainer(tmp_path, callbacks=[saver], enable_checkpointing=True, max_epochs=4)
     long.fit(whole, toys.loader(16, 8))
-    torch.save(to_released(read_source(tmp_path / "epoch=1.ckpt", moments=True)), tmp_path / "released.pth")
+    torch.save(to_released(read_checkpoint(tmp_path / "epoch=1.ckpt", moments=True)), tmp_path / "released.pth")
 
     torch.manual_seed(3)
     module = toys.pretrainer(**settings)
-    line = module.continue_from(read_source(tmp_path / "released.pth", moments=True))
+    line = module.continue_from(read_checkpoint(tmp_path / "released.pth", moments=True))
     assert line.startswith(f"ckpt_path={tmp_path}/released.pth (released EsViT, 2 epochs): student from its student")
     saver = ModelCheckpoint(tmp_path / "again", filename="{epoch}", save_top_k=-1)
     rest = toys.trainer(tmp_path, callbacks=[saver], enable_checkpointing=True, max_epochs=4)
@@ -140,7 +140,7 @@ def test_a_released_training_goes_on_as_if_nothing_had_happened(tmp_path, optimi
 
 def test_another_training_is_not_gone_on_with(run, tmp_path):
     _, paths = run
-    source = read_source(paths["released EsViT"], moments=True)
+    source = read_checkpoint(paths["released EsViT"], moments=True)
     sgd = toys.pretrainer(optimizer={"name": "sgd"})
     with pytest.raises(ValueError, match="its optimizer is adamw, and optimizer= is sgd\n  init_from= starts a new"):
         sgd.continue_from(source)
@@ -154,4 +154,4 @@ def test_another_training_is_not_gone_on_with(run, tmp_path):
         wide.continue_from(source)
     torch.save(read_pickled(paths["released EsViT"])["teacher"], tmp_path / "bare.pth")
     with pytest.raises(ValueError, match="holds no epoch and no optimizer, so no training to go on with"):
-        toys.pretrainer().continue_from(read_source(tmp_path / "bare.pth", moments=True))
+        toys.pretrainer().continue_from(read_checkpoint(tmp_path / "bare.pth", moments=True))

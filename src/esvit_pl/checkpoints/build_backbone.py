@@ -1,0 +1,79 @@
+"""A checkpoint's backbone, built and filled."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from esvit_pl.augment import EvaluationTransform, Recipe
+from esvit_pl.backbones import FAMILIES, Backbone, build
+from esvit_pl.checkpoints.checkpoint import Checkpoint
+from esvit_pl.checkpoints.load_weights import fitted, load_
+from esvit_pl.checkpoints.recognise import read_checkpoint
+
+Network = Literal["teacher", "student"]
+
+
+def load_backbone(
+    path_or_name: str | Path, *, network: Network = "teacher", backbone: Mapping[str, Any] | None = None
+) -> Backbone:
+    """A pretrained backbone, in eval mode and without gradients, with the `transform` that prepares images for it.
+
+        backbone = esvit_pl.load_backbone("RUN/checkpoints/last.ckpt")
+        features = backbone(backbone.transform(PIL.Image.open("photo.jpg"))[None])
+        features.pooled, features.regions, features.grid
+
+    Args:
+        path_or_name: a checkpoint of ``esvit-pretrain``; one of the released EsViT or DINO, or its bare weights; a
+            safetensors file; a folder that timm wrote; the name of a pretrained timm model, or ``hf-hub:USER/REPO``
+            (these two are downloaded). The format is recognised.
+        network: whose backbone, where the file holds both; the teacher's is the one that the release evaluates.
+        backbone: ``spec`` of a backbone that settles what the file leaves open (a released CvT does not say its
+            windows), and is compared with the rest.
+
+    Raises:
+        ValueError: no such file or name; not recognised; unsafe; weights that do not fit, by name and shape.
+    """
+    return backbone_of(read_checkpoint(path_or_name), network=network, backbone=backbone)
+
+
+def backbone_of(
+    checkpoint: Checkpoint, *, network: Network = "teacher", backbone: Mapping[str, Any] | None = None
+) -> Backbone:
+    """`load_backbone` of what has been read already."""
+    unsaid = [name for name in ("num_heads", "windows") if name in checkpoint.guessed]
+    if unsaid and backbone is None:
+        values = ", ".join(f"{name}={checkpoint.backbone[name]}" for name in unsaid)
+        warnings.warn(
+            f"{checkpoint.path} does not say {values}, the published ones; backbone= settles it", stacklevel=3
+        )
+    made = build(**settled(checkpoint, backbone))
+    load_(made, fitted(checkpoint.network(network), made), f"{checkpoint.path} ({checkpoint.format})")
+    made.transform = EvaluationTransform(checkpoint.recipe or Recipe())
+    return made.eval().requires_grad_(False)
+
+
+def settled(checkpoint: Checkpoint, backbone: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The spec to build: the file's, where it leaves something open `backbone`'s.
+
+    Raises:
+        ValueError: the two contradict each other.
+    """
+    if backbone is None:
+        return checkpoint.backbone
+    if checkpoint.backbone["name"] not in FAMILIES and backbone["name"] not in FAMILIES:
+        return dict(backbone)  # timm has several names for one architecture; the weights' shapes decide
+    open_ = {*checkpoint.guessed, "drop_path_rate"}
+    differences = [
+        f"{name}: checkpoint {checkpoint.backbone.get(name)!r}, backbone= {backbone.get(name)!r}"
+        for name in sorted({*checkpoint.backbone, *backbone})
+        if checkpoint.backbone.get(name) != backbone.get(name) and name not in open_ and name in checkpoint.backbone
+    ]
+    if differences:
+        raise ValueError(
+            f"{checkpoint.path} is of another backbone than backbone= asks for; {'; '.join(differences)}. "
+            "Leave backbone= out: the checkpoint knows its own"
+        )
+    return dict(backbone)

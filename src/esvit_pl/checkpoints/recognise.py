@@ -1,0 +1,117 @@
+"""One door for every format: a file, a folder, or a name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, cast
+
+import timm
+from torch import Tensor
+
+from esvit_pl.augment import Recipe
+from esvit_pl.checkpoints import pretraining_file, released, safetensors_file, timm_folder
+from esvit_pl.checkpoints.checkpoint import Checkpoint, under
+from esvit_pl.checkpoints.pickled import read_pickled
+
+_HUB = ("hf-hub:", "hf_hub:")
+
+
+def read_checkpoint(path_or_name: str | Path, *, moments: bool = False) -> Checkpoint:
+    """What lies at a path or under a name.
+
+    Args:
+        path_or_name: as of `load_backbone`.
+        moments: read the optimizer's state, too.
+
+    Raises:
+        ValueError: as of `load_backbone`.
+    """
+    name = str(path_or_name)
+    path = Path(name.removeprefix("local-dir:"))
+    if path.is_dir():
+        return _folder(path, name)
+    if path.is_file():
+        return _file(path, moments=moments)
+    return _named(name)
+
+
+def _file(path: Path, *, moments: bool) -> Checkpoint:
+    with path.open("rb") as file:
+        is_safetensors = file.read(9)[8:] == b"{"
+    if is_safetensors:
+        return _safetensors(path)
+    content = read_pickled(path)
+    if pretraining_file.is_ours(content):
+        return pretraining_file.read_training(content, str(path), moments=moments)
+    if released.is_released(content):
+        return released.read_training(content, str(path), moments=moments)
+    for key in ("state_dict", "model"):
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            content = content[key]
+    if not isinstance(content, Mapping) or not content or not all(isinstance(v, Tensor) for v in content.values()):
+        kind = (
+            f"a dict with {', '.join(map(str, list(content)[:6]))}" if isinstance(content, Mapping) else type(content)
+        )
+        raise ValueError(
+            f"{path} is no checkpoint that is known here; it holds {kind}. Known are those of esvit-pretrain, of the "
+            "released EsViT and DINO, and plain dicts of weights"
+        )
+    return released.read_weights(content, str(path), form="weights of the released code or timm")
+
+
+def _safetensors(path: Path) -> Checkpoint:
+    state, description = safetensors_file.read(path)
+    if description is None:
+        return released.read_weights(state, str(path), form="safetensors without our description")
+    return Checkpoint(
+        str(path),
+        "safetensors",
+        description["backbone"],
+        {"backbone": under("backbone.", state)},
+        config=description["about"].get("config"),
+        recipe=Recipe(**description["augment"]) if description.get("augment") else None,
+    )
+
+
+def _folder(path: Path, name: str) -> Checkpoint:
+    folder = timm_folder.read(path)
+    said = folder.description or {}
+    return Checkpoint(
+        name,
+        "timm folder",
+        timm_folder.spec_of(folder),
+        {"backbone": under("backbone.", folder.state)},
+        config=(said.get("about") or {}).get("config"),
+        recipe=Recipe(**said["augment"]) if said.get("augment") else timm_folder.recipe_of_timm(folder.pretrained_cfg),
+    )
+
+
+def _named(name: str) -> Checkpoint:
+    if name.startswith(_HUB):
+        from huggingface_hub import snapshot_download
+
+        return _folder(Path(snapshot_download(name[len(_HUB[0]) :], allow_patterns=["*.json", "*.safetensors"])), name)
+    tagged = name.removeprefix("timm/")
+    if not timm.is_model(tagged.partition(".")[0]):
+        near = get_close_matches(tagged, timm.list_models(pretrained=True), n=3, cutoff=0.5)
+        hint = f"; timm has {', '.join(near)}" if near else ""
+        raise ValueError(f"{name} is no file, no folder and no timm model{hint}")
+    if not timm.is_model_pretrained(tagged):
+        raise ValueError(f"timm has no pretrained weights for {tagged}; it has {_pretrained(tagged)}")
+    model = timm.create_model(tagged, pretrained=True, num_classes=0)
+    cfg = cast(Mapping[str, Any], model.pretrained_cfg)
+    return Checkpoint(
+        name,
+        "pretrained timm model",
+        {"name": tagged, "img_size": cfg["input_size"][-1]},  # for which its position tables are made
+        {"backbone": under("backbone.model.", model.state_dict())},
+        guessed=("img_size", "in_chans", "pool"),
+        recipe=timm_folder.recipe_of_timm(cfg),
+    )
+
+
+def _pretrained(name: str) -> str:
+    tags = timm.list_models(f"{name.partition('.')[0]}*", pretrained=True)
+    return ", ".join(tags[:5]) or "none of that architecture"
