@@ -10,7 +10,7 @@ import toys
 from torch import nn
 
 from esvit_pl.backbones import Backbone, Features, Recomputable, TimmBackbone, build, recompute
-from esvit_pl.backbones.timm_backbone import check_recomputes
+from esvit_pl.backbones.timm_study import check_recomputes
 from esvit_pl.benchmarks.measure import peak_bytes
 from esvit_pl.ema import make_teacher
 
@@ -166,7 +166,7 @@ def test_a_timm_model_that_pretends_is_found_out(lacking, message, monkeypatch):
     if lacking == "switch":
         monkeypatch.setattr(type(backbone.model), "set_grad_checkpointing", lambda self, enable=True: None)
     else:
-        monkeypatch.setattr("esvit_pl.backbones.timm_backbone.hold_statistics", lambda model: None)
+        monkeypatch.setattr("esvit_pl.backbones.timm_study.hold_statistics", lambda model: None)
     with pytest.raises(ValueError, match=message):
         backbone.set_grad_checkpointing()
     check_recomputes.cache_clear()

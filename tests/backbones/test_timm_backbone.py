@@ -7,7 +7,9 @@ from timm.layers import DropPath, convert_sync_batchnorm
 from torch import nn
 
 from esvit_pl.backbones import Backbone, TimmBackbone, build
-from esvit_pl.backbones.timm_backbone import NEAR_ONES, grid_of, study
+from esvit_pl.backbones.timm_errors import NEAR_ONES
+from esvit_pl.backbones.timm_features import grid_of
+from esvit_pl.backbones.timm_study import study
 from esvit_pl.ema import check_apart, ema_update_, make_teacher
 from esvit_pl.network import MultiCropNetwork
 from esvit_pl.objectives import EsViTObjective
@@ -164,7 +166,7 @@ def check_steps(backbone: Backbone) -> None:
     for step, crops in enumerate((views, views[2:], views[2:])):
         with torch.no_grad():
             seen = teacher(crops[:2])
-        loss = objective(student(crops), seen, Progress(0, step, 3)).total
+        loss = objective(student(crops), seen, {}, Progress(step, 3)).total
         assert loss.isfinite()
         optimizer.zero_grad()
         loss.backward()
@@ -360,7 +362,7 @@ def test_crops_may_be_as_small_as_patch_size(name, patch):
 ])  # fmt: skip
 def test_grid_by_hand(pixels, count, stride, grid):
     assert grid_of(count, pixels, stride) == grid
-    with pytest.raises(ValueError, match="5 tokens are no map of"):
+    with pytest.raises(ValueError, match="5 tokens do not make a map of"):
         grid_of(5, pixels, stride)
 
 

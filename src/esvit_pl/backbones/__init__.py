@@ -12,7 +12,8 @@ from esvit_pl.backbones.interface import Attention, Backbone, Features
 from esvit_pl.backbones.recompute import Recomputable
 from esvit_pl.backbones.registry import ModelForTimm
 from esvit_pl.backbones.swin import Swin
-from esvit_pl.backbones.timm_backbone import TimmBackbone, unknown
+from esvit_pl.backbones.timm_backbone import TimmBackbone
+from esvit_pl.backbones.timm_errors import unknown
 from esvit_pl.backbones.vil import ViL
 
 FAMILIES: dict[str, Callable[..., Backbone]] = {"swin": Swin, "cvt": CvT, "vil": ViL}

@@ -1,0 +1,86 @@
+"""What the user is told about a timm model that cannot be a backbone, and which models can."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import SequenceMatcher, get_close_matches
+from typing import Any
+
+import timm
+from timm.models import get_arch_name, is_model_pretrained, split_model_name_tag
+
+NEAR_ONES = (
+    "convmixer_768_32",
+    "convnextv2_atto",
+    "davit_tiny",
+    "deit_tiny_patch16_224",
+    "efficientnet_b0",
+    "eva02_tiny_patch14_224",
+    "focalnet_tiny_srf",
+    "mobilenetv3_small_100",
+    "mobilevit_xxs",
+    "mvitv2_tiny",
+    "poolformer_s12",
+    "pvt_v2_b0",
+    "regnety_002",
+    "resnet50",
+    "swin_tiny_patch4_window7_224",
+    "swinv2_tiny_window8_256",
+    "tiny_vit_5m_224",
+    "twins_svt_small",
+    "vit_tiny_patch16_224",
+    "xcit_nano_12_p8_224",
+)
+"""Models of many families that work. An error about one that does not work names those with a similar name."""
+
+
+def check_spec(spec: dict[str, Any]) -> None:
+    """Refuse names that timm does not have, and numbers out of range.
+
+    Raises:
+        ValueError: the message says what is wanted.
+    """
+    name = spec["name"]
+    if get_arch_name(name).startswith("esvit_"):
+        raise ValueError(f"{name} is a backbone of our own under a name for timm; use backbone={name[6:]}")
+    if not timm.is_model(name):
+        raise ValueError(unknown(name))
+    base, tag = split_model_name_tag(name)
+    if tag and not is_model_pretrained(name):
+        known = timm.list_models(f"{base}.*", pretrained=True)
+        raise ValueError(f"timm {timm.__version__} has no {name!r}; wanted is {base}, or one of {', '.join(known)}")
+    for size in ("img_size", "in_chans"):
+        if not isinstance(spec[size], int) or spec[size] < 1:
+            raise ValueError(f"timm's {name} needs a whole number {size} of 1 or more, got {spec[size]}")
+    if not 0 <= spec["drop_path_rate"] < 1:
+        raise ValueError(f"timm's {name} needs drop_path_rate in [0, 1), got {spec['drop_path_rate']}")
+    if spec["pool"] not in (None, "token", "mean"):
+        raise ValueError(f"timm's {name} needs pool 'token', 'mean' or null, got {spec['pool']!r}")
+
+
+def unknown(name: str, families: Iterable[str] = ()) -> str:
+    """The message about a name that neither timm nor one of our `families` has, with near names."""
+    near = get_close_matches(get_arch_name(name), [*families, *timm.list_models()], n=3, cutoff=0.4)
+    near = near or [*families, *NEAR_ONES[:3]]
+    return (
+        f"unknown backbone family {name!r}; did you mean {' or '.join(near)}? "
+        f"It is no model of timm {timm.__version__} either"
+    )
+
+
+def first_line(error: Exception | None) -> str:
+    """The kind of an error and the first line of its message."""
+    return f"{type(error).__name__}: {error}".split("\n")[0][:120].rstrip(".: ")
+
+
+def no_backbone(name: str, why: str) -> str:
+    """The message about a model that does not take images of several sizes."""
+    near = sorted(NEAR_ONES, key=lambda other: SequenceMatcher(None, name, other).ratio(), reverse=True)[:3]
+    return (
+        f"timm's {name} cannot be a backbone for crops of several sizes: {why}. Near ones that can: {', '.join(near)}"
+    )
+
+
+def no_recomputing(name: str, why: str) -> str:
+    """The message about a model for which ``grad_checkpointing=true`` cannot be."""
+    return f"timm's {name} cannot compute blocks again in backward: {why}. Leave grad_checkpointing=false"
