@@ -18,10 +18,10 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from esvit_pl.backbones import Backbone, build
-from esvit_pl.backbones.cvt import from_released as cvt_from_released
+from esvit_pl.backbones import Backbone, build, cvt, swin
 
-FOLDER = Path(os.environ.get("ESVIT_GOLDEN", Path(__file__).parent / "golden"))
+OWN_FOLDER = Path(__file__).parent / "golden"
+FOLDER = Path(os.environ.get("ESVIT_GOLDEN", OWN_FOLDER))
 
 
 @dataclass
@@ -40,7 +40,7 @@ class Golden:
 
 
 def paths(prefix: str) -> list[Path]:
-    """Files of the folder that a test of `prefix` is responsible for."""
+    """Files of the folder whose names start with `prefix`. pytest skips a test that is parametrised by none."""
     return sorted(FOLDER.glob(f"{prefix}*.safetensors"))
 
 
@@ -75,10 +75,11 @@ def swin_from(weights: dict[str, Tensor], window: int, **overrides: Any) -> Back
         depths=[depths[stage] for stage in sorted(depths)],
         num_heads=[weights[table.format(stage)].shape[1] for stage in sorted(depths)],
         window=window,
+        mlp_ratio=weights["layers.0.blocks.0.mlp.fc1.weight"].shape[0] / projection.shape[0],
         drop_path_rate=0.0,
         **overrides,
     )
-    backbone.load_state_dict({to_timm(key): value for key, value in weights.items()})
+    backbone.load_state_dict(swin.from_released(weights))
     return backbone
 
 
@@ -99,13 +100,8 @@ def cvt_from(file: Golden) -> Backbone:
         mlp_ratio=weights["stage0.1.layers.0.1.fn.net.0.weight"].shape[0] / embeddings[0].shape[0],
         drop_path_rate=0.0,
     )
-    backbone.load_state_dict(cvt_from_released(weights))
+    backbone.load_state_dict(cvt.from_released(weights))
     return backbone
-
-
-def to_timm(key: str) -> str:
-    """Released names put patch merging at the end of a stage, timm at the beginning of the next."""
-    return re.sub(r"layers\.(\d+)\.downsample", lambda match: f"layers.{int(match[1]) + 1}.downsample", key)
 
 
 def to_head(key: str) -> str:
@@ -114,20 +110,26 @@ def to_head(key: str) -> str:
     return names.get(key, key)
 
 
-def to_network(key: str) -> str:
-    """Released names of a whole network -> ours."""
-    for released, ours in (("head_dense.", "heads.region."), ("head.", "heads.view.")):
-        if key.startswith(released):
-            return ours + to_head(key.removeprefix(released))
-    return "backbone." + to_timm(key)
+def to_network(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Weights of a whole network with a Swin: released names -> ours."""
+    heads = {"head_dense.": "heads.region.", "head.": "heads.view."}
+    network = {
+        ours + to_head(key.removeprefix(released)): value
+        for released, ours in heads.items()
+        for key, value in weights.items()
+        if key.startswith(released)
+    }
+    backbone = {key: value for key, value in weights.items() if not key.startswith(tuple(heads))}
+    return network | {f"backbone.{key}": value for key, value in swin.from_released(backbone).items()}
 
 
 def check_features(file: Golden, backbone: Backbone, error: Callable[[Tensor, Tensor], float], bound: float) -> None:
     """Pooled and region features at every size in the file."""
     assert file.sizes("global")
     for side in file.sizes("global"):
-        features = backbone(image(2, side))
-        assert error(features.pooled, file.tensors[f"global.{side}"]) < bound
+        pooled = file.tensors[f"global.{side}"]
+        features = backbone(image(len(pooled), side))
+        assert error(features.pooled, pooled) < bound
         assert error(features.regions, file.tensors[f"region.{side}"]) < bound
         assert features.grid[0] * features.grid[1] == features.regions.shape[1]
 
@@ -139,7 +141,7 @@ def check_last_blocks(file: Golden, backbone: Backbone, error: Callable[[Tensor,
     for key in keys:
         name, _, side = key.partition(".")
         n, reference = int(name.removeprefix("last")), file.tensors[key]
-        assert error(backbone.last_blocks(image(2, int(side)), n), reference) < bound
+        assert error(backbone.last_blocks(image(len(reference), int(side)), n), reference) < bound
         assert backbone.last_blocks_width(n) == reference.shape[1]
 
 

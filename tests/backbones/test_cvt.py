@@ -5,7 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import toys
-from golden_files import largest_error
+from golden_files import largest_error, relative_error
 from torch import Tensor, nn
 
 from esvit_pl.backbones import build
@@ -30,13 +30,13 @@ def golden(request):
 @pytest.mark.golden
 @torch.no_grad()
 def test_features_are_the_released_ones(golden):
-    golden_files.check_features(*golden, largest_error, 1e-5)
+    golden_files.check_features(*golden, relative_error, 1e-5)
 
 
 @pytest.mark.golden
 @torch.no_grad()
 def test_last_blocks_are_the_released_ones(golden):
-    golden_files.check_last_blocks(*golden, largest_error, 1e-5)
+    golden_files.check_last_blocks(*golden, relative_error, 1e-5)
 
 
 @pytest.mark.golden

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import golden_files
 import pytest
 import timm
 import torch
@@ -8,7 +7,7 @@ import toys
 from safetensors.torch import save_file
 
 from esvit_pl.augment import EvaluationTransform, Recipe
-from esvit_pl.backbones import build, cvt, swin
+from esvit_pl.backbones import build, cvt, swin, vil
 from esvit_pl.checkpoints import load_backbone, read_checkpoint, timm_folder
 from esvit_pl.checkpoints.build_backbone import settled
 from esvit_pl.checkpoints.timm_folder import recipe_of_timm
@@ -39,15 +38,25 @@ def test_safetensors_of_others_are_recognised(tmp_path):
     assert torch.equal(again(x).pooled, backbone.eval()(x).pooled)
 
 
-@pytest.mark.golden
-def test_what_a_file_leaves_open_is_said_and_settled(tmp_path):
-    file = golden_files.read(golden_files.paths("cvt")[0])
-    backbone = golden_files.cvt_from(file).eval()
-    torch.save(cvt.to_released(backbone.state_dict()), tmp_path / "cvt.pth")
-    spec = {**backbone.spec, "windows": [14, 14, 14, 7][: len(backbone.spec["dims"])]}
-    assert load_backbone(tmp_path / "cvt.pth", backbone=spec).spec == spec
-    with pytest.warns(UserWarning, match=r"cvt.pth does not say num_heads=.*windows=\[7.*backbone= settles it"):
-        load_backbone(tmp_path / "cvt.pth")
+@pytest.mark.parametrize(
+    ("family", "open_", "message"),
+    [
+        (cvt, {"num_heads": [2, 4], "windows": [14, 7]}, r"num_heads=\[1, 1\], windows=\[7, 7\]"),
+        (vil, {"mode": -1}, "mode=1"),
+    ],
+    ids=["cvt", "vil"],
+)
+def test_what_weights_do_not_tell_is_assumed_and_said(tmp_path, family, open_, message):
+    """A user who follows the message gets the backbone that was saved."""
+    name = family.__name__.rpartition(".")[2]
+    backbone = build(name, **{**toys.FAMILIES[name], **open_}).eval().requires_grad_(False)
+    torch.save(family.to_released(backbone.state_dict()), tmp_path / "a.pth")
+    with pytest.warns(UserWarning, match=rf"a.pth do not tell {message}; .*load_backbone\(.*, backbone={{'"):
+        load_backbone(tmp_path / "a.pth")
+    again = load_backbone(tmp_path / "a.pth", backbone=open_)
+    assert {name: again.spec[name] for name in open_} == open_
+    assert torch.equal(again(x).pooled, backbone(x).pooled)
+    assert load_backbone(tmp_path / "a.pth", backbone=again.spec).spec == again.spec
 
 
 def test_a_file_of_another_backbone_is_told_by_its_settings(tmp_path):

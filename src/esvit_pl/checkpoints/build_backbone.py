@@ -30,8 +30,8 @@ def load_backbone(
             safetensors file; a folder that timm wrote; the name of a pretrained timm model, or ``hf-hub:USER/REPO``
             (these two are downloaded). The format is recognised.
         network: whose backbone, where the file holds both; the teacher's is the one that the release evaluates.
-        backbone: ``spec`` of a backbone that settles what the file leaves open (a released CvT does not say its
-            windows), and is compared with the rest.
+        backbone: settings of the backbone, all of its ``spec`` or some. They replace what the weights do not tell (a
+            released CvT's windows, a released ViL's mode); the others must be those of the file.
 
     Raises:
         ValueError: no such file or name; not recognised; unsafe; weights that do not fit, by name and shape.
@@ -43,11 +43,16 @@ def backbone_of(
     checkpoint: Checkpoint, *, network: Network = "teacher", backbone: Mapping[str, Any] | None = None
 ) -> Backbone:
     """`load_backbone` of what has been read already."""
-    unsaid = [name for name in ("num_heads", "windows") if name in checkpoint.guessed]
-    if unsaid and backbone is None:
-        values = ", ".join(f"{name}={checkpoint.backbone[name]}" for name in unsaid)
+    untold = [name for name in ("num_heads", "windows", "mode") if name in checkpoint.guessed]
+    if untold and backbone is None:
+        assumed = {name: checkpoint.backbone[name] for name in untold}
+        values = ", ".join(f"{name}={value}" for name, value in assumed.items())
+        keys = " ".join(f"backbone.{name}=..." for name in assumed)
         warnings.warn(
-            f"{checkpoint.path} does not say {values}, the published ones; backbone= settles it", stacklevel=3
+            f"the weights in {checkpoint.path} do not tell {values}; these are the published models' values. If yours "
+            f"differ, give them: load_backbone({checkpoint.path!r}, backbone={assumed}), on the command line "
+            f"backbone=NAME {keys}",
+            stacklevel=3,
         )
     made = build(**settled(checkpoint, backbone))
     load_(made, fitted(checkpoint.network(network), made), f"{checkpoint.path} ({checkpoint.format})")
@@ -56,24 +61,27 @@ def backbone_of(
 
 
 def settled(checkpoint: Checkpoint, backbone: Mapping[str, Any] | None) -> dict[str, Any]:
-    """The spec to build: the file's, where it leaves something open `backbone`'s.
+    """The spec to build: the file's, with the settings in `backbone` for those that the file leaves open.
 
     Raises:
         ValueError: the two contradict each other.
     """
     if backbone is None:
         return checkpoint.backbone
-    if checkpoint.backbone["name"] not in FAMILIES and backbone["name"] not in FAMILIES:
-        return dict(backbone)  # timm has several names for one architecture; the weights' shapes decide
+    if checkpoint.backbone["name"] not in FAMILIES and backbone.get("name") not in FAMILIES:
+        return {
+            **checkpoint.backbone,
+            **backbone,
+        }  # timm has several names for one architecture; the weights' shapes decide
     open_ = {*checkpoint.guessed, "drop_path_rate"}
     differences = [
-        f"{name}: checkpoint {checkpoint.backbone.get(name)!r}, backbone= {backbone.get(name)!r}"
-        for name in sorted({*checkpoint.backbone, *backbone})
-        if checkpoint.backbone.get(name) != backbone.get(name) and name not in open_ and name in checkpoint.backbone
+        f"{name}: checkpoint {checkpoint.backbone[name]!r}, backbone= {value!r}"
+        for name, value in sorted(backbone.items())
+        if name in checkpoint.backbone and checkpoint.backbone[name] != value and name not in open_
     ]
     if differences:
         raise ValueError(
             f"{checkpoint.path} is of another backbone than backbone= asks for; {'; '.join(differences)}. "
             "Leave backbone= out: the checkpoint knows its own"
         )
-    return dict(backbone)
+    return {**checkpoint.backbone, **backbone}

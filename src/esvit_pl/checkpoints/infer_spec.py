@@ -103,6 +103,7 @@ def _vil(state: State) -> Inferred:
         "sliding": sliding,
         "positions": ["absolute" if row is not None else "relative" for row in rows],
         "share_projections": all(shared),
+        "mode": 1,
         "norm_embed": "layer1.0.norm_embed.weight" in state,
         "img_size": 224 if fits_224 or not sides else sides[-1],
         "in_chans": embeddings[0].shape[1],
