@@ -13,7 +13,7 @@ MODULES = $(subst /,.,$(patsubst src/%.py,%,$(filter-out %/__init__.py,$(wildcar
 	$(patsubst src/%/__init__.py,%,$(wildcard src/esvit_pl/*/__init__.py)))
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test test-all test-floors lint types format docs notebooks bench bench-gpu
+.PHONY: help install run test test-all test-floors lint types format docs tables notebooks bench bench-gpu
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -48,6 +48,9 @@ format: $(VENV)/.installed-dev  ## let ruff put things right
 
 docs: $(VENV)/.installed-dev  ## pages of the programming interface, in docs/api
 	$(BIN)/pdoc --output-directory docs/api esvit_pl $(MODULES)
+
+tables: $(VENV)/.installed-dev  ## write the tables of docs/ and the expected accuracies of conf/experiment
+	$(BIN)/python docs/tables.py
 
 notebooks: $(VENV)/.installed-dev  ## run the scripts in notebooks/ and keep them as notebooks with outputs
 	$(BIN)/python notebooks/execute.py

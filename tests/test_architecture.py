@@ -31,7 +31,7 @@ FLOORS = [
         "metrics",
     ],
     # first: parts put together
-    ["network", "objectives", "pretraining", "evaluation", "visualize", "checkpoints"],
+    ["network", "objectives", "pretraining", "evaluation", "visualize", "profiling", "checkpoints"],
     # second: Lightning
     ["data", "loggers", "callbacks", "modules"],
     # roof: Hydra and the command line

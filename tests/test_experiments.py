@@ -23,10 +23,11 @@ from esvit_pl.schedules import cosine
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "conf" / "experiment"
+LOSSES = ("view", "view_region")
 
 
 class Published(NamedTuple):
-    """A published result and the run that gave it."""
+    """A run that gave a published result."""
 
     size: str
     window: int
@@ -34,46 +35,39 @@ class Published(NamedTuple):
     batch: int  # images of a GPU
     epochs: int
     region_start: int | None  # None for L_V alone
-    linear: str  # % on ImageNet-1k
-    knn: str
     local_crops: int = 8
     family: str = "swin"
 
 
-def both(size: str, window: int, gpus: tuple[int, int], batch: int, start: int, view: str, region: str) -> dict:
-    """L_V and L_V + L_R of one backbone; accuracies as "linear / k-NN"."""
-    name = f"swin_{size}_w{window}_view"
-    return {
-        name: Published(size, window, gpus, batch, 300, None, *view.split(" / ")),
-        f"{name}_region": Published(size, window, gpus, batch, 300, start, *region.split(" / ")),
-    }
+def both(
+    size: str, window: int, gpus: tuple[int, int], batch: int, start: int, family: str = "swin"
+) -> list[Published]:
+    """L_V and L_V + L_R of one backbone."""
+    return [Published(size, window, gpus, batch, 300, begin, family=family) for begin in (None, start)]
 
 
-PUBLISHED: dict[str, Published] = {
-    **both("tiny", 7, (1, 16), 32, 0, "77.0 / 74.2", "78.1 / 75.7"),
-    **both("tiny", 14, (1, 16), 32, 200, "77.9 / 75.5", "78.7 / 77.0"),
-    **both("small", 7, (1, 16), 32, 0, "79.2 / 76.8", "79.5 / 77.7"),
-    **both("small", 14, (2, 16), 16, 180, "79.4 / 77.3", "80.8 / 79.1"),
-    **both("base", 7, (1, 16), 32, 200, "79.6 / 77.7", "80.4 / 78.9"),
-    **both("base", 14, (4, 16), 8, 200, "80.5 / 78.3", "81.3 / 79.3"),
-    "swin_tiny_w7_view_two_crops_100": Published("tiny", 7, (1, 16), 32, 100, None, "65.31", "60.30", 0),
-    "swin_tiny_w7_view_two_crops_300": Published("tiny", 7, (1, 16), 32, 300, None, "70.53", "65.54", 0),
-    "swin_tiny_w7_view_region_two_crops_100": Published("tiny", 7, (1, 16), 32, 100, 0, "67.84", "61.95", 0),
-    "swin_tiny_w7_view_region_two_crops_300": Published("tiny", 7, (1, 16), 32, 300, 0, "72.02", "67.56", 0),
-    "swin_tiny_w7_view_imagenet_1k": Published("tiny", 7, (1, 16), 64, 300, None, "77.1", "73.7"),
-    "swin_tiny_w7_view_webvision_v1": Published("tiny", 7, (1, 16), 64, 150, None, "75.4", "69.4"),
-    "swin_tiny_w7_view_openimages_v4": Published("tiny", 7, (1, 16), 64, 50, None, "69.6", "60.3"),
-    "swin_tiny_w7_view_imagenet_22k": Published("tiny", 7, (1, 16), 64, 30, None, "73.5", "66.1"),
+BACKBONES = {
+    "swin_tiny_w7": both("tiny", 7, (1, 16), 32, 0),
+    "swin_tiny_w14": both("tiny", 14, (1, 16), 32, 200),
+    "swin_small_w7": both("small", 7, (1, 16), 32, 0),
+    "swin_small_w14": both("small", 14, (2, 16), 16, 180),
+    "swin_base_w7": both("base", 7, (1, 16), 32, 200),
+    "swin_base_w14": both("base", 14, (4, 16), 8, 200),
+    "cvt_tiny_w7": both("tiny", 7, (1, 16), 64, 200, "cvt"),
+    "vil_tiny": both("tiny", 7, (1, 16), 64, 200, "vil"),
+    "resnet50": both("tiny", 7, (1, 16), 64, 200, "resnet"),
 }
-for _family, _name, _results in (
-    ("cvt", "cvt_tiny_w7", ("77.6 / 74.8", "78.5 / 76.7")),
-    ("vil", "vil_tiny", ("77.3 / 73.9", "77.5 / 74.5")),
-    ("resnet", "resnet50", ("75.0 / 69.1", "75.7 / 71.3")),
-):
-    for _loss, _start, _result in zip(("view", "view_region"), (None, 200), _results, strict=True):
-        PUBLISHED[f"{_name}_{_loss}"] = Published(
-            "tiny", 7, (1, 16), 64, 300, _start, *_result.split(" / "), family=_family
-        )
+PUBLISHED: dict[str, Published] = {
+    **{f"{name}_{loss}": run for name, runs in BACKBONES.items() for loss, run in zip(LOSSES, runs, strict=True)},
+    "swin_tiny_w7_view_two_crops_100": Published("tiny", 7, (1, 16), 32, 100, None, 0),
+    "swin_tiny_w7_view_two_crops_300": Published("tiny", 7, (1, 16), 32, 300, None, 0),
+    "swin_tiny_w7_view_region_two_crops_100": Published("tiny", 7, (1, 16), 32, 100, 0, 0),
+    "swin_tiny_w7_view_region_two_crops_300": Published("tiny", 7, (1, 16), 32, 300, 0, 0),
+    "swin_tiny_w7_view_imagenet_1k": Published("tiny", 7, (1, 16), 64, 300, None),
+    "swin_tiny_w7_view_webvision_v1": Published("tiny", 7, (1, 16), 64, 150, None),
+    "swin_tiny_w7_view_openimages_v4": Published("tiny", 7, (1, 16), 64, 50, None),
+    "swin_tiny_w7_view_imagenet_22k": Published("tiny", 7, (1, 16), 64, 30, None),
+}
 # name -> (images, global batch, epochs)
 PRESETS = {
     "one_gpu_10k": (10_000, 64, 800),
@@ -160,8 +154,7 @@ def test_the_header_says_command_machines_and_expected_accuracy(name):
     row, text = PUBLISHED[name], header(name)
     lines = text.splitlines()
     assert re.fullmatch(rf"#   esvit-pretrain experiment={name} dataset\.root=/data/\w+", lines[1])
-    expected = f"# Expected: linear {row.linear} %, k-NN {row.knn} % on ImageNet-1k (published; not repeated here)"
-    assert expected in lines
+    assert any(line.startswith("# Expected: linear ") for line in lines)  # docs/tables.py writes it
     machines = "16 GPUs" if row.gpus[0] == 1 else f"{row.gpus[0]} nodes x 16 GPUs"
     assert f"{machines} x {row.batch} images = {row.gpus[0] * row.gpus[1] * row.batch}" in text
     unknown = row.local_crops == 0 or name == "vil_tiny_view"
@@ -370,18 +363,12 @@ def test_two_steps_through_the_command(name, images, tmp_path, monkeypatch):
 # -- the page about them
 
 
-def test_the_page_shows_the_same_numbers():
+def test_the_page_shows_the_numbers_of_the_presets():
     page = (ROOT / "docs" / "experiments.md").read_text()
     cells = [
         [cell.strip() for cell in line.strip("|").split("|")] for line in page.splitlines() if line.startswith("| `")
     ]
     rows = {row[0].strip("`"): row[1:] for row in cells}
-    for name, row in PUBLISHED.items():
-        nodes, gpus = row.gpus
-        machines = f"{gpus} x {row.batch}" if nodes == 1 else f"{nodes} x {gpus} x {row.batch}"
-        start = "-" if row.region_start is None else str(row.region_start)
-        total = str(nodes * gpus * row.batch)
-        assert rows[name] == [machines, total, str(row.epochs), start, f"{row.linear} / {row.knn}"]
     for name, (number, batch, epochs) in PRESETS.items():
         cfg = experiment(name)
         steps = number // batch * epochs

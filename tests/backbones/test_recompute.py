@@ -11,8 +11,8 @@ from torch import nn
 
 from esvit_pl.backbones import Backbone, Features, Recomputable, TimmBackbone, build, recompute
 from esvit_pl.backbones.timm_study import check_recomputes
-from esvit_pl.benchmarks.measure import peak_bytes
 from esvit_pl.ema import make_teacher
+from esvit_pl.profiling.measure import peak_bytes
 
 # Batch norms (CvT, the convnets), norms alone, windows, random chunks (ViL); stages or layers as blocks.
 OURS = {name: {**sizes, "drop_path_rate": 0.5} for name, sizes in toys.FAMILIES.items()}

@@ -5,8 +5,8 @@ import torch
 import toys
 
 from esvit_pl.backbones import build
-from esvit_pl.benchmarks.measure import compared
 from esvit_pl.benchmarks.recipe import model_flops, recipe_rates
+from esvit_pl.profiling.measure import compared
 
 
 def test_operations_of_one_step_by_hand():

@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 import toys
 
-from esvit_pl.benchmarks.report import as_markdown
 from esvit_pl.benchmarks.switches import SWITCHES, rows
+from esvit_pl.profiling.report import as_markdown
 
 
 def test_recomputing_takes_less_memory_and_gives_the_same_gradients():

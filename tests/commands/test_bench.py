@@ -98,7 +98,7 @@ def test_memory_says_what_fits(commands, tmp_path, monkeypatch):
 def test_switches_are_measured_on_the_backbone_of_the_config(commands, tmp_path, monkeypatch):
     seen = {}
     monkeypatch.setattr("esvit_pl.benchmarks.switches.rows", lambda **how: seen.update(how) or iter(()))
-    monkeypatch.setattr("esvit_pl.benchmarks.report.as_markdown", str)
+    monkeypatch.setattr("esvit_pl.profiling.report.as_markdown", str)
     outcome = commands.run("bench", "switches", f"out={tmp_path}", *TOY)
     assert outcome.code == 0, outcome.err
     assert (seen["backbone"], seen["embed_dim"], list(seen["sides"])) == ("swin", 8, [32, 32, 16, 16])

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from esvit_pl.benchmarks.throughput import published_models
+from esvit_pl.profiling.throughput import published_models
 from esvit_pl.visualize import (
     Model,
     accuracy_against_throughput,

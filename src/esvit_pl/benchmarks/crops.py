@@ -23,10 +23,10 @@ from torchvision import transforms
 
 from esvit_pl import datasets
 from esvit_pl.augment import Recipe, ViewRecipe
-from esvit_pl.benchmarks.measure import seconds
 from esvit_pl.data import ImageDataModule
 from esvit_pl.data.threads import one_thread
 from esvit_pl.datasets import Splits, Subset
+from esvit_pl.profiling.measure import seconds
 
 DECODE = "decode alone"
 PIL_RECIPE = "PIL recipe"

@@ -26,9 +26,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 from torch.profiler import ProfilerActivity, profile
 
-from esvit_pl.benchmarks.measure import Live, peak_bytes
 from esvit_pl.isolation import same_random_state
 from esvit_pl.modules.pretrain import Pretrainer
+from esvit_pl.profiling.measure import Live, peak_bytes
 
 GIB, MIB = 2**30, 2**20
 LATE = 10**6

@@ -14,9 +14,9 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from esvit_pl.backbones import Backbone
-from esvit_pl.benchmarks.measure import Comparison
 from esvit_pl.network import MultiCropNetwork
 from esvit_pl.objectives import EsViTObjective, Views
+from esvit_pl.profiling.measure import Comparison
 
 
 class Rate(NamedTuple):

@@ -17,9 +17,9 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from esvit_pl.backbones import Backbone
-from esvit_pl.benchmarks.data_sheets import DataSheet
 from esvit_pl.benchmarks.recipe import forward_passes
 from esvit_pl.objectives import EsViTObjective
+from esvit_pl.profiling.data_sheets import DataSheet
 
 BFLOAT16_BYTES = 2
 BATCHED = (torch.ops.aten.bmm, torch.ops.aten.baddbmm)

@@ -16,7 +16,6 @@ from torch import Tensor
 from esvit_pl.backbones import Backbone
 from esvit_pl.backbones.swin import Swin
 from esvit_pl.benchmarks.loss import Problem, straightforward
-from esvit_pl.benchmarks.measure import Comparison, compared, peak_bytes, relative_error, wait
 from esvit_pl.benchmarks.tokens import with_padding
 from esvit_pl.compiling import compile_
 from esvit_pl.ema import ema_update_, make_teacher
@@ -25,6 +24,7 @@ from esvit_pl.network import MultiCropNetwork
 from esvit_pl.objectives import EsViTObjective, Losses, Progress, Views
 from esvit_pl.optim import OptimizerRecipe, clip_each_, parameter_groups
 from esvit_pl.precision import wide
+from esvit_pl.profiling.measure import Comparison, compared, peak_bytes, relative_error, wait
 
 PARTS = ("teacher", "student", "loss", "backward", "optimizer and teacher's average")
 CLIP, MOMENTUM, LR = 3.0, 0.996, 1e-4

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from esvit_pl.backbones import build
-from esvit_pl.benchmarks.measure import peak_bytes, relative_error, seconds
 from esvit_pl.compiling import compile_
 from esvit_pl.network import MultiCropNetwork
 from esvit_pl.objectives import EsViTObjective
+from esvit_pl.profiling.measure import peak_bytes, relative_error, seconds
 
 SWITCHES = {
     "eager": (False, False),

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from esvit_pl.backbones.swin import Swin, SwinBlock, attend
-from esvit_pl.benchmarks.measure import Comparison, compare
+from esvit_pl.profiling.measure import Comparison, compare
 
 Part = Callable[[Tensor], Tensor]
 

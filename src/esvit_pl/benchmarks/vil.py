@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 
 from esvit_pl.backbones.vil_attention import FullAttention, SlidingAttention
-from esvit_pl.benchmarks.measure import peak_bytes, seconds
+from esvit_pl.profiling.measure import peak_bytes, seconds
 
 
 class Cost(NamedTuple):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +15,8 @@ from esvit_pl.configs.command_line import command, words_as_setting
 if TYPE_CHECKING:
     from esvit_pl.augment import Recipe
     from esvit_pl.backbones import Backbone
-    from esvit_pl.benchmarks.data_sheets import DataSheet
-    from esvit_pl.benchmarks.report import Report
+    from esvit_pl.profiling.data_sheets import DataSheet
+    from esvit_pl.profiling.report import Report
 
 EXAMPLES = [
     "esvit-bench loss tokens                                      # of the Swin-T recipe",
@@ -41,7 +42,7 @@ def needs(cfg: DictConfig) -> str | None:
 
 @command("bench", summary="measure losses, tokens, crops, steps on this machine.", examples=EXAMPLES, needs=needs)
 def show(cfg: DictConfig) -> None:
-    from esvit_pl.benchmarks.report import write_json
+    from esvit_pl.profiling.report import write_json
 
     for name in cfg.benchmarks:
         reports = []
@@ -233,10 +234,10 @@ def memory(cfg: DictConfig) -> Iterator[Report]:
 
 
 def roofline(cfg: DictConfig) -> Iterator[Report]:
-    from esvit_pl.benchmarks.data_sheets import DATA_SHEETS
-    from esvit_pl.benchmarks.report import Report
     from esvit_pl.benchmarks.roofline import bounds
     from esvit_pl.configs import assemble
+    from esvit_pl.profiling.data_sheets import DATA_SHEETS
+    from esvit_pl.profiling.report import Report
 
     views: Recipe = assemble.construct(cfg, "augment")
     batch_size = cfg.batch_size or cfg.datamodule.batch_size
@@ -264,18 +265,21 @@ def roofline(cfg: DictConfig) -> Iterator[Report]:
 
 
 def throughput(cfg: DictConfig) -> Iterator[Report]:
-    from esvit_pl.benchmarks.measure import machine
-    from esvit_pl.benchmarks.published import RIVALS
-    from esvit_pl.benchmarks.report import Report, as_words
-    from esvit_pl.benchmarks.throughput import picture
-    from esvit_pl.benchmarks.throughput import throughput as measure
+    from esvit_pl.configs.compose import list_backbones
+    from esvit_pl.profiling.measure import machine
+    from esvit_pl.profiling.published import RIVALS
+    from esvit_pl.profiling.report import Report, as_words
+    from esvit_pl.profiling.throughput import picture
+    from esvit_pl.profiling.throughput import throughput as measure
     from esvit_pl.visualize import save
 
     rows: list[Any] = []
+    names = cfg.backbones or [name for name in list_backbones() if name != "timm"]
+    builders = {name: partial(backbone_of, name) for name in names}
 
     def measured() -> Iterator[Any]:
         for row in measure(
-            cfg.backbones, batch_size=batch_size, precision="bf16" if bf16(cfg) else "float32", device=device(cfg)
+            builders, batch_size=batch_size, precision="bf16" if bf16(cfg) else "float32", device=device(cfg)
         ):
             rows.append(row)
             yield row
@@ -315,8 +319,8 @@ BENCHMARKS: dict[str, Callable[[DictConfig], Iterator[Report]]] = {
 
 
 def report(cfg: DictConfig, name: str, what: str, rows: Iterator[Any]) -> Report:
-    from esvit_pl.benchmarks.measure import machine
-    from esvit_pl.benchmarks.report import Report
+    from esvit_pl.profiling.measure import machine
+    from esvit_pl.profiling.report import Report
 
     return Report(name, what, machine(device(cfg)), rows)
 
@@ -340,8 +344,8 @@ def gpu_here(cfg: DictConfig) -> str:
 
 def data_sheet(cfg: DictConfig, gpu: str) -> DataSheet:
     """Of a GPU by its name, 0 where it is unknown; the settings win."""
-    from esvit_pl.benchmarks.data_sheets import DataSheet
-    from esvit_pl.benchmarks.data_sheets import data_sheet as look_up
+    from esvit_pl.profiling.data_sheets import DataSheet
+    from esvit_pl.profiling.data_sheets import data_sheet as look_up
 
     known = look_up(gpu) or DataSheet(0, 0)
     return DataSheet(cfg.peak_tflops or known.tflops, cfg.peak_gbytes or known.gbytes)
@@ -361,6 +365,14 @@ def build_backbone(cfg: DictConfig) -> Backbone:
 
     assemble.seed_weights(cfg)
     return assemble.construct(cfg, "backbone")
+
+
+def backbone_of(name: str) -> Backbone:
+    """A file of conf/backbone with random weights."""
+    from esvit_pl.configs import assemble
+    from esvit_pl.configs.compose import compose
+
+    return assemble.construct(compose("pretrain", f"backbone={name}"), "backbone")
 
 
 def region_counts(backbone: Backbone, recipe: Recipe) -> tuple[int, ...]:

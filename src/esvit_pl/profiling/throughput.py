@@ -1,20 +1,23 @@
-"""What every backbone config costs at inference, beside the paper's numbers; and the paper's first figure of it."""
+"""What backbones cost at inference, beside the paper's numbers; and the paper's first figure of it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from copy import deepcopy
 from statistics import median
 from time import perf_counter
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from esvit_pl.backbones import Backbone
-from esvit_pl.benchmarks.backbones import configs, from_config, parameter_count
-from esvit_pl.benchmarks.measure import seconds
-from esvit_pl.benchmarks.published import DINO, ESVIT, FINE_TUNED, RIVALS, accuracy, v100_images_per_second
+from esvit_pl.profiling.measure import seconds
+from esvit_pl.profiling.published import DINO, ESVIT, FINE_TUNED, RIVALS, accuracy, v100_images_per_second
 from esvit_pl.visualize import Model, accuracy_against_throughput
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Precision = Literal["float32", "bf16"]
 
@@ -23,7 +26,7 @@ CONVNETS = ("SwAV", "BYOL", "SimCLR-v2")
 
 
 class Throughput(NamedTuple):
-    """A file of conf/backbone, without heads, in eval mode."""
+    """A backbone without heads, in eval mode."""
 
     backbone: str
     parameters: int
@@ -42,7 +45,7 @@ class Throughput(NamedTuple):
 
 
 def throughput(
-    backbones: Sequence[str] | None = None,
+    backbones: Mapping[str, Callable[[], Backbone]],
     *,
     side: int = 224,
     batch_size: int = 1,
@@ -51,44 +54,45 @@ def throughput(
     precision: Precision = "float32",
     device: str = "cpu",
 ) -> Iterator[Throughput]:
-    """What each config costs and how many images a second it embeds; one after the other, as they are measured.
+    """What each backbone costs and how many images a second it embeds; one after the other, as they are measured.
 
     Args:
-        backbones: names of conf/backbone; all but ``timm`` if None.
+        backbones: {name of its file in conf/backbone: what builds it}; one is built at a time.
         side: of the images in pixels.
         batch_size: images.
         repeats: passes measured at most, after one to warm up.
-        budget_seconds: no pass of a config begins later than this after its first measured one; one is always made.
+        budget_seconds: no pass of a backbone begins later than this after its first measured one; one is always made.
         precision: "float32", or "bf16": under autocast.
         device: where.
 
     Raises:
-        ValueError: a name that is no config (with near ones), or a size that cannot be measured.
+        ValueError: no image, no repeat, or an unknown precision.
     """
     if min(batch_size, repeats) < 1:
         raise ValueError(f"throughput needs batch_size and repeats from 1 on, got {batch_size} and {repeats}")
     if precision not in ("float32", "bf16"):
         raise ValueError(f"throughput needs precision 'float32' or 'bf16', got {precision!r}")
-    for name in configs() if backbones is None else backbones:
+    for name, build in backbones.items():
+        backbone = build().eval()
+        row = counted(name, backbone, side)
         rate = images_per_second(
-            from_config(name, "cpu").to(device),
+            backbone.to(device),
             side=side,
             batch_size=batch_size,
             repeats=repeats,
             budget_seconds=budget_seconds,
             precision=precision,
         )
-        yield counted(name, side)._replace(batch_size=batch_size, images_per_second=rate)
+        yield row._replace(batch_size=batch_size, images_per_second=rate)
 
 
-def counted(name: str, side: int = 224) -> Throughput:
-    """What needs no measurement: on the meta device nothing is computed."""
-    backbone = from_config(name)
+def counted(name: str, backbone: Backbone, side: int = 224) -> Throughput:
+    """What needs no measurement; nothing is computed."""
     views = [accuracy(name, loss) for loss in ("view", "view_region")]
     return Throughput(
         name,
-        parameter_count(backbone),
-        multiply_adds(backbone, side),
+        sum(parameter.numel() for parameter in backbone.parameters()),
+        multiply_adds(deepcopy(backbone).to("meta"), side),
         None,
         None,
         v100_images_per_second(name),
@@ -127,7 +131,7 @@ def images_per_second(
     return batch_size / median(passes)
 
 
-def picture(rows: Sequence[Throughput] = (), *, where: str = "this machine") -> Any:
+def picture(rows: Sequence[Throughput] = (), *, where: str = "this machine") -> Figure:
     """A matplotlib Figure of accuracy against throughput: published ones; below, if `rows` are given, measured ones.
 
     Args:

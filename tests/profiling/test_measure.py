@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from esvit_pl.benchmarks import measure
-from esvit_pl.benchmarks.measure import compare, compared, machine, peak_bytes, relative_error, seconds
+from esvit_pl.profiling import measure
+from esvit_pl.profiling.measure import compare, compared, machine, peak_bytes, relative_error, seconds
 
 
 def test_peak_counts_what_is_held_at_once():

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import pytest
 
-from esvit_pl.benchmarks.report import Report, as_markdown, as_words, shown, write_json
+from esvit_pl.profiling.report import Report, as_markdown, as_words, shown, write_json
 
 
 class Row(NamedTuple):

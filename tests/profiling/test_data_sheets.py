@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from esvit_pl.benchmarks.data_sheets import data_sheet
+from esvit_pl.profiling.data_sheets import data_sheet
 
 
 @pytest.mark.parametrize(

@@ -1,16 +1,15 @@
 from __future__ import annotations
 
-from pathlib import Path
+from functools import partial
 
 import pytest
 import torch
 
 from esvit_pl.backbones import Backbone, build
-from esvit_pl.benchmarks import throughput as module
-from esvit_pl.benchmarks.backbones import configs
-from esvit_pl.benchmarks.published import RIVALS
-from esvit_pl.benchmarks.report import as_markdown, heading, shown
-from esvit_pl.benchmarks.throughput import (
+from esvit_pl.configs import assemble
+from esvit_pl.configs.compose import compose
+from esvit_pl.profiling import throughput as module
+from esvit_pl.profiling.throughput import (
     Throughput,
     counted,
     images_per_second,
@@ -21,13 +20,17 @@ from esvit_pl.benchmarks.throughput import (
     throughput,
 )
 
-PAGE = Path(__file__).parents[2] / "docs" / "benchmarks.md"
-MEASURED = {"batch_size", "images_per_second"}
-
 
 @pytest.fixture(scope="module")
 def table() -> dict[str, Throughput]:
-    return {name: counted(name) for name in configs()}
+    names = ["swin_tiny_w7", "swin_tiny_w14", "swin_small_w7", "swin_base_w7", "swin_large_w7", "swin_micro_w7"]
+    names += ["deit_small_p16", "vit_base_p16", "vit_base_p8", "resnet50"]
+    return {name: counted(name, config(name)) for name in names}
+
+
+def config(name: str, device: str = "meta") -> Backbone:
+    with torch.device(device):
+        return assemble.construct(compose("pretrain", f"backbone={name}"), "backbone").eval()
 
 
 def meta(name: str, **settings) -> Backbone:
@@ -47,26 +50,6 @@ class Spy(Backbone):
     def forward(self, x):
         y = self.layer(x.flatten(2).mean(2))
         self.calls.append((tuple(x.shape), y.dtype, torch.is_inference_mode_enabled()))
-
-
-def section() -> str:
-    return PAGE.read_text(encoding="utf-8").partition("## Inference throughput")[2].partition("\n## ")[0]
-
-
-def test_the_page_shows_the_table_that_the_command_prints_but_for_what_is_measured(table):
-    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in section().splitlines()]
-    head = [heading(name) for name in Throughput._fields]
-    start = lines.index(head)
-    end = lines.index([], start)
-    page = {line[0]: dict(zip(Throughput._fields, line, strict=True)) for line in lines[start + 2 : end]}
-    assert list(page) == list(table)
-    for name, row in table.items():
-        for field in set(Throughput._fields) - MEASURED:
-            assert page[name][field] == shown(field, getattr(row, field)), (name, field)
-
-
-def test_the_page_shows_the_rivals():
-    assert as_markdown(RIVALS) in section()
 
 
 @pytest.mark.parametrize(
@@ -130,7 +113,7 @@ def test_bf16_and_the_budget():
 
 
 def test_rows_are_counted_and_measured(table):
-    (row,) = throughput(["swin_micro_w7"], batch_size=2, repeats=1)
+    (row,) = throughput({"swin_micro_w7": partial(config, "swin_micro_w7", "cpu")}, batch_size=2, repeats=1)
     assert row == table["swin_micro_w7"]._replace(batch_size=2, images_per_second=row.images_per_second)
     assert row.images_per_second > 0
 
@@ -157,8 +140,6 @@ def test_measured_models_are_those_whose_accuracy_is_published(table):
 
 def test_bad_input():
     with pytest.raises(ValueError, match="batch_size and repeats from 1 on, got 0 and 10"):
-        next(throughput(["swin_micro_w7"], batch_size=0))
+        next(throughput({}, batch_size=0))
     with pytest.raises(ValueError, match="precision 'float32' or 'bf16', got 'fp8'"):
-        next(throughput(["swin_micro_w7"], precision="fp8"))
-    with pytest.raises(ValueError, match="swin_tiny_w7"):
-        next(throughput(["swin_tiny_w8"]))
+        next(throughput({}, precision="fp8"))

@@ -1,0 +1,132 @@
+"""``make tables`` writes the tables of docs/ and the expected accuracies of conf/experiment.
+
+The published numbers come from `esvit_pl.profiling.published`, sizes from the backbones, settings from conf/. A page
+marks the place of a table with a line ``<!-- table: NAME -->``; the table ends at the next empty line.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from esvit_pl.backbones import Backbone
+from esvit_pl.configs import assemble
+from esvit_pl.configs.compose import compose, list_backbones
+from esvit_pl.profiling import published, report
+
+DOCS = Path(__file__).parent
+EXPERIMENTS = DOCS.parent / "conf" / "experiment"
+MARK = "<!-- table: "
+SOURCES = {
+    "swin": "2103.14030",
+    "cvt": "2103.15808",
+    "vil": "2103.15358",
+    "deit": "2012.12877",
+    "vit": "2010.11929",
+    "resnet50": "1512.03385",
+}
+"""First part of a config's name -> arXiv number of the architecture's paper."""
+
+
+def main() -> None:
+    for path, text in written().items():
+        path.write_text(text, encoding="utf-8")
+
+
+def written() -> dict[Path, str]:
+    """{file: its text with the present numbers}, for every page and every config of a published result."""
+    tables = {
+        "backbones": table(BACKBONES, map(backbone_cells, [name for name in list_backbones() if name != "timm"])),
+        "recipe": table(RUNS, map(run_cells, published.RECIPE)),
+        "two crops": table(RUNS, map(run_cells, published.TWO_CROPS)),
+        "other images": table(RUNS, map(run_cells, published.OTHER_IMAGES)),
+        "rivals": report.as_markdown(published.RIVALS),
+    }
+    pages = {path: with_tables(path.read_text(encoding="utf-8"), tables) for path in sorted(DOCS.glob("*.md"))}
+    return pages | {EXPERIMENTS / f"{name}.yaml": with_accuracy(name) for name in published.EXPERIMENTS}
+
+
+def with_tables(page: str, tables: Mapping[str, str]) -> str:
+    """A page whose marked tables are those of `tables`."""
+    before, *parts = page.split(MARK)
+    for part in parts:
+        name, _, rest = part.partition(" -->\n")
+        _, _, after = rest.partition("\n\n")
+        before += f"{MARK}{name} -->\n{tables[name]}\n\n{after}"
+    return before
+
+
+def with_accuracy(experiment: str) -> str:
+    """A file of conf/experiment whose header expects the published accuracy."""
+    linear, knn = str(published.EXPERIMENTS[experiment]).split(" / ")
+    expected = f"# Expected: linear {linear} %, k-NN {knn} % on ImageNet-1k (published; not repeated here)"
+    lines = (EXPERIMENTS / f"{experiment}.yaml").read_text(encoding="utf-8").splitlines()
+    return "\n".join(expected if line.startswith("# Expected: ") else line for line in lines) + "\n"
+
+
+def table(head: str, rows: Iterable[Iterable[object]]) -> str:
+    lines = [head, "|" + "---|" * (head.count("|") - 1)]
+    return "\n".join([*lines, *(f"| {' | '.join(map(str, row))} |" for row in rows)])
+
+
+RUNS = "| experiment | GPUs | batch | epochs | L_R joins | linear / k-NN |"
+
+
+def run_cells(name: str) -> list[object]:
+    """A published run, as its config repeats it."""
+    cfg = compose("pretrain", f"experiment={name}", "dataset.root=/data")
+    nodes, gpus, batch = cfg.trainer.num_nodes, cfg.trainer.devices, cfg.datamodule.batch_size
+    machines = f"{gpus} x {batch}" if nodes == 1 else f"{nodes} x {gpus} x {batch}"
+    start = cfg.loss.region_start_epoch if cfg.loss.region_weight else "-"
+    result = published.EXPERIMENTS[name]
+    return [f"`{name}`", machines, nodes * gpus * batch, cfg.trainer.max_epochs, start, result]
+
+
+BACKBONES = "| `backbone=` | parameters | regions at 224 px | at 96 px | attention | architecture | L_V | L_V + L_R |"
+
+
+def backbone_cells(name: str) -> list[object]:
+    """A config of conf/backbone. On the meta device nothing is computed, only counted."""
+    with torch.device("meta"):
+        backbone: Backbone = assemble.construct(compose("pretrain", f"backbone={name}"), "backbone").eval()
+        regions = [backbone(torch.empty(1, 3, side, side)).regions.shape[1] for side in (224, 96)]
+    source = SOURCES[name.partition("_")[0]]
+    return [
+        f"`{name}`",
+        f"{sum(parameter.numel() for parameter in backbone.parameters()) / 1e6:.1f} M",
+        *regions,
+        attention_of(backbone),
+        f"[{source}](https://arxiv.org/abs/{source})",
+        *(published.accuracy(name, loss) or "-" for loss in ("view", "view_region")),
+    ]
+
+
+def attention_of(backbone: Backbone) -> str:
+    """How its tokens see one another, in words."""
+    spec: dict[str, Any] = backbone.spec
+    if spec["name"] == "swin":
+        return f"windows of {spec['window']}, shifted in turn"
+    if spec["name"] == "cvt":
+        return "windows of " + " ".join(map(str, spec["windows"]))
+    if spec["name"] == "vil":
+        kinds = [
+            f"sliding, chunks of {w}" if s else "full" for s, w in zip(spec["sliding"], spec["windows"], strict=True)
+        ]
+        return "; ".join(f"{kind} (stages {stages(kinds, kind)})" for kind in dict.fromkeys(kinds))
+    try:
+        backbone.attention(torch.empty(1, 3, 224, 224, device="meta"))
+    except NotImplementedError:
+        return "none"
+    return "full"
+
+
+def stages(kinds: list[str], kind: str) -> str:
+    numbers = [number for number, other in enumerate(kinds, start=1) if other == kind]
+    return f"{numbers[0]}-{numbers[-1]}"
+
+
+if __name__ == "__main__":
+    main()
