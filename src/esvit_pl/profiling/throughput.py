@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from statistics import median
 from time import perf_counter
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -15,9 +15,6 @@ from esvit_pl.backbones import Backbone
 from esvit_pl.profiling.measure import seconds
 from esvit_pl.profiling.published import DINO, ESVIT, FINE_TUNED, RIVALS, accuracy, v100_images_per_second
 from esvit_pl.visualize import Model, accuracy_against_throughput
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 Precision = Literal["float32", "bf16"]
 
@@ -131,7 +128,7 @@ def images_per_second(
     return batch_size / median(passes)
 
 
-def picture(rows: Sequence[Throughput] = (), *, where: str = "this machine") -> Figure:
+def picture(rows: Sequence[Throughput] = (), *, where: str = "this machine") -> Any:
     """A matplotlib Figure of accuracy against throughput: published ones; below, if `rows` are given, measured ones.
 
     Args:
