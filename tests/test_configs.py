@@ -12,6 +12,8 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
 from esvit_pl.backbones import FAMILIES, TimmBackbone, build
+from esvit_pl.modules import Pretrainer
+from esvit_pl.pretraining import PretrainingStep
 
 CONF = Path(__file__).parents[1] / "conf"
 # What a file of a group says instead of the signature's value, because that is what the file is for.
@@ -62,16 +64,19 @@ def test_a_number_has_one_home(group, option):
     node = OmegaConf.to_container(compose(primary, f"{group}={option}")[group], resolve=False)
     allowed = CHOICES.get(f"{group}/{option}", CHOICES.get(group, set()))
     target = FAMILIES.get(node["name"], TimmBackbone) if group == "backbone" else target_of(node)
+    parameters = dict(inspect.signature(target).parameters)
+    if target is Pretrainer:  # which hands its other arguments on
+        parameters |= inspect.signature(PretrainingStep).parameters
     defaults = {
         name: parameter.default
-        for name, parameter in inspect.signature(target).parameters.items()
+        for name, parameter in parameters.items()
         if parameter.default is not inspect.Parameter.empty
     }
     for name, value in node.items():
         if (name in ("_target_", "name") and group == "backbone") or name == "_target_":
             continue
         if target is not TimmBackbone:  # which hands what it does not know to timm; the build of every config tests it
-            assert name in inspect.signature(target).parameters, f"{group}/{option}: {name} is no argument of {target}"
+            assert name in parameters, f"{group}/{option}: {name} is no argument of {target}"
         if value == "???" or allowed is None or name in allowed or name == "train":
             continue
         default = defaults[name]

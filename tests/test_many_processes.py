@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from datetime import timedelta
 from pathlib import Path
+from time import monotonic, sleep
 from typing import Any
 
 import pytest
@@ -25,7 +25,7 @@ from esvit_pl.callbacks import CollapseMonitor, OnlineKNN, OnlineLinear
 from esvit_pl.data import ImageDataModule
 from esvit_pl.datasets import ArrayDataset, Splits
 from esvit_pl.loggers import MetricsCSV, read_metrics
-from esvit_pl.modules import KNNEvaluator, LinearProbe
+from esvit_pl.modules import KNNEvaluator, LinearProbe, NonFiniteLoss, Pretrainer
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*have no `validation_step`"),
@@ -138,13 +138,19 @@ def test_pretraining_on_two_processes_is_that_on_one_and_sends_next_to_nothing(t
     assert json.loads((tmp_path / "one" / "rank_0").read_text()) == {}
 
 
-class Witness(pl.Callback):
-    """Keeps what every rank hears."""
+class Witness(Pretrainer):
+    """Keeps what every rank is told."""
 
-    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
-        (Path(trainer.default_root_dir) / f"rank_{trainer.global_rank}").write_text(str(exception))
-        # The process that started both ends the other one when one has failed.
-        torch.distributed.monitored_barrier(timeout=timedelta(seconds=60))
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        try:
+            super().on_save_checkpoint(checkpoint)
+        except NonFiniteLoss as error:
+            files = [Path(self.trainer.default_root_dir) / f"rank_{rank}" for rank in (0, 1)]
+            files[self.trainer.global_rank].write_text(str(error))
+            end = monotonic() + 60  # the process that started both ends the other one when one has failed
+            while not all(file.exists() for file in files) and monotonic() < end:
+                sleep(0.1)
+            raise
 
 
 class BadOnRankOne(toys.Noise):
@@ -158,11 +164,13 @@ class BadOnRankOne(toys.Noise):
 
 
 def test_a_loss_that_is_not_finite_on_one_rank_stops_all_and_nothing_is_saved(tmp_path):
+    module = toys.pretrainer()
+    module.__class__ = Witness
     saver = ModelCheckpoint(tmp_path / "kept", every_n_train_steps=1, save_top_k=-1)
-    options = {"strategy": "ddp_spawn", "devices": 2, "callbacks": [saver, Witness()], "enable_checkpointing": True}
+    options = {"strategy": "ddp_spawn", "devices": 2, "callbacks": [saver], "enable_checkpointing": True}
     loader = DataLoader(BadOnRankOne(24), batch_sampler=toys.RankSlices(24, 4))
     with pytest.raises(ProcessRaisedException, match=r"NonFiniteLoss: .* optimizer step 1 \(epoch 0\)"):
-        toys.trainer(tmp_path, **options).fit(toys.pretrainer(), loader)
+        toys.trainer(tmp_path, **options).fit(module, loader)
     assert (tmp_path / "rank_0").read_text() == (tmp_path / "rank_1").read_text()
     assert [path.name for path in (tmp_path / "kept").iterdir()] == ["epoch=0-step=1.ckpt"]
 

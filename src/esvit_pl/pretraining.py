@@ -143,13 +143,18 @@ class PretrainingStep(nn.Module):
         """
         seed_torch(self.seed, "step", progress.micro_batch, rank())  # so that a resumed training draws the same numbers
         views = batch["views"]  # list of (b c h w), global ones first
+        masks = batch.get("masks") if self.objective.uses_masks else None  # for each view (b h w) bool, or None
+        if masks is None and self.objective.uses_masks:
+            raise ValueError(
+                f"{type(self.objective).__name__} needs masks, and the batch has none; set augment.mask_cell"
+            )
         heads = self.objective.active(progress)
 
         teacher = None
         if self.teacher is not None:
             with torch.no_grad():
                 teacher = self.teacher(views[: self.num_global], heads)
-        student = self.student(views, heads, batch.get("masks"))
+        student = self.student(views, heads, masks)
         losses: Losses = self.objective(student, teacher, batch, progress)
 
         losses.idle = sum((0.0 * p.sum() for p in self.waiting(progress)), losses.idle)

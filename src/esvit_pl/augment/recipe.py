@@ -23,6 +23,7 @@ class ViewRecipe:
     blur: float = 0.0
     solarize: float = 0.0
     noise: float = 0.0
+    mask_cell: int = 0
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,11 @@ class Recipe:
         global_solarize, local_solarize: probability that values from 128/255 on are inverted; entries as above.
         noise: Gaussian noise is added to the finished view; its standard deviation is drawn from 0 to `noise`, in units
             of the normalised view. 0 for none. One field for all channels.
+        mask_cell: side in pixels of the cells that a mask hides in global views: that of the backbone's regions (32 for
+            a Swin of four stages, 16 for a ViT with patches of 16). 0 draws no masks.
+        mask_chance: probability that a global view gets a mask that hides anything.
+        mask_ratio: range of the share of the cells that such a mask hides.
+        mask_shape: "cells" hides single cells, "blocks" rectangles of at least a ninth of the view.
         mean, std: of each channel, for `normalize="dataset"`. Three numbers each, or one: then every view becomes one
             channel of grey after its colour changes, whatever `normalize` says.
         normalize: "dataset" subtracts `mean` and divides by `std`; "image" takes both numbers from the whole image
@@ -77,6 +83,10 @@ class Recipe:
     global_solarize: Sequence[float] = (0.0, 0.2)
     local_solarize: float = 0.0
     noise: float = 0.0
+    mask_cell: int = 0
+    mask_chance: float = 0.5
+    mask_ratio: Range = (0.1, 0.5)
+    mask_shape: str = "blocks"
     mean: Sequence[float] = (0.485, 0.456, 0.406)
     std: Sequence[float] = (0.229, 0.224, 0.225)
     normalize: str = "dataset"
@@ -103,7 +113,21 @@ class Recipe:
                 raise ValueError(f"num_local must be 0 or more, got {self.num_local}")
             _check_size("local_size", size)
             _check_range("local_scale", scale, 1.0)
-        for name in ("flip", "jitter", "grayscale", "local_blur", "local_solarize", "global_blur", "global_solarize"):
+        if self.mask_cell < 0:
+            raise ValueError(f"mask_cell must be a side in pixels, or 0 for no masks, got {self.mask_cell}")
+        _check_range("mask_ratio", self.mask_ratio, 1.0)
+        if self.mask_shape not in ("cells", "blocks"):
+            raise ValueError(f"mask_shape must be 'cells' or 'blocks', got {self.mask_shape!r}")
+        for name in (
+            "mask_chance",
+            "flip",
+            "jitter",
+            "grayscale",
+            "local_blur",
+            "local_solarize",
+            "global_blur",
+            "global_solarize",
+        ):
             _check_probability(name, getattr(self, name))
         for name, most in (("brightness", 1.0), ("contrast", 1.0), ("saturation", 1.0), ("hue", 0.5)):
             if not 0 <= getattr(self, name) <= most:
@@ -142,6 +166,7 @@ class Recipe:
                 self.global_scale,
                 blur=_entry(self.global_blur, view),
                 solarize=_entry(self.global_solarize, view),
+                mask_cell=self.mask_cell,
                 **shared,
             )
             for view in range(self.num_global)

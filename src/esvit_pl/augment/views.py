@@ -20,6 +20,7 @@ from torch import Tensor
 
 from esvit_pl.augment.crop import TRIES, absolute, crop_resize, random_box, relative
 from esvit_pl.augment.evaluation import image_moments, normalize, to_channels, to_unit
+from esvit_pl.augment.masks import draw_mask
 from esvit_pl.augment.photometric import OFF, ORDERS, PARAMS, apply_color
 from esvit_pl.augment.recipe import Recipe, ViewRecipe
 from esvit_pl.seeding import numpy_generator
@@ -47,7 +48,8 @@ class ViewParameters(NamedTuple):
     """Every random number behind the v views of one image.
 
     `size` v sides in pixels; `boxes` (v 4) x, y, width, height in 0-1 of the image; `flipped` (v,) bool; `params`
-    (v p), columns named in `PARAMS`; `noise` for each view (1 size size), already scaled, or None.
+    (v p), columns named in `PARAMS`; `noise` for each view (1 size size), already scaled, or None; `masks` for each
+    view (h w) bool, True where it is hidden from the student, or None.
     """
 
     size: tuple[int, ...]
@@ -55,6 +57,7 @@ class ViewParameters(NamedTuple):
     flipped: Tensor
     params: Tensor
     noise: tuple[Tensor | None, ...]
+    masks: tuple[Tensor | None, ...] = ()
 
 
 def draw(
@@ -66,7 +69,7 @@ def draw(
     """
     height, width = image_size
     size = (int(height), int(width))
-    boxes, flipped, params, noise = [], [], [], []
+    boxes, flipped, params, noise, masks = [], [], [], [], []
     for number, view in enumerate(views):
         generator = numpy_generator(seed, epoch, index, number)
         uniforms = generator.random(BOX_UNIFORMS + len(DECISIONS))
@@ -75,12 +78,15 @@ def draw(
         flipped.append(chance["flip"] < recipe.flip)
         params.append(_colour(view, recipe, chance))
         noise.append(_noise(view, params[-1], generator))
+        # A generator of its own: masks change no crop and no colour.
+        masks.append(draw_mask(view, recipe, numpy_generator(seed, epoch, index, number, "mask")))
     return ViewParameters(
         tuple(view.size for view in views),
         torch.tensor(boxes, dtype=torch.float32),
         torch.tensor(flipped),
         torch.tensor(params, dtype=torch.float32),
         tuple(noise),
+        tuple(masks),
     )
 
 

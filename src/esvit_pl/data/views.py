@@ -102,7 +102,8 @@ class EvaluationImages(Dataset[dict[str, Any]]):
 
 
 def _places(drawn: ViewParameters) -> dict[str, Any]:
-    return {"boxes": drawn.boxes, "flipped": drawn.flipped, "params": drawn.params}
+    places: dict[str, Any] = {"boxes": drawn.boxes, "flipped": drawn.flipped, "params": drawn.params}
+    return {**places, "masks": list(drawn.masks)} if any(mask is not None for mask in drawn.masks) else places
 
 
 def _item(index: int, label: int | None, **tensors: Any) -> dict[str, Any]:
