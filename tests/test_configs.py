@@ -49,7 +49,7 @@ def options(group: str) -> list[str]:
 
 
 def nodes() -> list[tuple[str, str]]:
-    groups = ("backbone", "loss", "optimizer", "augment", "dataset", "datamodule", "module")
+    groups = ("backbone", "loss", "optimizer", "augment", "dataset", "datamodule", "module", "evaluator")
     return [(group, option) for group in groups for option in options(group)]
 
 
@@ -60,8 +60,9 @@ def target_of(node):
 
 @pytest.mark.parametrize(("group", "option"), nodes(), ids=lambda value: value)
 def test_a_number_has_one_home(group, option):
-    primary = {"module/knn": "knn", "module/linear": "linear"}.get(f"{group}/{option}", "pretrain")
-    node = OmegaConf.to_container(compose(primary, f"{group}={option}")[group], resolve=False)
+    primary = {"module/linear": "linear"}.get(f"{group}/{option}", "pretrain")
+    added = "+" if group == "evaluator" else ""
+    node = OmegaConf.to_container(compose(primary, f"{added}{group}={option}")[group], resolve=False)
     allowed = CHOICES.get(f"{group}/{option}", CHOICES.get(group, set()))
     target = FAMILIES.get(node["name"], TimmBackbone) if group == "backbone" else target_of(node)
     parameters = dict(inspect.signature(target).parameters)

@@ -129,9 +129,9 @@ def test_pretraining_on_two_processes_is_that_on_one_and_sends_next_to_nothing(t
     assert all(0 < one_log[-1][name] < 1 for name in ("knn/top1", "linear/top1"))
     assert_equal_logs(one_log, two_log, tolerance, names=30)
     # Beside the gradients, in an epoch: centres, losses and the non-finite flag as one sum for each step; a sum of the
-    # linear heads' gradients, and one of what is right; two sums for k-NN. Gathered are, each with its sizes, bank
+    # linear heads' gradients, and one of what is right; one for k-NN's. Gathered are, each with its sizes, bank
     # features and labels for k-NN, embeddings and region statistics for the monitor, whose diagnostics are a sum.
-    step, heads, right, knn, diagnostics = STEPS, STEPS, 1, 2, STEPS
+    step, heads, right, knn, diagnostics = STEPS, STEPS, 1, 1, STEPS
     counts = [json.loads((tmp_path / "two" / f"rank_{r}").read_text()) for r in (0, 1)]
     expected = {"all_reduce": step + heads + right + knn + diagnostics, "all_gather": 2 * (2 + 2 * STEPS)}
     assert counts == [expected, expected]

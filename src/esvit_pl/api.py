@@ -112,6 +112,7 @@ def evaluate(
     """
     from esvit_pl.commands import knn as knn_job
     from esvit_pl.commands import linear as linear_job
+    from esvit_pl.evaluation.names import PRETRAINED, main_metric
     from esvit_pl.runs.folder import RunFolder
     from esvit_pl.runs.pictures import draw_comparison
     from esvit_pl.runs.result import Result
@@ -133,7 +134,7 @@ def evaluate(
         with nothing_left_behind():
             finished[name] = jobs[name](cfg, images)
     metrics = {key: value for run in finished.values() for key, value in run.metrics.items()}
-    table = {name: {"pretrained": metrics[f"{name}/top1"]} for name in finished}
+    table = {name: {PRETRAINED: metrics[main_metric(name)]} for name in finished}
     summary = RunFolder(folder)
     summary.update(status="finished", **table, metrics=metrics)
     draw_comparison(folder / "figures", table)

@@ -137,7 +137,7 @@ def test_errors_before_training_say_what_was_found(tmp_path) -> None:
         fit(module(), tmp_path, measure(features="net.body"))
     with pytest.raises(ValueError, match=r"looks for bank_dataloader\(\) in Scalar, and found odd_dataloader, "):
         fit(module(), tmp_path, measure(bank="bank"))
-    with pytest.raises(ValueError, match="found list, no callable"):
+    with pytest.raises(ValueError, match="found list, which cannot be called"):
         fit(module(), tmp_path, measure(features="modes"))
     with pytest.raises(ValueError, match="batches of the query have none; give unpack="):
         fit(module(), tmp_path, measure(query=DataLoader(IMAGES[QUERY], batch_size=4)))

@@ -7,63 +7,60 @@ import torch
 import toys
 from omegaconf import DictConfig, OmegaConf
 
+from esvit_pl.augment import Recipe
 from esvit_pl.commands import evaluation
 from esvit_pl.configs import assemble
 
 
 def config(**settings) -> DictConfig:
     probes = {
-        "knn": {"_target_": "esvit_pl.modules.KNNEvaluator", "k": 3},
-        "linear": {"_target_": "esvit_pl.modules.LinearProbe", "last_blocks": 2},
+        "knn": {"_target_": "esvit_pl.evaluation.KNN", "k": 3},
+        "linear": {"_target_": "esvit_pl.evaluation.Linear", "last_blocks": 2},
     }
-    common = {"probes": ["knn", "linear"], "linear_epochs": 2, **probes}
+    common = {"probes": ["knn", "linear"], **probes}
     return OmegaConf.create({"evaluation": {**common, **settings}, "optimized_metric": None})
 
 
 @pytest.mark.parametrize("linear", [True, False])
-def test_every_row_gets_the_same_probe(monkeypatch, linear):
-    asked = []
-
-    def measured(name):
-        def probe(cfg, splits, recipe, backbone):
-            asked.append((name, type(backbone).__name__, recipe.normalize, recipe.mean[0]))
-            return 0.5
-
-        return probe
-
-    from esvit_pl.augment import Recipe
+def test_every_row_is_measured_under_one_trainer_on_one_data_module(monkeypatch, linear):
+    made = []
 
     class Data:
         num_classes = 4
 
-    monkeypatch.setattr(evaluation, "PROBES", {"knn": measured("knn"), "linear": measured("linear")})
-    monkeypatch.setattr(assemble, "datamodule", lambda *args: Data)
+    class Trainer:
+        def validate(self, module, data, verbose):
+            baselines = module.evaluator
+            rows = {"pretrained": module.encoder, **baselines.encoders}
+            made.append([type(encoder).__name__ for encoder in rows.values()])
+            return [{f"{probe}/{row}": 0.5 for probe in baselines.probes for row in rows}]
+
+    def made_once(value):
+        made.append(value)
+        return value
+
+    monkeypatch.setattr(assemble, "datamodule", lambda *args, **options: made_once(Data))
+    monkeypatch.setattr(assemble, "quiet_trainer", lambda cfg: made_once(Trainer()))
     recipe = Recipe(normalize="image", eval_resize=32, eval_crop=32)
     cfg = config(probes=["knn", "linear"] if linear else ["knn"])
     table = evaluation.measure(cfg, None, recipe, toys.backbone(), {"untrained": toys.backbone()})  # type: ignore[arg-type]
-    rows = [
-        ("RawPixels", "image", 0.485),
-        ("GreyHistogram", "image", 0.485),
-        ("Swin", "image", 0.485),
-        ("Swin", "image", 0.485),
-    ]
-    assert asked == [(probe, *row) for probe in (["knn", "linear"] if linear else ["knn"]) for row in rows]
-    measured_rows = ["raw_pixels", "histogram", "untrained", "pretrained"]
-    values = {"chance": 0.25, **dict.fromkeys(measured_rows, 0.5)}
+    rows = ["raw_pixels", "histogram", "untrained", "pretrained"]
+    values = {"chance": 0.25, **dict.fromkeys(rows, 0.5)}
     assert table == ({"knn": values, "linear": values} if linear else {"knn": values})
+    assert list(table["knn"]) == list(values)
+    assert len(made) == 3
+    assert made[2] == ["Swin", "RawPixels", "GreyHistogram", "Swin"]
     bare = evaluation.measure(cfg, None, recipe, toys.backbone(), {})  # type: ignore[arg-type]
     assert bare["knn"] == {"pretrained": 0.5}
 
 
 def test_a_check_leaves_the_backbone_and_the_random_numbers_as_they_were():
     backbone = toys.backbone(drop_path_rate=0.1).train()
-    backbone.norm.eval()
     before, state = toys.state(backbone), torch.get_rng_state()
     evaluation.check(config(), backbone, num_classes=3)
     assert torch.equal(torch.get_rng_state(), state)
     assert toys.largest_difference(toys.state(backbone), before) == 0
     assert backbone.training
-    assert not backbone.norm.training
 
 
 @pytest.mark.parametrize(
@@ -71,12 +68,15 @@ def test_a_check_leaves_the_backbone_and_the_random_numbers_as_they_were():
     [
         ({"probes": ["knm", "knn"]}, "evaluation.probes holds knm; there are knn and linear"),
         ({"probes": "knn"}, r"evaluation.probes must be a list, such as \[knn,linear\], got knn"),
-        ({"linear_epochs": 0}, "evaluation.linear_epochs must be 1 or more, got 0"),
         (
-            {"linear": {"_target_": "esvit_pl.modules.LinearProbe"}},
+            {"linear": {"_target_": "esvit_pl.evaluation.Linear", "epochs": 0}},
+            "evaluation.linear: a linear probe needs epochs of 1 or more, got 0",
+        ),
+        (
+            {"linear": {"_target_": "esvit_pl.evaluation.Linear"}},
             "evaluation.linear: last_blocks needs n between 1 and",
         ),
-        ({"knn": {"_target_": "esvit_pl.modules.KNNEvaluator", "k": 0}}, "evaluation.knn: "),
+        ({"knn": {"_target_": "esvit_pl.evaluation.KNN", "k": 0}}, "evaluation.knn: "),
     ],
 )
 def test_a_check_refuses_what_would_fail_after_the_training(settings, said):
@@ -85,7 +85,7 @@ def test_a_check_refuses_what_would_fail_after_the_training(settings, said):
 
 
 def test_probes_that_are_not_asked_for_are_not_looked_at():
-    cfg = config(probes=["knn"], linear={"_target_": "esvit_pl.modules.LinearProbe", "last_blocks": 9})
+    cfg = config(probes=["knn"], linear={"_target_": "esvit_pl.evaluation.Linear", "last_blocks": 9})
     evaluation.check(cfg, toys.backbone(), num_classes=3)
 
 

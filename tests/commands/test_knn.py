@@ -91,7 +91,7 @@ def test_a_file_that_is_no_checkpoint_is_refused(commands, pictures, tmp_path):
 def test_data_without_labels_are_refused_with_the_remedy(pretrained, commands, unlabelled):
     outcome = commands.evaluate("knn", pretrained.last, unlabelled)
     assert outcome.code == 1
-    assert re.search("KNNEvaluator needs labels.*put the images into one folder for each class", outcome.err)
+    assert re.search("Evaluation needs labels.*put the images into one folder for each class", outcome.err)
     assert json.loads((outcome.folder / "results.json").read_text())["status"] == "failed"
 
 

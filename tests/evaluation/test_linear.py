@@ -79,7 +79,7 @@ def test_two_ranks_learn_from_all_images_with_one_collective(monkeypatch) -> Non
 def test_goes_on_bit_for_bit_from_what_was_saved(tmp_path) -> None:
     whole = heads()
     learn_([whole], [FEATURES], LABELS)
-    torch.save(whole.everything(), tmp_path / "heads.pt")
+    torch.save(whole.saved_state(), tmp_path / "heads.pt")
     learn_([whole], [FEATURES], LABELS)
     again = heads(seed=1)
     again.restore_(torch.load(tmp_path / "heads.pt", weights_only=True))

@@ -4,7 +4,6 @@ import golden_files
 import pytest
 import torch
 
-from esvit_pl.evaluation import Extracted, knn_accuracy_over_ranks
 from esvit_pl.metrics import knn_accuracy, knn_correct, knn_predict
 
 
@@ -66,13 +65,6 @@ def test_a_query_class_that_the_bank_lacks_is_wrong_and_no_error() -> None:
     assert right.tolist() == [[1.0, 1.0]]
 
 
-def test_over_one_rank_the_same_as_knn_accuracy() -> None:
-    bank, query = (Extracted(torch.randn(n, 4), torch.randint(0, 3, (n,))) for n in (30, 20))
-    accuracies, total = knn_accuracy_over_ranks(bank, query, k=[3, 5])
-    assert total == 20
-    assert accuracies == knn_accuracy(*bank, *query, k=[3, 5])
-
-
 def test_is_computed_in_float32_under_autocast() -> None:
     # bfloat16 cannot tell these two neighbours apart.
     bank = torch.nn.functional.normalize(torch.tensor([[1.0, 0.0300], [1.0, 0.0299]]), dim=1)
@@ -100,5 +92,3 @@ def test_bad_input() -> None:
         knn_predict(bank, labels - 1, bank, k=1)
     with pytest.raises(ValueError, match="num_classes=2 is too small for label 2"):
         knn_predict(bank, labels, bank, k=1, num_classes=2)
-    with pytest.raises(ValueError, match="batches of the query have none"):
-        knn_accuracy_over_ranks(Extracted(bank, labels), Extracted(bank, None), k=1)

@@ -101,7 +101,7 @@ def test_several_heads_end_as_each_alone_and_the_best_is_reported(tmp_path) -> N
 def test_accumulated_batches_count_for_the_learning_rate(tmp_path) -> None:
     module = probe()
     fit(module, tmp_path, epochs=1, accumulate_grad_batches=2)
-    assert module.lr_at(0.5, 0) == 0.5 * 2 * BATCH / 256
+    assert module.linear.lr_at(0.5, 0, 1, module.images_per_step) == 0.5 * 2 * BATCH / 256
 
 
 def test_the_backbone_is_left_alone(tmp_path) -> None:
@@ -158,7 +158,7 @@ def test_bad_input(tmp_path) -> None:
         fit(probe(), tmp_path, epochs=-1, max_steps=3)
     with pytest.raises(ValueError, match="has num_classes=4, and the data have 3 classes"):
         fit(LinearProbe(toys.backbone(), 4, last_blocks=1), tmp_path)
-    with pytest.raises(ValueError, match="LinearProbe needs labels, and the batch has none"):
+    with pytest.raises(ValueError, match="a linear probe needs labels, and the batch has none"):
         probe().training_step({"image": torch.zeros(1, 3, 16, 16)}, 0)
     data = Data()
     data.has_labels = False

@@ -11,7 +11,7 @@ import torch
 from pytorch_lightning import Callback
 from torch import Tensor, nn
 
-from esvit_pl.callbacks.parts import find_part
+from esvit_pl.callbacks.lookup import find_part
 from esvit_pl.distributed import gather_uneven, mean_over_ranks
 from esvit_pl.evaluation.features import pooled
 from esvit_pl.metrics.collapse import (

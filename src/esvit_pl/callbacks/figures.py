@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from pytorch_lightning import Callback
 
-from esvit_pl.callbacks.parts import check_interval, is_due
+from esvit_pl.callbacks.intervals import check_interval, is_due
+from esvit_pl.evaluation.names import KNN_TOP1, is_training_loss
 from esvit_pl.isolation import undisturbed
 from esvit_pl.loggers import log_figure, save_figure
-from esvit_pl.visualize import is_training_loss, learning_curve, save
+from esvit_pl.visualize import learning_curve, save
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -42,7 +43,7 @@ class LearningCurve(Callback):
         folder: str | os.PathLike[str],
         *,
         losses: Sequence[str] | None = None,
-        accuracy: str | None = "knn/top1",
+        accuracy: str | None = KNN_TOP1,
         baselines: Mapping[str, float] | None = None,
         every_n_epochs: int = 1,
         name: str = "learning_curve.png",

@@ -7,33 +7,22 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from pytorch_lightning import Callback
-from torch import Tensor, nn
+from torch import Tensor
 
-from esvit_pl.callbacks.parts import (
-    Part,
-    check_interval,
-    features_on_trainer,
-    find_loader,
-    find_part,
-    held_out,
-    is_due,
-    log_accuracies,
-    named_parts,
-    need_labels,
-    unpack_first_view,
-)
-from esvit_pl.distributed import sum_over_ranks
-from esvit_pl.evaluation.features import Extracted, Unpack, pooled
+from esvit_pl.callbacks.lookup import Part, find_part
+from esvit_pl.callbacks.online import OnlineEvaluation
+from esvit_pl.evaluation.accuracy import accuracies_over_ranks
+from esvit_pl.evaluation.data import EvaluationData, place_of
+from esvit_pl.evaluation.features import Unpack, extract, pooled, unpack_first_view
 from esvit_pl.evaluation.linear import LinearHeads, as_lrs, learn_
+from esvit_pl.evaluation.loaders import held_out
 from esvit_pl.evaluation.names import linear_metrics
 from esvit_pl.isolation import undisturbed
-from esvit_pl.metrics.knn import TopK
 from esvit_pl.precision import wide
 from esvit_pl.seeding import seed_torch
 
 
-class OnlineLinear(Callback):
+class OnlineLinear(OnlineEvaluation):
     """Linear classifiers on detached features, one step for each training batch, in any Lightning module.
 
     At the end of an epoch their accuracy on other images is logged: ``linear/top1`` and ``linear/top5`` of the best
@@ -45,6 +34,10 @@ class OnlineLinear(Callback):
     Heads and their optimizer live here: the training goes on bit for bit as without them, nothing of them is in the
     module's ``state_dict``, and a resumed run continues them exactly. On several processes they are the same on all,
     at the price of one all-reduce for each batch.
+
+    >>> from esvit_pl.callbacks import OnlineLinear
+    >>> from pytorch_lightning import Trainer
+    >>> trainer = Trainer(callbacks=[OnlineLinear("encoder", query="val", num_classes=10)], logger=False)
 
     Args:
         features: what to classify: the path of a network in the module, or a function images -> (b d) or ``Features``;
@@ -71,7 +64,7 @@ class OnlineLinear(Callback):
 
     def __init__(
         self,
-        features: Part | Mapping[str, Part] = "teacher.backbone",
+        features: Part | Mapping[str, Part] = "encoder",
         query: str | Iterable[Any] = "query",
         *,
         lr: float | Sequence[float] = (0.003, 0.03, 0.3),
@@ -84,49 +77,34 @@ class OnlineLinear(Callback):
         seed: int = 0,
         prefix: str = "linear",
     ) -> None:
-        check_interval("OnlineLinear", every_n_epochs)
+        super().__init__(features, {"query": query}, every_n_epochs=every_n_epochs, unpack=unpack, prefix=prefix)
         if normalize not in (None, "l2"):
             raise ValueError(f"OnlineLinear needs normalize 'l2' or None, got {normalize!r}")
         if not 0 <= momentum < 1:
             raise ValueError(f"OnlineLinear needs momentum of 0 or more and below 1, got {momentum}")
-        self.features = named_parts("OnlineLinear", features)
-        self.query = query
         self.lrs = as_lrs(lr)
         self.momentum = momentum
         self.num_classes = num_classes
         self.normalize = normalize
         self.embedding = embedding
-        self.every_n_epochs = every_n_epochs
-        self.unpack = unpack
         self.seed = seed
-        self.prefix = prefix
         self.heads: list[LinearHeads] = []
         """One for each feature; made at the first batch, whose width they have."""
-        self.last: dict[str, float] = {}
-        """Metrics of the last measurement."""
         self._held_out: Tensor | None = None
         self._saved: list[dict[str, Any]] = []
-        self._loader: Iterable[Any] | None = None
-
-    @property
-    def state_key(self) -> str:
-        return f"OnlineLinear[{self.prefix}]"
 
     def state_dict(self) -> dict[str, Any]:
-        return {"last": dict(self.last), "heads": [part.everything() for part in self.heads] or self._saved}
+        return {**super().state_dict(), "heads": [part.saved_state() for part in self.heads] or self._saved}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.last, self._saved = dict(state_dict["last"]), list(state_dict["heads"])
+        super().load_state_dict(state_dict)
+        self._saved = list(state_dict["heads"])
         self.heads = []  # made again at the next batch, and filled
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
         if stage != "fit":
             return
-        for part in self.features.values():
-            find_part("OnlineLinear", pl_module, part)
-        find_loader("OnlineLinear", trainer, pl_module, self.query)
-        if isinstance(self.query, str):
-            need_labels("OnlineLinear", trainer)
         self._held_out = held_out(trainer)
         if self.num_classes is None:
             self.num_classes = getattr(getattr(trainer, "datamodule", None), "num_classes", None)
@@ -148,34 +126,24 @@ class OnlineLinear(Callback):
         learn_(self.heads, features, labels)
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
-        if not self.heads or not is_due(trainer, self.every_n_epochs):
-            return
-        with undisturbed(pl_module):
-            results, num_query = self.measure(trainer, pl_module)
-        self.last = linear_metrics(self.prefix, results)
-        log_accuracies(pl_module, self.prefix, self.last, num_query)
+        if self.heads:
+            super().on_train_epoch_end(trainer, pl_module)
 
-    def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        self._loader = None
-
-    def measure(self, trainer: Any, module: nn.Module) -> tuple[list[tuple[str | None, dict[float, TopK]]], int]:
-        """[(feature's name, {lr: accuracies})] and the number of query images, over all ranks: one all-reduce."""
-        right = []
+    def measure(self, trainer: Any, module: Any, data: EvaluationData) -> dict[str, float]:
+        right, images = [], 0
         for part, heads in zip(self.features.values(), self.heads, strict=True):
-            query = self._query_features(trainer, module, part)
-            labels = self._needed(query.labels, "the batches of the query have none")
-            if len(labels):
-                self._check_width(part, heads, query.features)
-                right.append(heads.correct(self._scaled(query.features), labels))
+            features, labels = data.features(find_part(self.owner, module, part), "query")
+            labels = self._needed(labels, "the batches of the query have none")
+            images = len(labels)
+            if images:
+                self._check_width(part, heads, features)
+                right.append(heads.correct(self._scaled(features), labels))
             else:
                 right.append(torch.zeros(len(self.lrs), 2, dtype=torch.float64, device=labels.device))
-        counts = torch.stack(right)  # (features h 2)
-        total = sum_over_ranks(torch.cat([counts.flatten(), counts.new_tensor([len(labels)])]))
-        if total[-1] == 0:
-            raise ValueError("OnlineLinear needs one query image or more, got none")
-        fractions = (total[:-1] / total[-1]).view_as(counts).tolist()
-        accuracies = [{lr: TopK(*row) for lr, row in zip(self.lrs, rows, strict=True)} for rows in fractions]
-        return list(zip(self.features, accuracies, strict=True)), int(total[-1])
+        accuracies = iter(accuracies_over_ranks(torch.stack(right), images))  # one all-reduce for all features
+        return linear_metrics(
+            self.prefix, [(name, {lr: next(accuracies) for lr in self.lrs}) for name in self.features]
+        )
 
     def _training_features(self, trainer: Any, module: Any, outputs: Any, batch: Any) -> tuple[list[Tensor], Tensor]:
         """For each feature (b d), and labels (b,)."""
@@ -187,12 +155,12 @@ class OnlineLinear(Callback):
             parts, features = parts[1:], [wide(pooled(given).detach())]
             label = self.unpack(batch)[1] if label is None else label
         if parts:
+            networks = dict(enumerate(find_part(self.owner, module, part) for part in parts))
+            place = place_of(trainer)
             with undisturbed(module):
-                for part in parts:
-                    network = find_part("OnlineLinear", module, part)
-                    extracted = features_on_trainer(trainer, network, [batch], self.unpack, share=False)
-                    features.append(extracted.features)
-            label = extracted.labels if label is None else label
+                found = extract(networks, [batch], self.unpack, prepare=place.prepare, context=place.forward_context)
+            features += [found[number][0].features for number in networks]
+            label = found[0][0].labels if label is None else label
         label = self._needed(label, "neither the step's outputs nor the batch has any")
         labels = torch.as_tensor(label, device=features[0].device).long()
         if labels.shape != features[0].shape[:1]:
@@ -201,11 +169,6 @@ class OnlineLinear(Callback):
                 f"features of shape {tuple(features[0].shape)}; set embedding=None if the step returns several views'"
             )
         return [self._scaled(x) for x in features], labels
-
-    def _query_features(self, trainer: Any, module: Any, part: Part) -> Extracted:
-        if self._loader is None:  # kept, so that workers may persist
-            self._loader = find_loader("OnlineLinear", trainer, module, self.query)()
-        return features_on_trainer(trainer, find_part("OnlineLinear", module, part), self._loader, self.unpack)
 
     def _make_heads(self, module: Any, features: Sequence[Tensor]) -> None:
         """Initial weights that depend on the seed alone, or those of the run that is resumed."""

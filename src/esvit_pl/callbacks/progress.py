@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from time import monotonic
 from typing import Any
 
 from pytorch_lightning.callbacks import ProgressBar, TQDMProgressBar
 
-SHOWN: dict[str, tuple[str, Callable[[float], str]]] = {
-    "train/view_loss": ("view", lambda x: f"{x:.3f}"),
-    "train/region_loss": ("region", lambda x: f"{x:.3f}"),
-    "linear/train_loss": ("loss", lambda x: f"{x:.3f}"),
-    "knn/top1": ("k-NN", lambda x: f"{100 * x:.1f}%"),
-    "linear/top1": ("linear", lambda x: f"{100 * x:.1f}%"),
-}
-"""Metric -> (short name, how it is written), in the order in which they are shown."""
+from esvit_pl.evaluation.names import PROBE_LOSS, PROBES, is_training_loss, loss_title, main_metric
 
 
 def shown(metrics: Mapping[str, Any]) -> dict[str, str]:
     """Those of the metrics that a reader wants to follow, as short names and texts."""
-    return {name: text(float(metrics[key])) for key, (name, text) in SHOWN.items() if key in metrics}
+    losses = {loss_title(name).removesuffix(" loss"): name for name in metrics if is_training_loss(name)}
+    losses |= {"loss": PROBE_LOSS} if PROBE_LOSS in metrics else {}
+    accuracies = {title: main_metric(probe) for probe, title in PROBES.items() if main_metric(probe) in metrics}
+    texts = {title: f"{float(metrics[name]):.3f}" for title, name in losses.items()}
+    return texts | {title: f"{100 * float(metrics[name]):.1f}%" for title, name in accuracies.items()}
 
 
 def duration(seconds: float) -> str:

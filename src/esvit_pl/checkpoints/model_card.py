@@ -7,6 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import PurePath, PurePosixPath, PureWindowsPath
 from typing import Any
 
+from esvit_pl.evaluation.names import PROBES, ROWS
+
 PRIVATE = ("paths", "hydra", "logger", "ckpt_path", "init_from", "root", "tags")
 """Settings that say where files lie on somebody's machine, or belong to an account."""
 RECIPE = {
@@ -35,15 +37,6 @@ RECIPE = {
 }
 """Lines of the card's recipe -> settings of the run."""
 PAPER = "[arXiv 2106.09785](https://arxiv.org/abs/2106.09785)"
-PROBES = {"knn": "k-NN top-1", "linear": "linear top-1"}
-ROWS = {
-    "pretrained": "this backbone",
-    "untrained": "the same before training",
-    "initial": "what this training began with",
-    "histogram": "grey-level histogram",
-    "raw_pixels": "raw pixels",
-    "chance": "chance",
-}
 
 
 def model_card(repo: str, description: Mapping[str, Any], *, architecture: str) -> str:
@@ -170,11 +163,12 @@ def _results(results: Mapping[str, Any]) -> str:
     probes = [name for name in PROBES if isinstance(results.get(name), Mapping) and results[name]]
     if not probes:
         return "No results lie beside the checkpoint."
-    rows = [row for row in ROWS if any(row in results[probe] for probe in probes)]
-    lines = [f"| | {' | '.join(PROBES[probe] for probe in probes)} |", f"|---|{'---|' * len(probes)}"]
+    rows = [row for row in reversed(ROWS) if any(row in results[probe] for probe in probes)]
+    titles = [f"{PROBES[probe]} top-1" for probe in probes]
+    lines = [f"| | {' | '.join(titles)} |", f"|---|{'---|' * len(probes)}"]
     for row in rows:
         cells = (f"{100 * results[probe][row]:.1f} %" if row in results[probe] else "" for probe in probes)
-        lines.append(f"| {ROWS[row]} | {' | '.join(cells)} |")
+        lines.append(f"| {ROWS[row].card} | {' | '.join(cells)} |")
     return "\n".join(["As measured by the training run, on its own query images:", "", *lines])
 
 

@@ -7,14 +7,15 @@ from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 
-from esvit_pl.backbones import Backbone
 from esvit_pl.configs import assemble
-from esvit_pl.evaluation.baselines import GreyHistogram, RawPixels
-from esvit_pl.isolation import undisturbed
+from esvit_pl.evaluation.baselines import Baselines, GreyHistogram, RawPixels
+from esvit_pl.evaluation.names import CHANCE, PRETRAINED, PROBES, ROWS
 
 if TYPE_CHECKING:
     from esvit_pl.augment import Recipe
+    from esvit_pl.backbones import Backbone
     from esvit_pl.datasets import Splits
+    from esvit_pl.evaluation import Evaluator
 
 Table = dict[str, dict[str, float]]
 """{"knn": {"chance": ..., "pretrained": ...}, "linear": {...}}, top-1 accuracies in 0-1."""
@@ -24,19 +25,22 @@ def check(cfg: DictConfig, backbone: Backbone, num_classes: int | None) -> None:
     """Refuse wrong settings of the probes before the training that they would throw away.
 
     Args:
-        backbone: any of the kind that will be measured; it is left as it is.
+        backbone: any of the kind that will be measured.
     """
+    for name, evaluator in evaluators(cfg).items():
+        with assemble.naming(f"evaluation.{name}"):
+            evaluator.check(backbone, num_classes)
+
+
+def evaluators(cfg: DictConfig) -> dict[str, Evaluator]:
+    """The evaluators that ``evaluation.probes`` names."""
     if isinstance(cfg.evaluation.probes, str):
         raise ValueError(f"evaluation.probes must be a list, such as [knn,linear], got {cfg.evaluation.probes}")
-    unknown = [name for name in cfg.evaluation.probes if name not in PROBES]
+    known = [name for name, node in cfg.evaluation.items() if isinstance(node, DictConfig)]
+    unknown = [name for name in cfg.evaluation.probes if name not in known]
     if unknown:
-        raise ValueError(f"evaluation.probes holds {', '.join(unknown)}; there are {' and '.join(PROBES)}")
-    if cfg.evaluation.linear_epochs < 1:
-        raise ValueError(f"evaluation.linear_epochs must be 1 or more, got {cfg.evaluation.linear_epochs}")
-    parts = {"linear": {"num_classes": num_classes}}
-    with undisturbed(backbone):
-        for name in cfg.evaluation.probes:
-            assemble.probe(cfg, f"evaluation.{name}", backbone, **parts.get(name, {}))
+        raise ValueError(f"evaluation.probes holds {', '.join(unknown)}; there are {' and '.join(known)}")
+    return {name: assemble.construct(cfg, f"evaluation.{name}") for name in cfg.evaluation.probes}
 
 
 def measure(
@@ -44,38 +48,23 @@ def measure(
 ) -> Table:
     """Run ``evaluation.probes`` on the pretrained backbone and on what it is compared with.
 
+    One data module and one Trainer serve all rows and probes.
+
     Args:
-        beside: the same backbone with other weights, by a name in `NAMES`; nothing leaves all baselines out.
+        beside: the same backbone with other weights, by a name in `names.ROWS`; nothing leaves all baselines out.
     """
-    rows: dict[str, Backbone] = {}
+    from esvit_pl.modules import Evaluation
+
+    probes = evaluators(cfg)
+    others: dict[str, Backbone] = {}
     if beside:
-        rows["raw_pixels"] = RawPixels(min(recipe.eval_crop, 32), channels=recipe.channels)
-        rows["histogram"] = GreyHistogram()
-    rows |= {**beside, "pretrained": pretrained}
-    num_classes = assemble.datamodule(cfg, splits, recipe).num_classes or 1
-    table: Table = {}
-    for probe in cfg.evaluation.probes:
-        table[probe] = {} if not beside else {"chance": 1 / num_classes}
-        for row, backbone in rows.items():
-            table[probe][row] = PROBES[probe](cfg, splits, recipe, backbone)
-    return table
-
-
-def knn_accuracy(cfg: DictConfig, splits: Splits, recipe: Recipe, backbone: Backbone) -> float:
-    """Top-1 of the weighted k-NN on a frozen backbone."""
-    data = assemble.datamodule(cfg, splits, recipe)
-    module = assemble.probe(cfg, "evaluation.knn", backbone)
-    return float(assemble.quiet_trainer(cfg).validate(module, data, verbose=False)[0]["knn/top1"])
-
-
-def linear_accuracy(cfg: DictConfig, splits: Splits, recipe: Recipe, backbone: Backbone) -> float:
-    """Top-1 of a linear probe trained on a frozen backbone: the best head's after the last epoch."""
+        raw_pixels = RawPixels(min(recipe.eval_crop, 32), channels=recipe.channels)
+        others = {"raw_pixels": raw_pixels, "histogram": GreyHistogram(), **beside}
     data = assemble.datamodule(cfg, splits, recipe, train="supervised")
-    assemble.seed_weights(cfg)  # every row's heads start alike
-    module = assemble.probe(cfg, "evaluation.linear", backbone, num_classes=data.num_classes)
-    epochs = cfg.evaluation.linear_epochs
-    assemble.quiet_trainer(cfg, max_epochs=epochs, limit_val_batches=0).fit(module, datamodule=data)
-    return float(assemble.quiet_trainer(cfg).validate(module, datamodule=data, verbose=False)[0]["linear/top1"])
+    module = Evaluation(pretrained, Baselines(probes, others))
+    found = assemble.quiet_trainer(cfg).validate(module, data, verbose=False)[0]
+    chance = {CHANCE: 1 / (data.num_classes or 1)} if beside else {}
+    return {probe: chance | {row: found[f"{probe}/{row}"] for row in (*others, PRETRAINED)} for probe in probes}
 
 
 def optimized(cfg: DictConfig, values: Mapping[str, float]) -> float | None:
@@ -86,24 +75,12 @@ def optimized(cfg: DictConfig, values: Mapping[str, float]) -> float | None:
     return None if name is None else values[name]
 
 
-PROBES = {"knn": knn_accuracy, "linear": linear_accuracy}
-NAMES = {
-    "chance": "chance",
-    "raw_pixels": "raw pixels",
-    "histogram": "grey-level histogram",
-    "untrained": "untrained backbone",
-    "initial": "before this training",
-    "pretrained": "pretrained backbone",
-}
-
-
 def as_text(table: Mapping[str, Mapping[str, float]]) -> str:
     """The table as lines for a terminal, accuracies in %."""
-    titles = {"knn": "k-NN", "linear": "linear"}
-    rows = [row for row in NAMES if any(row in column for column in table.values())]
-    width = max(len(NAMES[row]) for row in rows)
-    lines = [" " * width + "".join(f"{titles[probe]:>10}" for probe in table)]
+    rows = [row for row in ROWS if any(row in column for column in table.values())]
+    width = max(len(ROWS[row].table) for row in rows)
+    lines = [" " * width + "".join(f"{PROBES.get(probe, probe):>10}" for probe in table)]
     for row in rows:
         cells = (f"{100 * column[row]:9.1f}%" if row in column else " " * 10 for column in table.values())
-        lines.append(f"{NAMES[row]:<{width}}" + "".join(cells))
+        lines.append(f"{ROWS[row].table:<{width}}" + "".join(cells))
     return "\n".join(lines)

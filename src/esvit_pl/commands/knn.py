@@ -38,18 +38,20 @@ def evaluate(cfg: DictConfig, images: Splits | None = None) -> Result:
         images: in place of ``cfg.dataset``.
     """
     from esvit_pl.configs import assemble
+    from esvit_pl.evaluation.names import KNN_TOP1, PRETRAINED
+    from esvit_pl.modules import Evaluation
     from esvit_pl.runs.folder import RunFolder
     from esvit_pl.runs.result import Result
 
     backbone = assemble.frozen_backbone(cfg)
     data = assemble.datamodule(cfg, *assemble.images(cfg, images))
-    module = assemble.probe(cfg, "module", backbone)
+    module = Evaluation(backbone, assemble.construct(cfg, "module"))
     trainer = assemble.trainer(cfg, data)
     run = RunFolder(cfg.paths.output_dir, writes=trainer.is_global_zero)
     run.describe(cfg)
     with run.status():
         metrics = {name: float(value) for name, value in trainer.validate(module, data, verbose=False)[0].items()}
-        run.update(knn={"pretrained": metrics["knn/top1"]}, metrics=metrics)
+        run.update(knn={PRETRAINED: metrics[KNN_TOP1]}, metrics=metrics)
     if run.writes:
         print(report(metrics, run.path), flush=True)
     return Result(run.path, backbone.cpu(), Path(cfg.ckpt_path), metrics)

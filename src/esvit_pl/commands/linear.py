@@ -40,20 +40,21 @@ def evaluate(cfg: DictConfig, images: Splits | None = None) -> Result:
     """
     from esvit_pl.commands.knn import report
     from esvit_pl.configs import assemble
+    from esvit_pl.evaluation.names import LINEAR_TOP1, PRETRAINED
     from esvit_pl.runs.folder import RunFolder
     from esvit_pl.runs.result import Result
 
     backbone = assemble.frozen_backbone(cfg)
     data = assemble.datamodule(cfg, *assemble.images(cfg, images))
     assemble.seed_weights(cfg)
-    module = assemble.probe(cfg, "module", backbone, num_classes=data.num_classes)
+    module = assemble.construct(cfg, "module", backbone=backbone, num_classes=data.num_classes)
     trainer = assemble.trainer(cfg, data)
     run = RunFolder(cfg.paths.output_dir, writes=trainer.is_global_zero)
     run.describe(cfg)
     with run.status():
         assemble.fit(trainer, module, data, cfg.resume_from)
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-        run.update(linear={"pretrained": metrics["linear/top1"]}, metrics=metrics)
+        run.update(linear={PRETRAINED: metrics[LINEAR_TOP1]}, metrics=metrics)
     if run.writes:
         print(report({name: value for name, value in metrics.items() if "top" in name}, run.path), flush=True)
     return Result(run.path, backbone.cpu(), Path(cfg.ckpt_path), metrics)

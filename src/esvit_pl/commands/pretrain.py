@@ -56,6 +56,7 @@ def pretrain(cfg: DictConfig, images: Splits | None = None, *, default_callbacks
     from esvit_pl.commands import evaluation
     from esvit_pl.configs import assemble
     from esvit_pl.ema import make_teacher
+    from esvit_pl.evaluation.names import PRETRAINED, main_metric
     from esvit_pl.runs import pictures
     from esvit_pl.runs.folder import RunFolder
     from esvit_pl.runs.result import Result, newest_checkpoint
@@ -63,7 +64,7 @@ def pretrain(cfg: DictConfig, images: Splits | None = None, *, default_callbacks
     splits, recipe = assemble.images(cfg, images)
     data = assemble.datamodule(cfg, splits, recipe)
     module = assemble.pretrainer(cfg, recipe)
-    learnt = (module.teacher or module.student).backbone
+    learnt = module.encoder
     probes = bool(cfg.evaluation.probes) and data.has_labels
     baselines = probes and cfg.evaluation.baselines
     beside = {"untrained": make_teacher(learnt)} if baselines else {}
@@ -92,7 +93,7 @@ def pretrain(cfg: DictConfig, images: Splits | None = None, *, default_callbacks
             pictures.draw_results(run.path / "figures", run.path / "metrics.csv", table)
     if run.writes:
         print(summary(trainer, metrics, table, run.path), flush=True)
-    final = {f"{probe}/top1": rows["pretrained"] for probe, rows in table.items()}  # counts before the last epoch's
+    final = {main_metric(probe): rows[PRETRAINED] for probe, rows in table.items()}  # counts before the last epoch's
     backbone = learnt.cpu().eval().requires_grad_(False)
     return Result(run.path, backbone, newest_checkpoint(run.path), metrics | final)
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 from omegaconf import DictConfig, OmegaConf
 
 from esvit_pl.configs.instantiation import build
+from esvit_pl.evaluation.names import PROBES
 
 if TYPE_CHECKING:
     from pytorch_lightning import LightningModule, Trainer
@@ -24,10 +25,6 @@ if TYPE_CHECKING:
     from esvit_pl.data import ImageDataModule
     from esvit_pl.datasets import Splits
     from esvit_pl.modules import Pretrainer
-
-
-NEED_LABELS = {"knn": "k-NN accuracy", "linear": "linear accuracy"}
-"""Names of callbacks in the config, and what they measure."""
 
 
 def construct(cfg: DictConfig, key: str, **parts: Any) -> Any:
@@ -189,11 +186,6 @@ def say(line: str) -> None:
         print(line, flush=True)
 
 
-def probe(cfg: DictConfig, key: str, backbone: Backbone, **parts: Any) -> LightningModule:
-    """A `KNNEvaluator` or a `LinearProbe` from the node at `key`."""
-    return construct(cfg, key, backbone=backbone, **parts)
-
-
 def trainer(cfg: DictConfig, data: ImageDataModule) -> Trainer:
     """The Trainer with its loggers and callbacks, writing into the run folder; every epoch is logged, however short."""
     quieten()
@@ -239,18 +231,11 @@ def fit(trainer: Trainer, module: LightningModule, data: ImageDataModule, ckpt_p
         raise
 
 
-def quiet_trainer(cfg: DictConfig, max_epochs: int | None = None, **parts: Any) -> Trainer:
-    """A Trainer of the same kind for a measurement on the side: no bar, no log, no checkpoint."""
-    overrides = {
-        "enable_progress_bar": False,
-        "fast_dev_run": False,
-        "limit_train_batches": None,
-        "overfit_batches": 0.0,
-    }
-    if max_epochs is not None:
-        overrides |= {"max_epochs": max_epochs, "max_steps": -1, "max_time": None}
+def quiet_trainer(cfg: DictConfig) -> Trainer:
+    """A Trainer of the same kind for a measurement on the side, of all images: no bar, no log, no checkpoint."""
+    overrides = {"enable_progress_bar": False, "fast_dev_run": False, "limit_val_batches": None, "overfit_batches": 0.0}
     side = OmegaConf.merge(cfg, {"trainer": overrides})
-    return construct(cast(DictConfig, side), "trainer", logger=False, callbacks=[], enable_checkpointing=False, **parts)
+    return construct(cast(DictConfig, side), "trainer", logger=False, callbacks=[], enable_checkpointing=False)
 
 
 def check_accelerator(cfg: DictConfig) -> None:
@@ -283,10 +268,10 @@ def quieten() -> None:
 
 def without_labels(cfg: DictConfig) -> DictConfig:
     """The config without the callbacks that need labels, and a line that says so."""
-    needing = [name for name in NEED_LABELS if (cfg.get("callbacks") or {}).get(name) is not None]
+    needing = [name for name in PROBES if (cfg.get("callbacks") or {}).get(name) is not None]
     if not needing:
         return cfg
-    names = " and ".join(f"{NEED_LABELS[name]} (callbacks.{name})" for name in needing)
+    names = " and ".join(f"{PROBES[name]} accuracy (callbacks.{name})" for name in needing)
     say(f"no labels: {names} left out")
     return cast(DictConfig, OmegaConf.merge(cfg, {"callbacks": dict.fromkeys(needing)}))
 

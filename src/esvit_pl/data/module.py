@@ -131,7 +131,7 @@ class ImageDataModule(LightningDataModule):
         self._say(self.dataset.describe())
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch that the next pass over a training loader gives when no Trainer is attached."""
+        """Choose the epoch that the next pass over a training loader gives when no Trainer is training."""
         self._epoch = epoch
 
     def train_dataloader(self) -> DataLoader[dict[str, Any]]:
@@ -271,7 +271,7 @@ class ImageDataModule(LightningDataModule):
         Read from the Trainer's own count of finished batches, each time: Lightning tells samplers the epoch too late
         for loaders with workers, and never the place in the middle of an epoch.
         """
-        if self.trainer is None:
+        if self.trainer is None or not self.trainer.training:
             return self._epoch, 0
         batches = limited(batches, self.trainer.limit_train_batches)
         done: int = self.trainer.fit_loop.epoch_loop.batch_progress.total.processed  # type: ignore[attr-defined]

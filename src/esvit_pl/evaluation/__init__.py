@@ -3,19 +3,48 @@
 Loaded name by name (PEP 562): `evaluation.names` is read by commands that load no torch.
 """
 
+from __future__ import annotations
+
 from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from esvit_pl.evaluation.baselines import Baselines as Baselines
+    from esvit_pl.evaluation.baselines import GreyHistogram as GreyHistogram
+    from esvit_pl.evaluation.baselines import RawPixels as RawPixels
+    from esvit_pl.evaluation.data import EvaluationData as EvaluationData
+    from esvit_pl.evaluation.data import Place as Place
+    from esvit_pl.evaluation.data import Training as Training
+    from esvit_pl.evaluation.data import place_of as place_of
+    from esvit_pl.evaluation.features import Extracted as Extracted
+    from esvit_pl.evaluation.features import extract_features as extract_features
+    from esvit_pl.evaluation.features import unpack_batch as unpack_batch
+    from esvit_pl.evaluation.features import unpack_first_view as unpack_first_view
+    from esvit_pl.evaluation.interface import Evaluator as Evaluator
+    from esvit_pl.evaluation.knn import KNN as KNN
+    from esvit_pl.evaluation.knn import knn_accuracy_over_ranks as knn_accuracy_over_ranks
+    from esvit_pl.evaluation.linear import Linear as Linear
+    from esvit_pl.evaluation.linear import LinearHeads as LinearHeads
+    from esvit_pl.evaluation.linear import learn_ as learn_
 
 _HOMES = {
+    "Baselines": "baselines",
+    "EvaluationData": "data",
+    "Evaluator": "interface",
     "Extracted": "features",
     "GreyHistogram": "baselines",
+    "KNN": "knn",
+    "Linear": "linear",
     "LinearHeads": "linear",
+    "Place": "data",
     "RawPixels": "baselines",
+    "Training": "data",
     "extract_features": "features",
     "knn_accuracy_over_ranks": "knn",
-    "knn_metrics": "names",
     "learn_": "linear",
-    "linear_metrics": "names",
+    "place_of": "data",
     "unpack_batch": "features",
+    "unpack_first_view": "features",
 }
 __all__ = [*_HOMES]  # pyright: ignore[reportUnsupportedDunderAll]
 

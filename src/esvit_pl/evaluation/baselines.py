@@ -4,11 +4,60 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from esvit_pl.backbones.interface import Backbone, Features
+from esvit_pl.evaluation.data import EvaluationData
+from esvit_pl.evaluation.interface import Evaluator, Kind
+from esvit_pl.evaluation.names import PRETRAINED
+
+
+class Baselines(Evaluator):
+    """The same probes on an encoder and on what it is compared with: ``knn/pretrained``, ``knn/raw_pixels``, ...
+
+    Each number is the probe's first one. One row after the other is measured, so that the features of one row are in
+    memory at a time.
+
+    >>> import torch
+    >>> from esvit_pl.evaluation import KNN, Baselines, EvaluationData, GreyHistogram, RawPixels
+    >>> images, labels = torch.eye(12).reshape(12, 3, 2, 2), torch.arange(12) % 3
+    >>> data = EvaluationData([(images, labels)], [(images, labels)])
+    >>> Baselines({"knn": KNN(k=1)}, {"histogram": GreyHistogram()}).run(RawPixels(side=2), data)
+    {'knn/pretrained': 1.0, 'knn/histogram': 0.3333333333333333}
+
+    Args:
+        probes: {name: evaluator}.
+        encoders: {row: encoder} to compare with, rows as in `names.ROWS`.
+    """
+
+    def __init__(self, probes: Mapping[str, Evaluator], encoders: Mapping[str, nn.Module]) -> None:
+        self.probes = dict(probes)
+        self.encoders = dict(encoders)
+
+    @property
+    def reads(self) -> tuple[Kind, ...]:
+        return tuple(dict.fromkeys(kind for probe in self.probes.values() for kind in probe.reads))
+
+    def check(self, encoder: Any, num_classes: int | None) -> None:
+        for probe in self.probes.values():
+            probe.check(encoder, num_classes)
+
+    def run(self, encoder: Any, data: EvaluationData) -> dict[str, float]:
+        found = self._ask(PRETRAINED, encoder, data)
+        for row, other in self.encoders.items():
+            found |= self._ask(row, data.place.module(other).eval(), data)
+            other.cpu()
+        return found
+
+    def _ask(self, row: str, encoder: Any, data: EvaluationData) -> dict[str, float]:
+        data.read(encoder, "query", self.reads)
+        answers = {name: probe.run(encoder, data) for name, probe in self.probes.items()}
+        return {f"{name}/{row}": next(iter(answer.values())) for name, answer in answers.items()}
 
 
 class _Baseline(Backbone):
@@ -40,6 +89,10 @@ class _Baseline(Backbone):
 class RawPixels(_Baseline):
     """The image itself, averaged down to `side` x `side` pixels where it is larger.
 
+    >>> import torch
+    >>> RawPixels(side=8)(torch.zeros(2, 3, 32, 32)).pooled.shape
+    torch.Size([2, 192])
+
     Args:
         side: in pixels.
         channels: of the images.
@@ -60,6 +113,10 @@ class GreyHistogram(_Baseline):
 
     Square roots of the frequencies, so that a cosine compares two distributions (Bhattacharyya's coefficient), scaled
     to a mean square of 1.
+
+    >>> import torch
+    >>> GreyHistogram(bins=2)(torch.tensor([0.0, 0.0, 1.0, 1.0]).reshape(1, 1, 2, 2)).pooled
+    tensor([[1., 1.]])
 
     Args:
         bins: equal ones, from the image's own darkest to its brightest pixel: blind to brightness and contrast.

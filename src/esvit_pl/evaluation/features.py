@@ -5,8 +5,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from itertools import islice
-from typing import Any, NamedTuple
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -14,8 +14,9 @@ from torch import Tensor
 from esvit_pl.isolation import untracked
 from esvit_pl.precision import wide
 
-Unpack = Callable[[Any], tuple[Any, "Tensor | None"]]
+Unpack = Callable[[Any], tuple[Any, Tensor | None]]
 """A batch -> (what the network takes, labels (b,) or None)."""
+Name = TypeVar("Name")
 
 
 class Extracted(NamedTuple):
@@ -50,6 +51,13 @@ def unpack_batch(batch: Any) -> tuple[Any, Tensor | None]:
     )
 
 
+def unpack_first_view(batch: Any) -> tuple[Any, Tensor | None]:
+    """`unpack_batch`; of a training batch of views, ``{"views": [...], "label"}``, the first view."""
+    if isinstance(batch, Mapping) and "image" not in batch and "views" in batch:
+        return batch["views"][0], batch.get("label")
+    return unpack_batch(batch)
+
+
 def pooled(output: Any) -> Tensor:
     """(b d): what a feature function returned, a tensor or ``Features``."""
     feature = getattr(output, "pooled", output)
@@ -59,36 +67,53 @@ def pooled(output: Any) -> Tensor:
     return feature
 
 
-def extract_features(
-    function: Callable[[Any], Any],
-    loader: Iterable[Any],
-    unpack: Unpack = unpack_batch,
-    *,
-    prepare: Callable[[Any], Any] = lambda batch: batch,
-    every: int = 1,
-    first: int = 0,
-) -> Extracted:
+def extract_features(function: Callable[[Any], Any], loader: Iterable[Any], unpack: Unpack = unpack_batch) -> Extracted:
     """Run `function` over a loader, without gradients, outside inference mode.
+
+    >>> import torch
+    >>> images, labels = torch.ones(2, 3, 4, 4), torch.tensor([0, 1])
+    >>> extract_features(lambda images: images.mean((2, 3)), [(images, labels)])
+    Extracted(features=tensor([[1., 1., 1.],
+            [1., 1., 1.]]), labels=tensor([0, 1]))
 
     Args:
         function: images -> (b d) or ``Features``. In the mode it should have: nothing here calls ``eval()``.
         loader: gives batches.
         unpack: batch -> (images, labels or None).
-        prepare: applied to the images and to the labels first: moves them to a device, say.
-        every: take one batch in so many, from batch `first` on: how ranks share a loader that gives all of them all.
 
     Returns:
         Features in float32 at least, on the device where `function` made them; (0 0) if there was no batch.
     """
-    parts = []
+    return joined(extract({"": function}, loader, unpack)[""], like=torch.zeros(0, 0))
+
+
+def extract(
+    functions: Mapping[Name, Callable[[Any], Any]],
+    batches: Iterable[Any],
+    unpack: Unpack = unpack_batch,
+    *,
+    prepare: Callable[[Any], Any] = lambda x: x,
+    context: Callable[[], AbstractContextManager[Any]] = nullcontext,
+) -> dict[Name, list[Extracted]]:
+    """What several functions make of the same batches, batch by batch, in one pass over the images.
+
+    Args:
+        functions: {name: function as in `extract_features`}.
+        prepare: applied to the images and to the labels first: moves them to a device, say.
+        context: entered around each function: autocast, say.
+    """
+    parts: dict[Name, list[Extracted]] = {name: [] for name in functions}
     with untracked():
-        for batch in islice(loader, first, None, every):
+        for batch in batches:
             images, labels = unpack(batch)
-            feature = wide(pooled(function(prepare(images))))
-            if labels is not None:
-                labels = prepare(torch.as_tensor(labels)).long().to(feature.device)
-            parts.append(Extracted(feature, labels))
-        return joined(parts, like=prepare(torch.zeros(0, 0)))
+            images = prepare(images)
+            for name, function in functions.items():
+                with context():
+                    feature = wide(pooled(function(images)))
+                if labels is not None:
+                    labels = prepare(torch.as_tensor(labels)).long().to(feature.device)
+                parts[name].append(Extracted(feature, labels))
+    return parts
 
 
 def joined(parts: Sequence[Extracted], like: Tensor) -> Extracted:

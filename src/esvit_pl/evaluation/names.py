@@ -1,30 +1,82 @@
-"""What measures are called in logs and files."""
+"""What rows of results and metrics are called, in files, logs, tables and pictures. Loads no torch."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from esvit_pl.metrics.knn import TopK
 
+KNN_TOP1, LINEAR_TOP1 = "knn/top1", "linear/top1"
+PROBE_LOSS = "linear/train_loss"
+TRAINING_LOSSES = "train/*_loss"
+"""Pattern of the losses that an objective logs, one for each of its terms."""
 
-def knn_metrics(prefix: str, results: Iterable[tuple[str | None, dict[int, TopK]]]) -> dict[str, float]:
-    """Results of k-NN, feature by feature, as metrics.
+PROBES = {"knn": "k-NN", "linear": "linear"}
+"""Probe, as in results.json and in the config, -> its title. A probe of somebody else's is called by its name."""
 
-    The first feature's first k is ``knn/top1`` and ``knn/top5``, whatever the two are: the name to monitor. Everything
-    else says what it is, ``knn/<feature>/k<k>/top1``, without ``<feature>/`` where there is only one, unnamed.
+
+class Titles(NamedTuple):
+    """How one row of results is called."""
+
+    table: str
+    figure: str
+    card: str
+    """In the model card of the pretrained backbone, who speaks of itself."""
+
+
+CHANCE, PRETRAINED = "chance", "pretrained"
+ROWS = {
+    CHANCE: Titles("chance", "chance", "chance"),
+    "raw_pixels": Titles("raw pixels", "raw pixels", "raw pixels"),
+    "histogram": Titles("grey-level histogram", "grey histogram", "grey-level histogram"),
+    "untrained": Titles("untrained backbone", "untrained", "the same before training"),
+    "initial": Titles("before this training", "before", "what this training began with"),
+    PRETRAINED: Titles("pretrained backbone", "pretrained", "this backbone"),
+}
+"""Rows of results.json in the order in which they are shown."""
+
+
+def figure_title(row: str) -> str:
+    """What a row is called in pictures; a row of somebody else's is called by its name."""
+    return ROWS[row].figure if row in ROWS else row
+
+
+def main_metric(probe: str) -> str:
+    """The metric of a probe that results show: ``knn/top1``."""
+    return f"{probe}/top1"
+
+
+def is_training_loss(metric: str) -> bool:
+    """Whether a metric is a loss that an objective logs: ``train/view_loss``, ``train/contrastive_loss``, ..."""
+    return metric.startswith("train/") and metric.endswith("_loss")
+
+
+def loss_title(metric: str) -> str:
+    """``train/view_loss`` as "view loss"; other names stay."""
+    return metric.removeprefix("train/").replace("_", " ") if is_training_loss(metric) else metric
+
+
+def knn_metrics(
+    accuracies: Mapping[int, TopK], prefix: str = "knn", feature: str | None = None, *, main: bool = True
+) -> dict[str, float]:
+    """k-NN accuracies of one feature as metrics.
+
+    The first k of the main feature is ``knn/top1`` and ``knn/top5``: the names to monitor. Everything else says what it
+    is: ``knn/<feature>/k<k>/top1``, without ``<feature>/`` for a feature without a name.
 
     Args:
-        prefix: "knn".
-        results: (name of the feature, {k: accuracies}), the main feature first.
+        accuracies: {k: accuracies}.
+        feature: its name, where several are measured.
+        main: whether it is the first one of several.
     """
-    metrics: dict[str, float] = {}
-    for feature, accuracies in results:
-        for k, accuracy in accuracies.items():
-            name = f"{prefix}/{feature}/k{k}" if feature else f"{prefix}/k{k}"
-            metrics |= _pair(name if metrics else prefix, accuracy)
-    return metrics
+    place = f"{prefix}/{feature}" if feature else prefix
+    names = [f"{place}/k{k}" for k in accuracies]
+    if main:
+        names[0] = prefix
+    pairs = zip(names, accuracies.values(), strict=True)
+    return {f"{name}/top{top}": value for name, pair in pairs for top, value in zip((1, 5), pair, strict=True)}
 
 
 def linear_metrics(prefix: str, results: Iterable[tuple[str | None, Mapping[float, TopK]]]) -> dict[str, float]:
@@ -49,7 +101,3 @@ def linear_metrics(prefix: str, results: Iterable[tuple[str | None, Mapping[floa
     if len(main) > 1:
         metrics[f"{prefix}/best_lr"] = best
     return metrics
-
-
-def _pair(name: str, accuracy: Sequence[float]) -> dict[str, float]:
-    return {f"{name}/top1": accuracy[0], f"{name}/top5": accuracy[1]}

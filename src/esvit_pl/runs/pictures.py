@@ -8,8 +8,9 @@ from typing import Any
 
 from esvit_pl.augment import Recipe, draw, make_views
 from esvit_pl.datasets import ImageDataset
+from esvit_pl.evaluation.names import PRETRAINED, is_training_loss
 from esvit_pl.loggers import read_metrics
-from esvit_pl.visualize import comparison, crops, is_training_loss, learning_curve, save
+from esvit_pl.visualize import comparison, crops, learning_curve, save
 
 
 def draw_crops(folder: Path, images: ImageDataset, recipe: Recipe, *, seed: int, index: int = 0) -> Path:
@@ -25,7 +26,7 @@ def draw_results(folder: Path, metrics: Path, table: Mapping[str, Mapping[str, f
     """``learning_curve.png`` of a `MetricsCSV` file, if there is one, ``comparison.png`` of a table with baselines."""
     drawn: list[Path] = []
     knn: Mapping[str, Any] = table.get("knn", {})
-    baselines = {row: value for row, value in knn.items() if row != "pretrained"}
+    baselines = {row: value for row, value in knn.items() if row != PRETRAINED}
     rows = read_metrics(metrics) if metrics.is_file() else []
     if any(is_training_loss(name) for row in rows for name in row):
         drawn.append(save(learning_curve(rows, baselines), folder / "learning_curve.png"))

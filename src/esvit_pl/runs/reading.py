@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 
 from omegaconf import OmegaConf
 
-_PROBES = ("knn", "linear")
+from esvit_pl.evaluation.names import PRETRAINED, PROBES, main_metric
+
 _TAIL = 2**17  # bytes of metrics.csv that are read: thousands of rows, milliseconds
 
 
@@ -157,8 +158,8 @@ def _read_results(path: Path) -> dict[str, Any]:
 
 def _probes(said: Mapping[str, Any]) -> dict[str, float]:
     """``{"knn/top1": ...}`` of the probes at the end of a run; they count before the last epoch's."""
-    tables = {probe: said.get(probe) for probe in _PROBES}
-    rows = {f"{probe}/top1": table.get("pretrained") for probe, table in tables.items() if isinstance(table, dict)}
+    tables = {probe: said.get(probe) for probe in PROBES}
+    rows = {main_metric(probe): table.get(PRETRAINED) for probe, table in tables.items() if isinstance(table, dict)}
     return _numbers(rows)
 
 

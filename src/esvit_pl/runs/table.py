@@ -12,9 +12,10 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import NamedTuple
 
+from esvit_pl.evaluation.names import KNN_TOP1, LINEAR_TOP1, TRAINING_LOSSES
 from esvit_pl.runs.reading import Run
 
-COLUMNS = ("knn/top1", "linear/top1", "train/*_loss")
+COLUMNS = (KNN_TOP1, LINEAR_TOP1, TRAINING_LOSSES)
 SEED = "seed"
 _WIDTH = 32  # of a setting's value in a terminal
 
@@ -56,7 +57,7 @@ def goal(runs: Sequence[Run]) -> str | None:
     """The metric that the runs were to improve, ``optimized_metric``, else knn/top1; None where no run has it."""
     named = {run.goal for run in runs}
     metric = named.pop() if len(named) == 1 else None
-    return next((name for name in (metric, "knn/top1") if name and measured(runs, [name])), None)
+    return next((name for name in (metric, KNN_TOP1) if name and measured(runs, [name])), None)
 
 
 def ranked(runs: Sequence[Run], by: str, *, reverse: bool = False) -> list[Run]:

@@ -2,7 +2,7 @@
 
 from esvit_pl.visualize.figures.comparison import comparison
 from esvit_pl.visualize.figures.crops import crops
-from esvit_pl.visualize.figures.learning_curve import is_training_loss, learning_curve
+from esvit_pl.visualize.figures.learning_curve import learning_curve
 from esvit_pl.visualize.figures.style import save
 from esvit_pl.visualize.figures.sweep import sweep
 from esvit_pl.visualize.figures.throughput import Model, accuracy_against_throughput
@@ -12,7 +12,6 @@ __all__ = [
     "accuracy_against_throughput",
     "comparison",
     "crops",
-    "is_training_loss",
     "learning_curve",
     "save",
     "sweep",

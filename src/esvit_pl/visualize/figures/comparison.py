@@ -5,23 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from esvit_pl.evaluation.names import PRETRAINED, PROBES, ROWS, figure_title
 from esvit_pl.visualize.figures.style import BLUE, GREY, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-ROWS = {
-    "chance": "chance",
-    "raw_pixels": "raw pixels",
-    "histogram": "grey histogram",
-    "untrained": "untrained",
-    "initial": "before",
-    "pretrained": "pretrained",
-}
-"""Rows of results.json in the order in which they are shown, and what they are called."""
 
-
-def comparison(results: Mapping[str, Any], *, probes: Sequence[str] = ("knn", "linear")) -> Figure:
+def comparison(results: Mapping[str, Any], *, probes: Sequence[str] = tuple(PROBES)) -> Figure:
     """Accuracies of the pretrained network and its baselines side by side, one panel for each probe.
 
     Args:
@@ -29,7 +20,6 @@ def comparison(results: Mapping[str, Any], *, probes: Sequence[str] = ("knn", "l
             and rows that are missing or null are left out.
         probes: which ones, in order.
     """
-    titles = {"knn": "k-NN", "linear": "linear probe"}
     tables = {probe: _rows(results.get(probe)) for probe in probes}
     tables = {probe: table for probe, table in tables.items() if table}
     if not tables:
@@ -38,13 +28,13 @@ def comparison(results: Mapping[str, Any], *, probes: Sequence[str] = ("knn", "l
     figure = new_figure(1 + 3.2 * len(tables), 1 + 0.45 * longest)
     panels = figure.subplots(1, len(tables), squeeze=False, sharex=True)[0]
     for axes, (probe, table) in zip(panels, tables.items(), strict=True):
-        names = [ROWS.get(name, name) for name in table]
+        names = [figure_title(name) for name in table]
         values = [100 * value for value in table.values()]
-        colours = [BLUE if name == "pretrained" else GREY for name in table]
+        colours = [BLUE if name == PRETRAINED else GREY for name in table]
         bars = axes.barh(names, values, color=colours, height=0.65)
         axes.bar_label(bars, fmt="%.1f", padding=3, fontsize=9)
         axes.invert_yaxis()
-        axes.set_title(titles.get(probe, probe), fontsize=10)
+        axes.set_title(PROBES.get(probe, probe), fontsize=10)
         axes.set_xlabel("top-1 accuracy (%)")
         axes.margins(x=0.15)
         axes.spines[["top", "right"]].set_visible(False)

@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from esvit_pl.visualize.figures.comparison import ROWS
+from esvit_pl.evaluation.names import (
+    KNN_TOP1,
+    PROBES,
+    TRAINING_LOSSES,
+    figure_title,
+    is_training_loss,
+    loss_title,
+)
 from esvit_pl.visualize.figures.style import COLOURS, GREEN, GREY, new_figure, tidy
 
 if TYPE_CHECKING:
@@ -21,7 +28,7 @@ def learning_curve(
     baselines: Mapping[str, float] | None = None,
     *,
     losses: Sequence[str] | None = None,
-    accuracy: str | None = "knn/top1",
+    accuracy: str | None = KNN_TOP1,
 ) -> Figure:
     """Losses above, an accuracy below, against epochs (or steps, if the rows hold no epoch).
 
@@ -41,7 +48,7 @@ def learning_curve(
     names = [*losses, *([accuracy] if accuracy else [])]
     curves = {name: _curve(rows, name) for name in names}
     if not any(len(steps) for steps, _ in curves.values()):
-        wanted = ", ".join(names) or "train/*_loss"
+        wanted = ", ".join(names) or TRAINING_LOSSES
         raise ValueError(f"learning_curve needs rows with one of {wanted}; found none in {len(rows)} rows")
     pictures = bool(losses) + bool(accuracy)
     figure = new_figure(6.4, 3.0 * pictures)
@@ -51,7 +58,7 @@ def learning_curve(
         for name, colour in zip(losses, itertools.cycle(COLOURS)):
             steps, values = curves[name]
             if len(steps):
-                _line(axes[0], steps / per_epoch, values, colour, _loss_label(name))
+                _line(axes[0], steps / per_epoch, values, colour, loss_title(name))
         tidy(axes[0], "loss")
         if axes[0].lines:
             axes[0].legend(frameon=False)
@@ -60,22 +67,15 @@ def learning_curve(
         if len(steps):
             mark = "o" if len(steps) <= 30 else None
             axes[-1].plot(steps / per_epoch, 100 * values, color=GREEN, marker=mark, markersize=4, label="pretraining")
-        _baselines(axes[-1], {ROWS.get(name, name): 100 * value for name, value in (baselines or {}).items()})
-        tidy(axes[-1], "k-NN top-1 accuracy (%)" if accuracy == "knn/top1" else f"{accuracy} (%)")
+        _baselines(
+            axes[-1],
+            {figure_title(name): 100 * value for name, value in (baselines or {}).items()},
+        )
+        tidy(axes[-1], f"{PROBES['knn']} top-1 accuracy (%)" if accuracy == KNN_TOP1 else f"{accuracy} (%)")
         highest = 100 * max([*values, *(baselines or {}).values()], default=1.0)
         axes[-1].set_ylim(0, 1.1 * highest if highest > 0 else 1)
     axes[-1].set_xlabel("epoch" if any("epoch" in row for row in rows) else "step")
     return figure
-
-
-def is_training_loss(metric: str) -> bool:
-    """Whether a metric is a loss that an objective logs: ``train/view_loss``, ``train/contrastive_loss``, ..."""
-    return metric.startswith("train/") and metric.endswith("_loss")
-
-
-def _loss_label(metric: str) -> str:
-    """``train/view_loss`` as "view loss"; other names stay."""
-    return metric.removeprefix("train/").replace("_", " ") if is_training_loss(metric) else metric
 
 
 def _curve(rows: Sequence[Mapping[str, float]], name: str) -> tuple[np.ndarray, np.ndarray]:

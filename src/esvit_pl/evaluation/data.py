@@ -1,0 +1,180 @@
+"""The images that evaluators ask about, where they compute, and the features that they share."""
+
+# b images of a batch | n images of a loader | d channels
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, Literal, NamedTuple, TypeVar, cast
+
+import torch
+from torch import Tensor, nn
+
+from esvit_pl.distributed import num_ranks, rank
+from esvit_pl.evaluation.features import Extracted, Unpack, extract, joined, unpack_batch
+from esvit_pl.evaluation.interface import Encoder, Kind
+from esvit_pl.precision import wide
+
+Source = Iterable[Any] | Callable[[], Iterable[Any]]
+"""A loader, or the function that makes it when it is first needed."""
+Module = TypeVar("Module", bound=nn.Module)
+
+
+@dataclass(frozen=True)
+class Place:
+    """A device and a precision.
+
+    Attributes:
+        device: to which images are moved.
+        precision: one of Lightning's precision plugins, for autocast and conversions; None leaves numbers as they are.
+    """
+
+    device: torch.device
+    precision: Any = None
+
+    def prepare(self, x: Any) -> Any:
+        """Tensors, alone or in lists, tuples and dicts: moved here, and converted if the precision is a true one."""
+        x = _moved(x, self.device)
+        return x if self.precision is None else self.precision.convert_input(x)
+
+    def module(self, module: Module) -> Module:
+        """The same module with its weights here."""
+        if self.precision is not None:
+            module = self.precision.convert_module(module)
+        return module.to(self.device)
+
+    def forward_context(self) -> AbstractContextManager[Any]:
+        """For a forward pass: autocast, if the precision is a mixed one."""
+        return nullcontext() if self.precision is None else self.precision.forward_context()
+
+    def scaler(self) -> torch.amp.GradScaler:
+        """For a backward pass: scales in float16, and does nothing elsewhere."""
+        return torch.amp.GradScaler(self.device.type, enabled=getattr(self.precision, "scaler", None) is not None)
+
+
+def place_of(trainer: Any) -> Place:
+    """The device and the precision of a Lightning trainer."""
+    return Place(trainer.strategy.root_device, trainer.precision_plugin)
+
+
+class Training(NamedTuple):
+    """What a probe learns from."""
+
+    loader: Iterable[Any]
+    """Batches of this rank, labelled."""
+    images_per_step: int
+    """Images of all ranks in one step of the optimizer; a learning rate is scaled by them."""
+    accumulate: int = 1
+    """Batches in one step."""
+    set_epoch: Callable[[int], None] | None = None
+    """Called with 0, 1, ... before each pass over the loader."""
+
+
+class EvaluationData:
+    """Bank, query and training images, and where to compute.
+
+    Features are computed when they are first asked for, and kept until another encoder is asked about: all evaluators
+    of one encoder share them. They are not computed again when an encoder learns; make a new object then.
+
+    >>> import torch
+    >>> from esvit_pl.evaluation import KNN, EvaluationData
+    >>> images, labels = torch.eye(6).reshape(6, 1, 2, 3), torch.arange(6) % 2
+    >>> data = EvaluationData(bank=[(images, labels)], query=[(images, labels)])
+    >>> KNN(k=1).run(lambda images: images.flatten(1), data)
+    {'knn/top1': 1.0, 'knn/top5': 1.0}
+
+    Args:
+        bank: labelled images that evaluators compare with or learn from as they are: a loader, or a function that makes
+            it. Of a loader that does not know the ranks each rank takes every n-th batch.
+        query: images that are classified, likewise.
+        train: for probes that learn from augmented images.
+        num_classes: needed by probes that learn.
+        unpack: batch -> (images, labels).
+        place: device and precision; None is the CPU.
+    """
+
+    def __init__(
+        self,
+        bank: Source | None = None,
+        query: Source | None = None,
+        *,
+        train: Callable[[], Training] | None = None,
+        num_classes: int | None = None,
+        unpack: Unpack = unpack_batch,
+        place: Place | None = None,
+    ) -> None:
+        self._sources = {"bank": bank, "query": query}
+        self._train = train
+        self.num_classes = num_classes
+        self.unpack = unpack
+        self.place = place or Place(torch.device("cpu"))
+        self._encoder: Any = None
+        self._kept: dict[tuple[str, Kind], list[Extracted]] = {}
+        self._training: Training | None = None
+
+    @property
+    def training(self) -> Training:
+        """Made when a probe first learns, and kept, so that a loader's workers may persist."""
+        if self._train is None:
+            raise ValueError("a probe that learns needs training images; give EvaluationData train=")
+        self._training = self._training or self._train()
+        return self._training
+
+    def features(self, encoder: Encoder, which: Literal["bank", "query"], kind: Kind = "pooled") -> Extracted:
+        """This rank's features and labels; (0 0) where this rank has no image."""
+        return joined(self.batches(encoder, which, kind), like=wide(self.place.prepare(torch.zeros(0, 0))))
+
+    def batches(self, encoder: Encoder, which: Literal["bank", "query"], kind: Kind = "pooled") -> list[Extracted]:
+        """The same, batch by batch."""
+        self.read(encoder, which, [kind])
+        return self._kept[which, kind]
+
+    def read(self, encoder: Encoder, which: Literal["bank", "query"], kinds: Sequence[Kind]) -> None:
+        """Compute several kinds of features in one pass over the images, but for those that are there already."""
+        missing = [kind for kind in kinds if self._encoder is not encoder or (which, kind) not in self._kept]
+        if not missing:
+            return
+        source = self._sources[which]
+        if source is None:
+            raise ValueError(f"this evaluator needs {which} images; give EvaluationData {which}=")
+        if callable(source):
+            source = self._sources[which] = source()
+        self.add(encoder, which, missing, dealt(source))
+
+    def add(self, encoder: Encoder, which: str, kinds: Sequence[Kind], batches: Iterable[Any]) -> None:
+        """Append features of batches that are this rank's, for a loop that reads the images itself."""
+        if self._encoder is not encoder:
+            self._encoder, self._kept = encoder, {}
+        functions = {kind: _feature_function(encoder, kind) for kind in kinds}
+        parts = extract(functions, batches, self.unpack, prepare=self.place.prepare, context=self.place.forward_context)
+        for kind in kinds:
+            self._kept.setdefault((which, kind), []).extend(parts[kind])
+
+
+def dealt(loader: Iterable[Any]) -> Iterable[Any]:
+    """The batches of a loader that are this rank's: all of them if it knows the ranks, else every n-th one."""
+    return loader if gives_each_rank_its_part(loader) else islice(loader, rank(), None, num_ranks())
+
+
+def gives_each_rank_its_part(loader: Any) -> bool:
+    """Whether a loader's sampler knows the ranks, as torch's DistributedSampler and those of ImageDataModule do."""
+    samplers = [getattr(loader, "sampler", None), getattr(loader, "batch_sampler", None)]
+    samplers.append(getattr(samplers[1], "sampler", None))
+    return any(hasattr(sampler, name) for sampler in samplers for name in ("num_replicas", "ranks"))
+
+
+def _feature_function(encoder: Any, kind: Kind) -> Encoder:
+    return cast(Encoder, encoder) if kind == "pooled" else lambda images: encoder.last_blocks(images, kind)
+
+
+def _moved(x: Any, device: torch.device) -> Any:
+    if isinstance(x, Tensor):
+        return x.to(device, non_blocking=device.type == "cuda")
+    if isinstance(x, Mapping):
+        return {key: _moved(value, device) for key, value in x.items()}
+    if isinstance(x, (list, tuple)):
+        return type(x)(_moved(value, device) for value in x)
+    return x.to(device) if hasattr(x, "to") else x

@@ -1,0 +1,58 @@
+"""What every evaluator is asked, and what it answers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+if TYPE_CHECKING:
+    from esvit_pl.evaluation.data import EvaluationData
+
+Kind = Literal["pooled"] | int
+"""Which features of an encoder: the pooled one, or those of its last n blocks side by side."""
+
+Encoder = Callable[[Any], Any]
+"""Images (b c h w) -> a tensor (b d) or ``Features``; a `Backbone` where an evaluator reads its last blocks."""
+
+
+class Evaluator(Protocol):
+    """A question to a frozen encoder that is answered in numbers: k-NN, a linear probe, and what you write.
+
+    A subclass writes `run`, and what it needs of the other two. An option in the config group ``evaluator`` makes it a
+    probe of every training: ``+evaluator@evaluation.spread=spread evaluation.probes=[knn,spread]``.
+
+    >>> import torch
+    >>> from esvit_pl.evaluation import EvaluationData, Evaluator
+    >>> class Spread(Evaluator):
+    ...     reads = ("pooled",)
+    ...     def run(self, encoder, data):
+    ...         return {"spread/top1": float(data.features(encoder, "query").features.std(0).mean())}
+    >>> Spread().run(lambda images: images.flatten(1), EvaluationData(query=[torch.ones(4, 3, 2, 2)]))
+    {'spread/top1': 0.0}
+    """
+
+    @property
+    def reads(self) -> tuple[Kind, ...]:
+        """The features of query images that `run` asks for; of several evaluators one pass over the images gives all
+        of them."""
+        return ()
+
+    def check(self, encoder: Any, num_classes: int | None) -> None:
+        """Refuse what could not be evaluated, before a training of hours.
+
+        Raises:
+            ValueError: the encoder or the number of classes does not fit.
+        """
+        return None
+
+    def run(self, encoder: Any, data: EvaluationData) -> dict[str, float]:
+        """Ask.
+
+        Args:
+            encoder: frozen and in eval mode; see `Encoder`.
+            data: images, and where to compute.
+
+        Returns:
+            {metric: number}, the one that a table of results shows first. The same on every process.
+        """
+        ...

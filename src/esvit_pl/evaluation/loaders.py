@@ -1,0 +1,54 @@
+"""How an evaluation finds its images in a data module and a module that it does not know."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def find_loader(owner: str, trainer: Any, module: Any, loader: str | Iterable[Any]) -> Callable[[], Iterable[Any]]:
+    """A function that gives the loader that `loader` names: ``"bank"`` means ``datamodule.bank_dataloader()``.
+
+    Looked for in the data module, then in the module; a loader is given back as it is.
+
+    Raises:
+        ValueError: neither has such a method; says which loaders there are.
+    """
+    if not isinstance(loader, str):
+        return lambda: loader
+    places = [place for place in (getattr(trainer, "datamodule", None), module) if place is not None]
+    for place in places:
+        method: Callable[[], Iterable[Any]] | None = getattr(place, f"{loader}_dataloader", None)
+        if method is not None:
+            return method
+    found = sorted({name for place in places for name in dir(place) if name.endswith("_dataloader")})
+    raise ValueError(
+        f"{owner} looks for {loader}_dataloader() in {' and '.join(type(place).__name__ for place in places)}, "
+        f"and found {', '.join(found) or 'none'}; name one of these without '_dataloader', or give the loader itself"
+    )
+
+
+def need_labels(owner: str, trainer: Any) -> None:
+    """Refuse a data module that says that its data have no labels."""
+    if getattr(getattr(trainer, "datamodule", None), "has_labels", True) is False:
+        raise ValueError(
+            f"{owner} needs labels, and the data of {type(trainer.datamodule).__name__} have none; "
+            "put the images into one folder for each class, or leave this measure out"
+        )
+
+
+def held_out(trainer: Any) -> Tensor | None:
+    """(images,) bool: whether the label of a training image, counted as the batches' "index", belongs to the query.
+
+    Where there is no ``val``, ImageDataModule pretrains on all images, those of the query among them. None if there are
+    none, or if the data module is another one.
+    """
+    data: Any = getattr(trainer, "datamodule", None)
+    if getattr(data, "train_subset", None) != "all" or data.dataset.val is not None:
+        return None
+    held = torch.zeros(len(data.train_images), dtype=torch.bool)
+    held[data.dataset.query.indices] = True
+    return held

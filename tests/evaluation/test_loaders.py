@@ -1,0 +1,26 @@
+from __future__ import annotations
+
+import pytest
+
+from esvit_pl.evaluation.loaders import find_loader
+
+
+def test_find_loader_looks_in_the_data_module_first() -> None:
+    class Owner:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def bank_dataloader(self) -> list[str]:
+            return [self.name]
+
+    class WithData:
+        datamodule = Owner("data module")
+
+    class Without:
+        datamodule = None
+
+    assert find_loader("X", WithData(), Owner("module"), "bank")() == ["data module"]
+    assert find_loader("X", Without(), Owner("module"), "bank")() == ["module"]
+    assert find_loader("X", Without(), None, [1, 2])() == [1, 2]
+    with pytest.raises(ValueError, match=r"looks for val_dataloader\(\) in Owner, and found bank_dataloader; name one"):
+        find_loader("X", Without(), Owner("module"), "val")
