@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterator
 from functools import cache
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 SRC = Path(__file__).parents[1] / "src" / "esvit_pl"
@@ -164,8 +165,21 @@ def test_only_one_file_talks_to_other_processes():
         assert users_of(collective) <= {"distributed.py"}
 
 
-def test_callbacks_do_not_know_the_modules():
-    assert not [name_of(path) for path in FILES if room_of(path) == "callbacks" and "modules" in rooms(tree_of(path))]
+def test_no_two_rooms_import_each_other():
+    """Nor do three in a circle. An import for type checkers alone counts too."""
+    below: dict[str, set[str]] = {}
+    for path in FILES:
+        below.setdefault(room_of(path), set()).update(rooms(tree_of(path)) - {room_of(path)})
+    try:
+        TopologicalSorter(below).prepare()
+    except CycleError as error:
+        raise AssertionError(f"rooms import each other: {' <- '.join(error.args[1])}") from None
+
+
+def test_callbacks_and_modules_do_not_know_each_other():
+    pair = {"callbacks", "modules"}
+    files = [path for path in FILES if room_of(path) in pair]
+    assert not [name_of(path) for path in files if (pair - {room_of(path)}) & rooms(tree_of(path))]
 
 
 def test_only_one_file_instantiates_and_only_one_asks_it_to():

@@ -27,6 +27,10 @@ Module = TypeVar("Module", bound=nn.Module)
 class Place:
     """A device and a precision.
 
+    >>> import torch
+    >>> Place(torch.device("cpu")).prepare({"image": torch.zeros(1), "name": "a"})
+    {'image': tensor([0.]), 'name': 'a'}
+
     Attributes:
         device: to which images are moved.
         precision: one of Lightning's precision plugins, for autocast and conversions; None leaves numbers as they are.

@@ -197,6 +197,13 @@ class LinearHeads(nn.Module):
 
     `learn_` is their step: SGD with momentum, without weight decay.
 
+    >>> import torch
+    >>> heads = LinearHeads(width=3, num_classes=3, lrs=[1.0, 100.0])
+    >>> for _ in range(20):
+    ...     learn_([heads], [torch.eye(3)], torch.arange(3))
+    >>> heads.correct(torch.eye(3), torch.arange(3))[1].tolist()  # first; among the first five
+    [3.0, 3.0]
+
     Args:
         width: d.
         num_classes: c, 2 or more.
