@@ -13,10 +13,10 @@ MODULES = $(subst /,.,$(patsubst src/%.py,%,$(filter-out %/__init__.py,$(wildcar
 	$(patsubst src/%/__init__.py,%,$(wildcard src/esvit_pl/*/__init__.py)))
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test test-all test-floors lint types format docs tables notebooks bench bench-gpu
+.PHONY: help install run test test-all test-floors coverage lint types types-strict format docs tables notebooks bench bench-gpu
 
 help:  ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 install: $(VENV)/.installed  ## make .venv and install the package with what the embedded run needs
 
@@ -35,12 +35,19 @@ test-floors:  ## `make test` in .venv-floors, with the oldest dependencies that 
 	@sed -nE 's/^    ([a-z-]+)>=([^,]+).*/\1==\2/p' setup.cfg > .venv-floors/floors.txt
 	@$(MAKE) --no-print-directory test VENV=.venv-floors PIP_FLAGS='--constraint .venv-floors/floors.txt $(PIP_FLAGS)'
 
+coverage: $(VENV)/.installed-dev  ## `make test`, and which lines of src it does not reach
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow" -n $(WORKERS) --dist loadfile \
+		--cov --cov-report=term-missing:skip-covered $(ARGS)
+
 lint: $(VENV)/.installed-dev  ## ruff: bugs, style, format
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
 types: $(VENV)/.installed-dev  ## mypy over src
 	$(BIN)/mypy
+
+types-strict: $(VENV)/.installed-dev  ## mypy --strict over src
+	$(BIN)/mypy --strict
 
 format: $(VENV)/.installed-dev  ## let ruff put things right
 	$(BIN)/ruff check --fix .

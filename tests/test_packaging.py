@@ -51,6 +51,13 @@ def test_the_list_of_packages_is_complete():
     assert not [str(path) for path in rooms if not (path / "__init__.py").is_file()]
 
 
+def test_only_pythons_that_were_run_are_claimed():
+    claimed = re.findall(r"Python :: (3\.\d+)$", SETUP["metadata"]["classifiers"], re.MULTILINE)
+    readme = (ROOT / "README.md").read_text()
+    assert claimed
+    assert f"The tests were run with Python {', '.join(claimed)} on Linux" in readme
+
+
 def test_ten_direct_dependencies_at_most():
     assert len(CORE) <= 10
 
