@@ -226,6 +226,11 @@ def test_every_room_shows_its_public_names():
             assert "__all__" in door.read_text(encoding="utf-8"), f"{name_of(door)} has no __all__"
 
 
+def test_the_map_has_a_line_for_every_room():
+    lines = (SRC.parents[1] / "docs" / "architecture.md").read_text(encoding="utf-8").splitlines()
+    assert [room for room in FLOOR if not any(line.startswith(f"| `{room}` |") for line in lines)] == []
+
+
 def test_the_rules_can_fail():
     """The readers of the source find what they look for, inside functions too."""
     tree = ast.parse(
