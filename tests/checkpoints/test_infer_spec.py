@@ -67,5 +67,5 @@ def test_strangers_are_not_recognised():
 
     with torch.device("meta"):
         state = timm.create_model("vit_tiny_patch16_224", depth=3).state_dict()
-    with pytest.raises(ValueError, match="width 192 and 3 blocks is none that the release trains"):
+    with pytest.raises(ValueError, match="the release trains no ViT of width 192 and 3 blocks"):
         infer_spec(state)

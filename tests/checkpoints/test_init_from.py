@@ -37,7 +37,7 @@ def test_everything_is_taken_from_where_it_belongs(run, kind):
     assert toys.largest_difference(toys.state(module), toys.state(trained)) == 0
     assert line == (
         f"init_from={paths[kind]} ({kind}, 2 epochs): student from its student, teacher from its teacher; "
-        "heads: region, view; centres: view, region"
+        "heads: region, view; state of the loss: centers.region.value, centers.view.value"
     )
 
 
@@ -63,7 +63,7 @@ def test_a_view_checkpoint_goes_on_with_both_losses(run, tmp_path):
     toys.trainer(tmp_path, callbacks=[saver], enable_checkpointing=True).fit(old, toys.loader(16, 8))
     module = fresh()
     line = module.start_from(read_checkpoint(tmp_path / "last.ckpt"))
-    assert line.endswith("heads: view; new heads: region; centres: view")
+    assert line.endswith("heads: view; new heads: region; state of the loss: centers.view.value")
     for name in ("student", "teacher"):
         mine, other = getattr(module, name), getattr(old, name)
         assert toys.largest_difference(toys.state(mine.heads["view"]), toys.state(other.heads["view"])) == 0
@@ -146,12 +146,13 @@ def test_another_training_is_not_gone_on_with(run, tmp_path):
         sgd.continue_from(source)
     view = toys.pretrainer({"region_weight": 0.0})
     with pytest.raises(
-        ValueError, match=r"not in the model: heads.region[^?]*its losses are \['region', 'view'\], and loss="
+        ValueError,
+        match=r"not in the model: heads.region[^?]*state of the loss: not in the model: centers.region.value",
     ):
         view.continue_from(source)
     wide = toys.pretrainer(network={"window": 2})
     with pytest.raises(ValueError, match="student: of another shape: .*windows of 4 and 2"):
         wide.continue_from(source)
     torch.save(read_pickled(paths["released EsViT"])["teacher"], tmp_path / "bare.pth")
-    with pytest.raises(ValueError, match="holds no epoch and no optimizer, so no training to go on with"):
+    with pytest.raises(ValueError, match="holds no epoch or no optimizer, so there is no training to go on with"):
         toys.pretrainer().continue_from(read_checkpoint(tmp_path / "bare.pth", moments=True))

@@ -57,8 +57,8 @@ def test_golden_checkpoint(path):
         head = released_head(source, "teacher", name)
         sizes = (len(head.prototypes.direction), head.prototypes.direction.shape[1], head.mlp[0].out_features)
         assert sizes == (said["out_dim"], said["head_bottleneck_dim"], said["head_hidden_dim"])
-    assert all(center.shape == (said["out_dim"],) for center in source.centers.values())
-    assert sorted(source.centers) == sorted(heads)
+    assert all(center.shape == (said["out_dim"],) for center in source.objective.values())
+    assert sorted(source.objective) == [f"centers.{name}.value" for name in sorted(heads)]
 
 
 def released_head(source: Checkpoint, network: str, name: str) -> ProjectionHead:

@@ -5,19 +5,17 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from esvit_pl.augment import EvaluationTransform, Recipe
 from esvit_pl.backbones import FAMILIES, Backbone, build
-from esvit_pl.checkpoints.checkpoint import Checkpoint
-from esvit_pl.checkpoints.load_weights import fitted, load_
+from esvit_pl.checkpoints.checkpoint import Checkpoint, Network
+from esvit_pl.checkpoints.load_weights import MASK, fitted, load_
 from esvit_pl.checkpoints.recognise import read_checkpoint
-
-Network = Literal["teacher", "student"]
 
 
 def load_backbone(
-    path_or_name: str | Path, *, network: Network = "teacher", backbone: Mapping[str, Any] | None = None
+    path_or_name: str | Path, *, network: Network = "encoder", backbone: Mapping[str, Any] | None = None
 ) -> Backbone:
     """A pretrained backbone, in eval mode and without gradients, with the `transform` that prepares images for it.
 
@@ -29,20 +27,22 @@ def load_backbone(
         path_or_name: a checkpoint of ``esvit-pretrain``; one of the released EsViT or DINO, or its bare weights; a
             safetensors file; a folder that timm wrote; the name of a pretrained timm model, or ``hf-hub:USER/REPO``
             (these two are downloaded). The format is recognised.
-        network: whose backbone, where the file holds both; the teacher's is the one that the release evaluates.
+        network: "teacher" or "student"; "encoder" is the teacher, which the release evaluates, or without a teacher the
+            student.
         backbone: settings of the backbone, all of its ``spec`` or some. They replace what the weights do not tell (a
             released CvT's windows, a released ViL's mode); the others must be those of the file.
 
     Raises:
-        ValueError: no such file or name; not recognised; unsafe; weights that do not fit, by name and shape.
+        ValueError: there is no such file or name, its format is not recognised, it is unsafe, it holds no such network,
+            or weights do not fit (by name and shape).
     """
     return backbone_of(read_checkpoint(path_or_name), network=network, backbone=backbone)
 
 
 def backbone_of(
-    checkpoint: Checkpoint, *, network: Network = "teacher", backbone: Mapping[str, Any] | None = None
+    checkpoint: Checkpoint, *, network: Network = "encoder", backbone: Mapping[str, Any] | None = None
 ) -> Backbone:
-    """`load_backbone` of what has been read already."""
+    """`load_backbone` of a checkpoint that was read already."""
     untold = [name for name in ("num_heads", "windows", "mode") if name in checkpoint.guessed]
     if untold and backbone is None:
         assumed = {name: checkpoint.backbone[name] for name in untold}
@@ -54,8 +54,10 @@ def backbone_of(
             f"backbone=NAME {keys}",
             stacklevel=3,
         )
-    made = build(**settled(checkpoint, backbone))
-    load_(made, fitted(checkpoint.network(network), made), f"{checkpoint.path} ({checkpoint.format})")
+    made, state = build(**settled(checkpoint, backbone)), checkpoint.network(network)
+    if f"backbone.{MASK}" in state:
+        made.learn_mask()
+    load_(made, fitted(state, made), f"{checkpoint.path} ({checkpoint.format})")
     made.transform = EvaluationTransform(checkpoint.recipe or Recipe())
     return made.eval().requires_grad_(False)
 
@@ -69,10 +71,8 @@ def settled(checkpoint: Checkpoint, backbone: Mapping[str, Any] | None) -> dict[
     if backbone is None:
         return checkpoint.backbone
     if checkpoint.backbone["name"] not in FAMILIES and backbone.get("name") not in FAMILIES:
-        return {
-            **checkpoint.backbone,
-            **backbone,
-        }  # timm has several names for one architecture; the weights' shapes decide
+        # timm has several names for one architecture; the weights' shapes decide
+        return {**checkpoint.backbone, **backbone}
     open_ = {*checkpoint.guessed, "drop_path_rate"}
     differences = [
         f"{name}: checkpoint {checkpoint.backbone[name]!r}, backbone= {value!r}"

@@ -1,21 +1,23 @@
-"""What a checkpoint of any format holds, under our names."""
+"""The contents of a checkpoint of any format, under our names."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 
 from esvit_pl.augment import Recipe
 
 State = dict[str, Tensor]
+Network = Literal["encoder", "teacher", "student"]
+"""Whose weights: "encoder" is the teacher, or without a teacher the student."""
 
 
 @dataclass(frozen=True)
 class Moments:
-    """What an optimizer has gathered."""
+    """The state of an optimizer."""
 
     name: str
     """"adamw", "sgd" or "lars"."""
@@ -25,39 +27,53 @@ class Moments:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Weights to start from, to go on with, or to look at. Every format is read into one of these."""
+    """Weights to start from, to go on with, or to look at. Every format is read into one of these.
+
+    checkpoint = esvit_pl.checkpoints.read_checkpoint("RUN/checkpoints/last.ckpt")
+    checkpoint.format, checkpoint.epoch, checkpoint.network("encoder").keys()
+    """
 
     path: str
     format: str
-    """What it was recognised as, for people: "esvit_pl", "released EsViT", "released DINO", ..."""
+    """The recognised format, for people: "esvit_pl", "released EsViT", "released DINO", ..."""
     backbone: dict[str, Any]
     """``backbones.build(**backbone)`` makes the backbone that these weights fit."""
     networks: dict[str, State]
     """"student" and "teacher", or "backbone" where the file holds only one -> weights named as in `MultiCropNetwork`:
-    ``backbone.*``, ``heads.view.*``, ``heads.region.*``."""
+    ``backbone.*``, ``heads.<name>.*``."""
     guessed: tuple[str, ...] = ()
     """Arguments of the backbone that the file leaves open."""
-    centers: dict[str, Tensor] = field(default_factory=dict)
-    """Head -> its centre (k,)."""
+    objective: State = field(default_factory=dict)
+    """What the objective remembers (centres, a queue), named as in its ``state_dict()``."""
     epoch: int | None = None
     """Epochs of pretraining that were finished."""
     moments: Moments | None = None
     config: dict[str, Any] | None = None
-    """The run's whole config, where the file tells."""
+    """The run's whole config, if the file has it."""
     recipe: Recipe | None = None
-    """How images were prepared, where the file tells."""
+    """How images were prepared, if the file says it."""
 
-    def network(self, name: str) -> State:
-        """Weights of the student or the teacher; of the only network where the file holds one.
+    def resolve(self, network: str) -> str:
+        """The key in `networks` that a `Network` means here; a file with one nameless backbone has only that.
 
         Raises:
             ValueError: there is no such network.
         """
         if set(self.networks) == {"backbone"}:
-            return self.networks["backbone"]
-        if name not in self.networks:
-            raise ValueError(f"{self.path} holds no {name}; its networks are {', '.join(sorted(self.networks))}")
-        return self.networks[name]
+            return "backbone"
+        if network == "encoder":
+            return "teacher" if "teacher" in self.networks else "student"
+        if network not in self.networks:
+            raise ValueError(f"{self.path} holds no {network}; its networks are {', '.join(sorted(self.networks))}")
+        return network
+
+    def network(self, network: str) -> State:
+        """The weights of a `Network`.
+
+        Raises:
+            ValueError: there is no such network.
+        """
+        return self.networks[self.resolve(network)]
 
 
 def part(state: Mapping[str, Tensor], prefix: str) -> State:

@@ -1,6 +1,6 @@
-"""What sizes a backbone has, read off its weights alone: files of others say no more.
+"""The spec of a backbone, read off its weights alone: files of others say no more.
 
-Names are the released ones (docs/checkpoints.md), without the heads'.
+Weights have their released names (docs/checkpoints.md), without those of the heads.
 """
 
 # w side of a window | m side of a token map
@@ -18,15 +18,16 @@ State = Mapping[str, Tensor]
 
 
 class Inferred(NamedTuple):
-    """Arguments of ``backbones.build``, as far as weights tell."""
+    """What weights say of their backbone."""
 
     spec: dict[str, Any]
+    """Arguments of ``backbones.build``."""
     guessed: tuple[str, ...] = ()
-    """Names of arguments that the weights leave open, and that hold the published models' values here."""
+    """Arguments that the weights leave open. In `spec` they have the published models' values, or are left out."""
 
 
 def infer_spec(state: State) -> Inferred | None:
-    """The sizes of a backbone with these weights; None where no family is recognised."""
+    """The spec of a backbone with these weights; None where no family is recognised."""
     for recognised, read in _FAMILIES.items():
         if all(any(re.match(pattern, name) for name in state) for pattern in recognised):
             return read(state)
@@ -128,7 +129,7 @@ def _vit(state: State) -> Inferred:
     known = {(192, 12): "tiny", (384, 12): "small", (768, 12): "base", (1024, 24): "large"}
     if (width, depth) not in known:
         raise ValueError(
-            f"a ViT of width {width} and {depth} blocks is none that the release trains (tiny, small, base, large); "
+            f"the release trains no ViT of width {width} and {depth} blocks (tiny, small, base and large it does); "
             "name its timm model: backbone=timm backbone.name=..."
         )
     table = state["pos_embed"]
@@ -149,7 +150,7 @@ def _resnet(state: State) -> Inferred:
     }
     if kind not in known:
         raise ValueError(
-            f"a ResNet of {kind[0]} blocks {depths} is none that torchvision has; name its timm model: backbone=timm "
+            f"torchvision has no ResNet of {kind[0]} blocks {depths}; name its timm model: backbone=timm "
             "backbone.name=..."
         )
     return Inferred({"name": known[kind], "in_chans": state["conv1.weight"].shape[1]}, ("img_size", "drop_path_rate"))
@@ -162,7 +163,7 @@ _FAMILIES: dict[tuple[str, ...], Callable[[State], Inferred]] = {
     (r"patch_embed\.proj\.weight$", r"cls_token$", r"pos_embed$", r"blocks\.0\.attn\.qkv\.weight$"): _vit,
     (r"conv1\.weight$", r"bn1\.weight$", r"layer4\.0\.conv1\.weight$"): _resnet,
 }
-"""Names that a family's weights have -> how its sizes are read."""
+"""Names that all weights of a family have -> the function that reads its spec."""
 
 
 def _matches(state: State, pattern: str) -> list[re.Match[str]]:

@@ -2,37 +2,34 @@
 
 from __future__ import annotations
 
-import torch
 from torch import nn
 
-from esvit_pl.checkpoints.build_backbone import Network
-from esvit_pl.checkpoints.checkpoint import Checkpoint, State, part
+from esvit_pl.checkpoints.checkpoint import Checkpoint, Network, State, part, under
 from esvit_pl.checkpoints.load_weights import fitted, load_, misfits
-from esvit_pl.losses import Center
 from esvit_pl.network import MultiCropNetwork
-from esvit_pl.objectives import Objective
+from esvit_pl.objectives.interface import Objective
 
 
 def start_from_(
     student: MultiCropNetwork,
     teacher: MultiCropNetwork | None,
     objective: Objective,
-    source: Checkpoint,
+    checkpoint: Checkpoint,
     *,
     network: Network | None = None,
     heads: bool = True,
     resize_positions: bool = False,
 ) -> str:
-    """Put a source's weights into both networks, in place.
+    """Put a checkpoint's weights into both networks, in place.
 
     Args:
-        student: keeps its own initial values where the source has none.
-        teacher: the same; None for objectives without.
-        objective: whose centres go on, with the heads that they belong to.
-        source: of any format.
-        network: which of the source's networks both start from; None: each from its own, or both from the only one.
-        heads: take heads and centres, too, where the source has them; what it lacks starts afresh, like its centre.
-        resize_positions: resize position tables made for another window or image size.
+        student: keeps its own initial values where the checkpoint has none.
+        teacher: the same; None for objectives without a teacher.
+        objective: takes over what the checkpoint's objective remembered, entry by entry of its ``state_dict()``.
+        checkpoint: of any format.
+        network: which of the checkpoint's networks both start from; None: each from its own, or both from the only one.
+        heads: take heads and the objective's state, too. What the checkpoint lacks starts afresh.
+        resize_positions: resize position tables that were made for another window or image size.
 
     Returns:
         One line that says what came from where.
@@ -40,24 +37,26 @@ def start_from_(
     Raises:
         ValueError: weights that do not fit, by name and shape.
     """
-    taken: dict[str, list[str]] = {"heads": [], "new": []}
-    origins = {}
-    for name, target in (("student", student), ("teacher", teacher)):
-        if target is None:
-            continue
-        origin = network or _own(source, name)
-        state = source.network(origin)
-        origins[name] = origin if len(source.networks) > 1 else next(iter(source.networks))
-        what = f"{source.path} ({source.format}, {origins[name]})"
+    origins: dict[str, str] = {}
+    given: set[str] = set()
+    for name, target in _networks(student, teacher).items():
+        own = name if name in checkpoint.networks else next(iter(checkpoint.networks))
+        origins[name] = checkpoint.resolve(network or own)
+        state = checkpoint.networks[origins[name]]
+        what = f"{checkpoint.path} ({checkpoint.format}, {origins[name]})"
         try:
             load_(target.backbone, fitted(state, target.backbone), f"the backbone of {what}", resize=resize_positions)
-            given = _load_heads(target.heads, state, what) if heads else set()
+            given |= _load_heads(target.heads, state, what) if heads else set()
         except ValueError as error:
-            raise ValueError(f"{error}{_remedy(source, target, str(error), resize_positions)}") from error
-        taken["heads"] = sorted(given)
-        taken["new"] = sorted(set(target.heads) - given)
-    centers = _load_centers(objective, source, set(taken["heads"]))
-    return _line(source, origins, taken, centers)
+            raise ValueError(f"{error}{_remedy(checkpoint, target, str(error), resize_positions)}") from error
+    remembered = _load_objective(objective, checkpoint) if given or not student.heads else []
+    epochs = f", {checkpoint.epoch} epochs" if checkpoint.epoch is not None else ""
+    parts = [", ".join(f"{name} from its {origin}" for name, origin in origins.items())]
+    new = set(student.heads) - given
+    for title, names in (("heads", given), ("new heads", new), ("state of the loss", remembered)):
+        if names:
+            parts.append(f"{title}: {', '.join(sorted(names))}")
+    return f"init_from={checkpoint.path} ({checkpoint.format}{epochs}): {'; '.join(parts)}"
 
 
 def check_continues(
@@ -65,7 +64,7 @@ def check_continues(
     teacher: MultiCropNetwork | None,
     objective: Objective,
     optimizer: str,
-    source: Checkpoint,
+    checkpoint: Checkpoint,
 ) -> None:
     """Refuse to go on with a training that is not the same: another architecture, loss or optimizer.
 
@@ -73,80 +72,61 @@ def check_continues(
         ValueError: what differs, and that ``init_from=`` starts a new training from these weights.
     """
     problems = []
-    if source.epoch is None or source.moments is None:
-        problems.append("it holds no epoch and no optimizer, so no training to go on with")
-    elif source.moments.name != optimizer:
-        problems.append(f"its optimizer is {source.moments.name}, and optimizer= is {optimizer}")
-    for name, target in (("student", student), ("teacher", teacher)):
-        if (target is None) != (name not in source.networks):
-            problems.append(f"it holds {', '.join(source.networks)}, and this loss needs {name} {target is not None}")
-        elif target is not None:
-            state = source.networks[name]
-            renamed = {f"backbone.{key}": value for key, value in fitted(state, target.backbone).items()}
-            renamed |= {key: value for key, value in state.items() if key.startswith("heads.")}
-            problems += [f"{name}: {line}" for line in misfits(renamed, target.state_dict())]
-    wanted = {name for name, _ in _centers(objective)}
-    if set(source.centers) != wanted:
-        problems.append(f"its losses are {sorted(source.centers)}, and loss= has {sorted(wanted)}")
+    if checkpoint.epoch is None or checkpoint.moments is None:
+        problems.append("it holds no epoch or no optimizer, so there is no training to go on with")
+    elif checkpoint.moments.name != optimizer:
+        problems.append(f"its optimizer is {checkpoint.moments.name}, and optimizer= is {optimizer}")
+    networks = _networks(student, teacher)
+    if set(networks) != set(checkpoint.networks):
+        problems.append(f"it holds {', '.join(checkpoint.networks)}, and this training has {', '.join(networks)}")
+    for name in set(networks) & set(checkpoint.networks):
+        target, state = networks[name], checkpoint.networks[name]
+        renamed = under("backbone.", fitted(state, target.backbone))
+        renamed |= {key: value for key, value in state.items() if key.startswith("heads.")}
+        problems += [f"{name}: {line}" for line in misfits(renamed, target.state_dict())]
+    problems += [f"state of the loss: {line}" for line in misfits(checkpoint.objective, objective.state_dict())]
     if problems:
         raise ValueError(
-            f"ckpt_path={source.path} ({source.format}) goes on with the training in the file, which is not this one:"
-            "\n  " + "\n  ".join(problems) + "\n  init_from= starts a new training from its weights (with start_epoch= "
-            "where it is to stand in the schedules)"
+            f"ckpt_path={checkpoint.path} ({checkpoint.format}) goes on with the training in the file, which is not "
+            "this one:\n  " + "\n  ".join(problems) + "\n  init_from= starts a new training from its weights (with "
+            "start_epoch= where it is to stand in the schedules)"
         )
 
 
-def _own(source: Checkpoint, name: str) -> str:
-    return name if name in source.networks else next(iter(source.networks))
+def _networks(student: MultiCropNetwork, teacher: MultiCropNetwork | None) -> dict[str, MultiCropNetwork]:
+    return {"student": student} if teacher is None else {"student": student, "teacher": teacher}
 
 
 def _load_heads(heads: nn.ModuleDict, state: State, what: str) -> set[str]:
-    given = {name: part(state, f"heads.{name}.") for name in heads}
+    """Load the heads that the checkpoint has; their names."""
+    given = {name: weights for name in heads if (weights := part(state, f"heads.{name}."))}
     for name, weights in given.items():
-        if weights:
-            load_(heads[name], weights, f"the {name} head of {what}")
-    return {name for name, weights in given.items() if weights}
+        load_(heads[name], weights, f"the {name} head of {what}")
+    return set(given)
 
 
-@torch.no_grad()
-def _load_centers(objective: Objective, source: Checkpoint, heads: set[str]) -> list[str]:
-    given = [(name, center) for name, center in _centers(objective) if name in source.centers and name in heads]
-    for name, center in given:
-        if center.value.shape != source.centers[name].shape:
-            raise ValueError(
-                f"{source.path}: the {name} centre has {len(source.centers[name])} prototypes, and the model's "
-                f"{len(center.value)}"
-            )
-        center.value.copy_(source.centers[name])
-    return [name for name, _ in given]
+def _load_objective(objective: Objective, checkpoint: Checkpoint) -> list[str]:
+    """Load what the checkpoint has of the objective's state; its names."""
+    own = objective.state_dict()
+    given = {name: value for name, value in checkpoint.objective.items() if name in own}
+    try:
+        load_(objective, {**own, **given}, f"the state of the loss in {checkpoint.path}")
+    except ValueError as error:
+        raise ValueError(f"{error}\n  init.heads=false takes the backbone alone") from error
+    return list(given)
 
 
-def _centers(objective: Objective) -> list[tuple[str, Center]]:
-    centers = getattr(objective, "centers", None)
-    named = centers.items() if isinstance(centers, nn.ModuleDict) else ()
-    return [(name, center) for name, center in named if isinstance(center, Center)]
-
-
-def _remedy(source: Checkpoint, target: MultiCropNetwork, problem: str, resize: bool) -> str:
+def _remedy(checkpoint: Checkpoint, target: MultiCropNetwork, problem: str, resize: bool) -> str:
     """What to do about weights that do not fit."""
     if " head of " in problem.partition("\n")[0]:
         return "\n  init.heads=false takes the backbone alone, and new heads"
     ours = getattr(target.backbone, "spec", {})
     differences = [
         f"{name}={value} there, {ours[name]} here"
-        for name, value in source.backbone.items()
-        if name in ours and ours[name] != value and name not in source.guessed
+        for name, value in checkpoint.backbone.items()
+        if name in ours and ours[name] != value and name not in checkpoint.guessed
     ]
     lines = [f"\n  its backbone has {'; '.join(differences)}; choose backbone= to match"] if differences else []
     if not resize and ("pos_embed" in problem or "position_bias_table" in problem):
         lines.append("\n  init.resize_positions=true resizes position tables made for another window or image size")
     return "".join(lines)
-
-
-def _line(source: Checkpoint, origins: dict[str, str], taken: dict[str, list[str]], centers: list[str]) -> str:
-    epochs = f", {source.epoch} epochs" if source.epoch is not None else ""
-    pairs = ", ".join(f"{name} from its {origin}" for name, origin in origins.items())
-    heads = f"; heads: {', '.join(taken['heads'])}" if taken["heads"] else ""
-    new = f"; new heads: {', '.join(taken['new'])}" if taken["new"] else ""
-    with_centers = f"; centres: {', '.join(centers)}" if centers else ""
-    return f"init_from={source.path} ({source.format}{epochs}): {pairs}{heads}{new}{with_centers}"

@@ -16,6 +16,8 @@ from esvit_pl.checkpoints.checkpoint import State, part, under
 
 SHOWN = 6
 """Names of one kind that a message lists."""
+MASK = "mask_vector"
+"""A backbone's name for what stands in place of masked patches; only trainings that mask have it."""
 
 
 @torch.no_grad()
@@ -79,7 +81,9 @@ def fitted(network: State, backbone: Backbone) -> State:
     state, wanted = part(network, "backbone."), set(backbone.state_dict())
     choices = [state, under("model.", state), part(state, "model."), part(state, "backbone.")]
     best = max(choices, key=lambda choice: len(wanted & set(choice)))
-    return {name: value for name, value in best.items() if name in wanted or not _is_classifier(name)}
+    if MASK in wanted and MASK not in best:  # the training of these weights masked nothing
+        best = {**best, MASK: backbone.state_dict()[MASK]}
+    return {name: value for name, value in best.items() if name in wanted or not _has_no_part(name)}
 
 
 def _sized(name: str, value: Tensor, wanted: Tensor | None) -> Tensor:
@@ -92,7 +96,7 @@ def _sized(name: str, value: Tensor, wanted: Tensor | None) -> Tensor:
 def _picture(table: Tensor, side: int) -> Tensor:
     """(b c l) of a square picture -> (b c side*side)"""
     old = isqrt(table.shape[-1])
-    picture = F.interpolate(table.unflatten(-1, (old, old)).float(), size=(side, side), mode="bicubic")
+    picture = F.interpolate(torch.unflatten(table, -1, (old, old)).float(), size=(side, side), mode="bicubic")
     return picture.flatten(-2).to(table.dtype)
 
 
@@ -119,5 +123,6 @@ def _some(names: list[str]) -> str:
     return "; ".join(names[:SHOWN]) + (f"; and {rest} more" if rest > 0 else "")
 
 
-def _is_classifier(name: str) -> bool:
-    return name.removeprefix("model.").startswith(("head.", "fc.", "classifier.", "head_dist."))
+def _has_no_part(name: str) -> bool:
+    """Whether a backbone without classifier and masks can do without this weight."""
+    return name == MASK or name.removeprefix("model.").startswith(("head.", "fc.", "classifier.", "head_dist."))

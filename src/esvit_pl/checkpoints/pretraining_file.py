@@ -1,26 +1,54 @@
-"""Our own training checkpoints: what they say of themselves, and how parts are built from them again."""
+"""Checkpoints of `Pretrainer`: what they hold beside Lightning's own entries, and how they are read again.
+
+Under ``esvit_pl`` they hold plain Python: `format`, `backbone` and `loss` (specs), `config`, `parameters` (names in
+the optimizer's order), and `augment` (how images were prepared). Format 1 had neither of the last two.
+"""
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
-import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from esvit_pl.augment import Recipe
-from esvit_pl.backbones import Backbone, build
-from esvit_pl.checkpoints.checkpoint import Checkpoint, Moments, part
+from esvit_pl.backbones import Backbone
+from esvit_pl.checkpoints.checkpoint import Checkpoint, Moments, State, part
+from esvit_pl.checkpoints.load_weights import misfits
+from esvit_pl.checkpoints.optimizer_order import optimizer_order
 from esvit_pl.network import MultiCropNetwork
-from esvit_pl.objectives import EsViTObjective
 from esvit_pl.objectives.interface import Objective
-from esvit_pl.optim import parameter_groups
+from esvit_pl.optim import parameter_names
 
-FORMAT = 1
+FORMAT = 2
 
 
-def describe(backbone: Backbone, objective: Objective, config: dict[str, Any] | None) -> dict[str, Any]:
-    """What a checkpoint holds under ``esvit_pl``: plain Python only, so that ``weights_only=True`` reads it."""
-    return {"format": FORMAT, "backbone": dict(backbone.spec), "loss": dict(objective.spec), "config": config}
+def describe(
+    student: MultiCropNetwork,
+    objective: Objective,
+    config: dict[str, Any] | None,
+    transform: object = None,
+    optimizer: Optimizer | None = None,
+) -> dict[str, Any]:
+    """What a checkpoint holds under ``esvit_pl``: plain Python, so that ``weights_only=True`` reads it.
+
+    Args:
+        student: the network that learns.
+        objective: what it learns.
+        config: the run's config as plain Python, if there is one.
+        transform: how images are prepared for the backbone; an `EvaluationTransform` is written down.
+        optimizer: of the student's parameters.
+    """
+    recipe = getattr(transform, "recipe", None)
+    return {
+        "format": FORMAT,
+        "backbone": dict(student.backbone.spec),
+        "loss": dict(objective.spec),
+        "config": config,
+        "parameters": None if optimizer is None else parameter_names(optimizer, student),
+        "augment": asdict(recipe) if isinstance(recipe, Recipe) else None,
+    }
 
 
 def is_ours(checkpoint: object) -> bool:
@@ -28,83 +56,89 @@ def is_ours(checkpoint: object) -> bool:
     return isinstance(checkpoint, dict) and "esvit_pl" in checkpoint
 
 
-def read_training(checkpoint: dict[str, Any], path: str, *, moments: bool = False) -> Checkpoint:
-    """A checkpoint of `Pretrainer`.
+def read(checkpoint: dict[str, Any], path: str, *, moments: bool = False) -> Checkpoint:
+    """Read a checkpoint of `Pretrainer`.
 
     Args:
-        checkpoint: as `read_pickled` gives it.
+        checkpoint: what `read_pickled` returns.
         path: for messages.
-        moments: read the optimizer, too.
+        moments: whether to read the optimizer, too.
+
+    Raises:
+        ValueError: a newer version of this library wrote it.
     """
     about, weights = checkpoint["esvit_pl"], checkpoint["state_dict"]
+    if about["format"] > FORMAT:
+        raise ValueError(
+            f"{path} is of format {about['format']}, and this version of esvit_pl reads up to {FORMAT}; "
+            "a newer esvit_pl reads it"
+        )
     networks = {name: part(weights, f"{name}.") for name in ("student", "teacher")}
-    centers = part(weights, "objective.centers.")
-    augment = (about.get("config") or {}).get("augment") or {}
-    known = augment.get("_target_") == "esvit_pl.augment.Recipe"
     return Checkpoint(
         path=path,
         format="esvit_pl",
         backbone=about["backbone"],
         networks={name: state for name, state in networks.items() if state},
-        centers={name.removesuffix(".value"): value for name, value in centers.items() if name.endswith(".value")},
+        objective=part(weights, "objective."),
         epoch=checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"],
-        moments=_moments(checkpoint) if moments else None,
+        moments=_moments(checkpoint, networks["student"]) if moments else None,
         config=about.get("config"),
-        recipe=Recipe(**{name: value for name, value in augment.items() if name != "_target_"}) if known else None,
+        recipe=_recipe(about),
     )
 
 
 def check_same_architecture(
     checkpoint: dict[str, Any], backbone: Backbone, objective: Objective, state: dict[str, Tensor]
 ) -> None:
-    """Refuse to resume from a checkpoint of another architecture, and say which settings and weights differ.
+    """Refuse to resume from a checkpoint of another architecture.
 
     Args:
-        checkpoint: as Lightning loads it.
-        backbone: the one that is to go on training.
-        objective: the same.
+        checkpoint: what Lightning loads.
+        backbone: the student's backbone in the training that resumes.
+        objective: the objective of this training.
         state: the module's own ``state_dict()``.
+
+    Raises:
+        ValueError: the settings and weights that differ.
     """
     saved = checkpoint.get("esvit_pl")
     if saved is None:
-        raise ValueError("the checkpoint to resume from is none of esvit-pretrain: it has no entry 'esvit_pl'")
-    differences = [
-        f"{group}.{key}: checkpoint {saved[group].get(key)!r}, now {now.get(key)!r}"
-        for group, now in (("backbone", backbone.spec), ("loss", objective.spec))
-        for key in sorted({*saved[group], *now})
-        if saved[group].get(key) != now.get(key) and key not in ("drop_path_rate", "init")
-    ]
-    theirs = checkpoint["state_dict"]
-    misfits = [f"{key} only in the checkpoint" for key in theirs if key not in state]
-    misfits += [f"{key} only in the model" for key in state if key not in theirs]
-    misfits += [
-        f"{key}: checkpoint {tuple(theirs[key].shape)}, now {tuple(state[key].shape)}"
-        for key in state
-        if key in theirs and theirs[key].shape != state[key].shape
-    ]
-    if misfits:
-        shown = misfits[:5] + ([f"and {len(misfits) - 5} more"] if len(misfits) > 5 else [])
+        raise ValueError("the checkpoint to resume from does not come from esvit-pretrain: it has no entry 'esvit_pl'")
+    problems = misfits(checkpoint["state_dict"], state)
+    if problems:
+        differences = [
+            f"{group}.{key}: checkpoint {saved[group][key]!r}, now {now[key]!r}"
+            for group, now in (("backbone", backbone.spec), ("loss", objective.spec))
+            for key in sorted({*saved[group]} & {*now})
+            if saved[group][key] != now[key] and key not in ("drop_path_rate", "init")
+        ]
         raise ValueError(
             "the checkpoint to resume from was trained with another architecture.\n  settings: "
             + ("; ".join(differences) or "equal")
             + "\n  weights: "
-            + "; ".join(shown)
+            + "; ".join(problems)
             + "\n  resume with the settings of the checkpoint, or start a new training from its weights with init_from="
         )
 
 
-def _moments(checkpoint: dict[str, Any]) -> Moments | None:
-    """The optimizer's state by name. Its names are those of a student built of the checkpoint's specs."""
-    about = checkpoint["esvit_pl"]
-    if about["loss"].get("name") != "esvit" or not checkpoint.get("optimizer_states"):
+def _recipe(about: dict[str, Any]) -> Recipe | None:
+    if about["format"] > 1:
+        return None if about["augment"] is None else Recipe(**about["augment"])
+    augment = (about.get("config") or {}).get("augment") or {}
+    known = augment.get("_target_") == "esvit_pl.augment.Recipe"
+    return Recipe(**{name: value for name, value in augment.items() if name != "_target_"}) if known else None
+
+
+def _moments(checkpoint: dict[str, Any], student: State) -> Moments | None:
+    """The optimizer's state, by names of the student's parameters; None if the file does not hold it."""
+    about, states = checkpoint["esvit_pl"], checkpoint.get("optimizer_states")
+    if not states:
         return None
-    with torch.device("meta"):
-        backbone = build(**about["backbone"])
-        objective = EsViTObjective(**{name: value for name, value in about["loss"].items() if name != "name"})
-        student = MultiCropNetwork(backbone, objective.heads(backbone.width, backbone.region_width))
-    names = {parameter: name for name, parameter in student.named_parameters()}
-    order = [names[parameter] for group in parameter_groups(student) for parameter in group["params"]]
-    saved = checkpoint["optimizer_states"][0]
-    group = saved["param_groups"][0]
-    name = "adamw" if "betas" in group else "lars" if "trust" in group else "sgd"
-    return Moments(name, {order[place]: state for place, state in saved["state"].items()})
+    groups = states[0]["param_groups"]
+    count = sum(len(group["params"]) for group in groups)
+    try:
+        order = about["parameters"] if about["format"] > 1 else optimizer_order(student, count)
+    except ValueError:  # format 1, of a timm model some of whose parameters do not learn: nothing says which
+        return None
+    name = "adamw" if "betas" in groups[0] else "lars" if "trust" in groups[0] else "sgd"
+    return Moments(name, {order[place]: state for place, state in states[0]["state"].items()})

@@ -19,14 +19,14 @@ _HUB = ("hf-hub:", "hf_hub:")
 
 
 def read_checkpoint(path_or_name: str | Path, *, moments: bool = False) -> Checkpoint:
-    """What lies at a path or under a name.
+    """Read the file or folder at a path, or the model of a name.
 
     Args:
-        path_or_name: as of `load_backbone`.
-        moments: read the optimizer's state, too.
+        path_or_name: as in `load_backbone`.
+        moments: whether to read the optimizer's state, too.
 
     Raises:
-        ValueError: as of `load_backbone`.
+        ValueError: as in `load_backbone`.
     """
     name = str(path_or_name)
     path = Path(name.removeprefix("local-dir:"))
@@ -44,9 +44,9 @@ def _file(path: Path, *, moments: bool) -> Checkpoint:
         return _safetensors(path)
     content = read_pickled(path)
     if pretraining_file.is_ours(content):
-        return pretraining_file.read_training(content, str(path), moments=moments)
+        return pretraining_file.read(content, str(path), moments=moments)
     if released.is_released(content):
-        return released.read_training(content, str(path), moments=moments)
+        return released.read(content, str(path), moments=moments)
     for key in ("state_dict", "model"):
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
@@ -55,7 +55,7 @@ def _file(path: Path, *, moments: bool) -> Checkpoint:
             f"a dict with {', '.join(map(str, list(content)[:6]))}" if isinstance(content, Mapping) else type(content)
         )
         raise ValueError(
-            f"{path} is no checkpoint that is known here; it holds {kind}. Known are those of esvit-pretrain, of the "
+            f"{path} is not a known kind of checkpoint; it holds {kind}. Known are those of esvit-pretrain and of the "
             "released EsViT and DINO, and plain dicts of weights"
         )
     return released.read_weights(content, str(path), form="weights of the released code or timm")
@@ -97,7 +97,7 @@ def _named(name: str) -> Checkpoint:
     if not timm.is_model(tagged.partition(".")[0]):
         near = get_close_matches(tagged, timm.list_models(pretrained=True), n=3, cutoff=0.5)
         hint = f"; timm has {', '.join(near)}" if near else ""
-        raise ValueError(f"{name} is no file, no folder and no timm model{hint}")
+        raise ValueError(f"{name} is not a file, a folder or a timm model{hint}")
     if not timm.is_model_pretrained(tagged):
         raise ValueError(f"timm has no pretrained weights for {tagged}; it has {_pretrained(tagged)}")
     model = timm.create_model(tagged, pretrained=True, num_classes=0)

@@ -20,18 +20,18 @@ from torch import Tensor
 from esvit_pl.backbones import cvt, swin, vil
 from esvit_pl.checkpoints.checkpoint import Checkpoint, Moments, State, part, under
 from esvit_pl.checkpoints.infer_spec import Inferred, infer_spec
+from esvit_pl.checkpoints.optimizer_order import optimizer_order
 
 HEADS = {"head": "view", "head_dense": "region"}
 """Released name of a head -> ours."""
-CENTERS = {"center": "view", "center_grid": "region"}
-"""Released name of a centre -> its head."""
+CENTERS = {"center": "centers.view.value", "center_grid": "centers.region.value"}
+"""Released name of a centre -> its name in the state of our objective."""
 _LAST_LAYER = {
     "last_layer.weight_g": "prototypes.gain",
     "last_layer.weight_v": "prototypes.direction",
     "last_layer.parametrizations.weight.original0": "prototypes.gain",  # torch's weight norm since 2.1
     "last_layer.parametrizations.weight.original1": "prototypes.direction",
 }
-_BUFFERS = ("relative_position_index", "attn_mask", "running_mean", "running_var", "num_batches_tracked")
 _MOMENTS = {"mu": "momentum_buffer"}  # the released LARS has a name of its own
 
 Rename = Callable[[Mapping[str, Tensor]], State]
@@ -49,7 +49,7 @@ def is_released(checkpoint: object) -> bool:
     )
 
 
-def read_training(checkpoint: Mapping[str, Any], path: str, *, moments: bool = False) -> Checkpoint:
+def read(checkpoint: Mapping[str, Any], path: str, *, moments: bool = False) -> Checkpoint:
     """A training checkpoint of the released code.
 
     Args:
@@ -73,7 +73,7 @@ def read_training(checkpoint: Mapping[str, Any], path: str, *, moments: bool = F
         backbone=inferred.spec,
         guessed=inferred.guessed,
         networks=networks,
-        centers={CENTERS[name]: value.flatten() for name, value in loss.items() if name in CENTERS},
+        objective={CENTERS[name]: value.flatten() for name, value in loss.items() if name in CENTERS},
         epoch=checkpoint.get("epoch"),
         moments=_moments(checkpoint, path) if moments and checkpoint.get("optimizer") else None,
         config=vars(args) if args is not None else None,
@@ -111,9 +111,10 @@ def to_released(source: Checkpoint) -> dict[str, Any]:
         file["epoch"] = source.epoch
     if source.config is not None and source.format.startswith("released"):
         file["args"] = Namespace(**source.config)
-    if source.centers:
-        theirs = {ours: name for name, ours in CENTERS.items()}
-        file["dino_loss"] = {theirs[name]: value[None] for name, value in source.centers.items()}
+    if centers := {
+        theirs: source.objective[ours][None] for theirs, ours in CENTERS.items() if ours in source.objective
+    }:
+        file["dino_loss"] = centers
     return file
 
 
@@ -134,9 +135,9 @@ def _network(state: Mapping[str, Tensor], path: str) -> tuple[State, Inferred]:
     if inferred is None:
         shown = ", ".join(list(backbone)[:4])
         raise ValueError(
-            f"{path} holds weights of no backbone that is recognised by its names ({shown}, ...); known are Swin, CvT "
-            "and ViL of the released EsViT, ViT and ResNet. Any timm model is read from a folder that timm wrote, or "
-            "by its name"
+            f"{path} holds weights whose names belong to no known backbone ({shown}, ...). Known are Swin, CvT and ViL "
+            "of the released EsViT, ViT and ResNet; any timm model is read from a folder that timm wrote, or by its "
+            "name"
         )
     family = inferred.spec["name"]
     rename = _BACKBONES[family][0] if family in _BACKBONES else _as_timm_model
@@ -163,6 +164,7 @@ def _to_head(name: str) -> str:
 
 def _to_released(network: State, family: str) -> State:
     backbone = part(network, "backbone.")
+    backbone.pop("mask_vector", None)  # the released code masks nothing
     released = _BACKBONES[family][1](backbone) if family in _BACKBONES else part(backbone, "model.")
     wrapped = family not in _BACKBONES
     released = under("backbone.", released) if wrapped else dict(released)
@@ -184,23 +186,6 @@ def _from_head(name: str, *, one_layer: bool) -> str:
 # -- the optimizer
 
 
-def _parameters(student: Mapping[str, Tensor]) -> list[str]:
-    """Names of the released student's parameters in their order: no buffers, and shared ones once."""
-    names, seen = [], set()
-    for name, value in student.items():
-        place = (value.data_ptr(), value.shape) if value.numel() else name
-        if not name.endswith(_BUFFERS) and place not in seen:
-            seen.add(place)
-            names.append(name)
-    return names
-
-
-def _groups(student: Mapping[str, Tensor], names: list[str]) -> list[str]:
-    """Those names in the optimizer's order: what decays, then what does not."""
-    still = [name for name in names if name.endswith(".bias") or student[name].ndim == 1]
-    return [name for name in names if name not in set(still)] + still
-
-
 def _moments(checkpoint: Mapping[str, Any], path: str) -> Moments:
     """The optimizer's state by our names of the student's parameters.
 
@@ -209,14 +194,11 @@ def _moments(checkpoint: Mapping[str, Any], path: str) -> Moments:
     """
     student = checkpoint["student"]
     groups = checkpoint["optimizer"]["param_groups"]
-    count = sum(len(group["params"]) for group in groups)
-    names = _parameters(student)
-    if len(names) != count:  # gains that are held at 1 are no business of the optimizer's
-        names = [name for name in names if not name.endswith(("weight_g", "weight.original0"))]
-    if len(names) != count:
-        raise ValueError(f"{path}: its optimizer has {count} parameters, and its student {len(_parameters(student))}")
     places = [place for group in groups for place in group["params"]]
-    names = _groups(student, names)
+    try:
+        names = optimizer_order(student, len(places))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
     renamed, _ = _network(student, path)
     ours = {value.data_ptr(): name for name, value in renamed.items() if value.numel()}  # renaming copies nothing
     of = {}
@@ -243,7 +225,7 @@ def _optimizer_name(group: Mapping[str, Any]) -> str:
 def _optimizer(moments: Moments, ours: State, released: State) -> dict[str, Any]:
     """The released optimizer's ``state_dict()``. Learning rate and decay in it are torch's; the release sets both
     before every step."""
-    order = _groups(released, _parameters(released))
+    order = optimizer_order(released)
     decaying = sum(released[name].ndim > 1 and not name.endswith(".bias") for name in order)
     groups = [{"params": [released[n] for n in order[:decaying]]}, {"params": [released[n] for n in order[decaying:]]}]
     groups[1]["weight_decay"] = 0.0  # type: ignore[assignment]

@@ -142,10 +142,12 @@ def _config(folder: Path) -> dict[str, Any]:
 def _for_timm(backbone: Backbone) -> tuple[str, dict[str, Any], dict[str, Any], Mapping[str, Tensor]]:
     """Architecture, its arguments, what timm must know of its layers, and the weights under timm's names."""
     family = backbone.spec["name"]
+    weights = backbone.state_dict()
+    weights.pop("mask_vector", None)  # timm's models mask nothing
     if family == "swin":
-        return *_swin(backbone.spec), _layers(FIRST_CONV["swin"], "head.fc"), backbone.state_dict()
+        return *_swin(backbone.spec), _layers(FIRST_CONV["swin"], "head.fc"), weights
     if family in FIRST_CONV:
-        state = {f"backbone.{name}": value for name, value in backbone.state_dict().items()}
+        state = {f"backbone.{name}": value for name, value in weights.items()}
         return *_ours(backbone.spec), _layers(f"backbone.{FIRST_CONV[family]}", "head"), state
     model = getattr(backbone, "model", None)
     if not isinstance(model, nn.Module) or not timm.is_model(family):

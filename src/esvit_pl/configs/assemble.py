@@ -53,6 +53,8 @@ def datamodule(cfg: DictConfig, splits: Splits, recipe: Recipe, **overrides: Any
 
 def pretrainer(cfg: DictConfig, recipe: Recipe) -> Pretrainer:
     """The module with all its parts, checked against the crops and the length of the training."""
+    from esvit_pl.augment import EvaluationTransform
+
     epochs = check_epochs(cfg)
     if cfg.start_epoch and cfg.init_from is None and cfg.ckpt_path is None:
         raise ValueError(
@@ -71,6 +73,7 @@ def pretrainer(cfg: DictConfig, recipe: Recipe) -> Pretrainer:
         num_global=recipe.num_global,
         seed=cfg.seed,
         start_epoch=cfg.start_epoch,
+        transform=EvaluationTransform(recipe),
         config=plain(cfg),
     )
     if epochs is not None and not cfg.trainer.fast_dev_run:

@@ -9,7 +9,7 @@ from pytorch_lightning import LightningModule, Trainer
 from torch import Tensor
 from torch.optim import Optimizer
 
-from esvit_pl.augment.batch import Batch
+from esvit_pl.augment import Batch, EvaluationTransform
 from esvit_pl.backbones.interface import Backbone
 from esvit_pl.checkpoints.checkpoint import Checkpoint, Moments
 from esvit_pl.checkpoints.init_from import check_continues, start_from_
@@ -39,6 +39,7 @@ class Pretrainer(LightningModule):
             starts from weights of an earlier training (`start_from`).
         compile: let torch compile student and teacher, each into one graph for the crops of a batch. It takes minutes
             at the start and computes the same up to rounding.
+        transform: how images are prepared for evaluation; it becomes the encoder's, and is kept in the checkpoints.
         config: plain dict that is kept in the checkpoints.
         settings: the other arguments of `PretrainingStep`: momentum, clip_grad, freeze_prototypes_epochs, ...
 
@@ -69,6 +70,7 @@ class Pretrainer(LightningModule):
         *,
         start_epoch: int = 0,
         compile: bool = False,  # noqa: A002 - the name that configs type
+        transform: EvaluationTransform | None = None,
         config: dict[str, Any] | None = None,
         **settings: Any,
     ) -> None:
@@ -80,6 +82,8 @@ class Pretrainer(LightningModule):
         step = PretrainingStep(backbone, objective, **settings)
         object.__setattr__(self, "step", step)  # past nn.Module: checkpoints name its parts without a prefix
         self.teacher, self.student, self.objective = step.teacher, step.student, step.objective
+        if transform is not None:
+            self.encoder.transform = transform
         self.optimizer = optimizer
         self.start_epoch = start_epoch
         self.compiles = compile
@@ -143,7 +147,8 @@ class Pretrainer(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._check.ask()
-        checkpoint["esvit_pl"] = describe(self.student.backbone, self.objective, self.config)
+        optimizer = next(iter(self.trainer.optimizers), None)
+        checkpoint["esvit_pl"] = describe(self.student, self.objective, self.config, self.encoder.transform, optimizer)
 
     # Before the first step
 
