@@ -61,7 +61,10 @@ def test_a_folder_of_jpegs_becomes_a_backbone(run):
 def test_the_backbone_is_the_teacher_of_the_checkpoint(run):
     from esvit_pl.checkpoints import load_backbone
 
-    loaded = load_backbone(run.checkpoint).state_dict()
+    checkpoint = load_backbone(run.checkpoint)
+    assert run.backbone.transform == checkpoint.transform
+    assert run.backbone.transform.recipe.eval_crop == 16
+    loaded = checkpoint.state_dict()
     assert all(torch.equal(value, loaded[name]) for name, value in run.backbone.state_dict().items())
 
 
@@ -162,7 +165,7 @@ def test_evaluate_says_what_is_missing(run):
         esvit_pl.evaluate(run.checkpoint, "photographs", probes="knn")
     with pytest.raises(ValueError, match="knn needs data"):
         esvit_pl.evaluate(run.checkpoint)
-    with pytest.raises(ValueError, match="ckpt_path: nowhere.ckpt is no file"):
+    with pytest.raises(ValueError, match="ckpt_path: nowhere.ckpt is not a file"):
         esvit_pl.evaluate("nowhere.ckpt", "photographs")
 
 

@@ -161,7 +161,6 @@ def test_a_file_of_format_1_is_read():
 def test_a_training_of_format_1_goes_on(commands, pictures):
     resumed = commands.pretrain(pictures, *SIZES, f"ckpt_path={FORMAT_1}", "evaluation.probes=[knn]")
     assert resumed.code == 0, resumed.err
-    print(resumed.metric("train/view_loss"), resumed.metric("train/region_loss"), resumed.metric("knn/top1"))
     assert resumed.metric("train/view_loss")[-1] == pytest.approx(2.8420207, rel=1e-3)
     assert resumed.metric("train/region_loss")[-1] == pytest.approx(2.8860624, rel=1e-3)
     assert resumed.metric("knn/top1")[-1] == pytest.approx(0.375, abs=0.13)  # one of eight pictures

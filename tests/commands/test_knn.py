@@ -63,7 +63,7 @@ def test_a_backbone_beside_the_checkpoint_is_compared(pretrained, commands, pict
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["ckpt_path=nowhere.ckpt"], "ckpt_path: nowhere.ckpt is no file, no folder and no timm model"),
+        (["ckpt_path=nowhere.ckpt"], "ckpt_path: nowhere.ckpt is not a file, a folder or a timm model"),
         (["module.k=0"], "module: k-NN needs"),
         (["network=pupil"], "holds no pupil; its networks are student, teacher"),
         (["optimized_metric=knn/top3"], "optimized_metric=knn/top3 was not measured; there are knn/top1, knn/top5"),
@@ -85,7 +85,7 @@ def test_a_file_that_is_no_checkpoint_is_refused(commands, pictures, tmp_path):
     foreign = commands.evaluate("knn", tmp_path / "foreign.ckpt", pictures)
     assert (broken.code, foreign.code) == (1, 1)
     assert "broken.ckpt cannot be read as a checkpoint" in broken.err
-    assert "foreign.ckpt is no checkpoint that is known here" in foreign.err
+    assert "foreign.ckpt is not a known kind of checkpoint" in foreign.err
 
 
 def test_data_without_labels_are_refused_with_the_remedy(pretrained, commands, unlabelled):

@@ -149,20 +149,21 @@ def about(cfg: DictConfig, source: Checkpoint) -> dict[str, Any]:
     from esvit_pl.checkpoints.model_card import shareable
 
     finished = source.epoch == ((source.config or {}).get("trainer") or {}).get("max_epochs")
+    network = source.resolve(cfg.network)
     known = {
         "source": Path(cfg.ckpt_path).name,
         "format": source.format,
-        "network": cfg.network if cfg.network in source.networks else None,
+        "network": network if network != "backbone" else None,
         "epoch": source.epoch,
         "config": shareable(source.config),
-        "results": results_beside(Path(cfg.ckpt_path)) if finished and cfg.network == "teacher" else None,
+        "results": results_beside(Path(cfg.ckpt_path)) if finished and network == source.resolve("encoder") else None,
     }
     plain = json.loads(json.dumps(known, default=str))
     return {name: value for name, value in plain.items() if value is not None}
 
 
 def results_beside(checkpoint: Path) -> dict[str, Any] | None:
-    """What the run of a checkpoint measured at its end, on its teacher; None if it has not come to its end."""
+    """What the run of a checkpoint measured at its end; None if the run did not come to its end."""
     path = checkpoint.parent.parent / "results.json"
     if not path.is_file():
         return None
