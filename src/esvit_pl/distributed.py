@@ -65,7 +65,8 @@ def gather_with_gradient(x: Tensor) -> Tensor:
     takes the mean of the losses of its own rows against all rows, and gradients are averaged over ranks (as DDP does),
     several ranks train exactly like one.
     """
-    return x if num_ranks() == 1 else _Gather.apply(x)  # type: ignore[no-any-return, no-untyped-call]
+    gathered: Tensor = x if num_ranks() == 1 else _Gather.apply(x)
+    return gathered
 
 
 class _Gather(torch.autograd.Function):

@@ -253,4 +253,5 @@ def in_order(rows: Tensor, *, micro_batches: int) -> Tensor:
     """This rank's rows of an optimizer step (n ...) -> those of all ranks, in the order in which one process would have
     seen the images: micro-batch by micro-batch, and rank by rank within each."""
     gathered = gather_over_ranks(rows)
-    return gathered.unflatten(0, (num_ranks(), micro_batches, -1)).transpose(0, 1).flatten(0, 2)
+    by_rank: Tensor = gathered.unflatten(0, (num_ranks(), micro_batches, -1))
+    return by_rank.transpose(0, 1).flatten(0, 2)

@@ -144,7 +144,7 @@ class Swin(Backbone):
     def embed(self, x: Tensor) -> Tensor:
         """(b c h w) images -> (b h w c) patches."""
         pad_h, pad_w = (-side % self.patch_size for side in x.shape[-2:])
-        return self.patch_embed(F.pad(x, (0, pad_w, 0, pad_h)))
+        return cast(Tensor, self.patch_embed(F.pad(x, (0, pad_w, 0, pad_h))))
 
     def walk(self, x: Tensor) -> Iterator[tuple[int, Tensor]]:
         """(stage, (b h w c) map) after every block."""
@@ -166,7 +166,7 @@ class SwinStage(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(b h w c) -> (b h/2 w/2 2c)"""
-        return self.blocks(self.downsample(x))
+        return cast(Tensor, self.blocks(self.downsample(x)))
 
 
 class SwinBlock(Recomputable):
@@ -183,7 +183,7 @@ class SwinBlock(Recomputable):
     def forward(self, x: Tensor) -> Tensor:
         """(b h w c) -> (b h w c)"""
         x = x + self.drop_path1(self.window_attention(self.norm1(x)))
-        return x + self.drop_path2(self.mlp(self.norm2(x)))
+        return cast(Tensor, x + self.drop_path2(self.mlp(self.norm2(x))))
 
     def window_attention(self, x: Tensor) -> Tensor:
         """(b h w c) -> (b h w c), of tokens only.
@@ -203,7 +203,7 @@ class SwinBlock(Recomputable):
         x = _join(mixed, 1)
         if self.shift:
             x = x.roll(plan.roll, (1, 2))
-        return self.attn.proj_drop(self.attn.proj(x))
+        return cast(Tensor, self.attn.proj_drop(self.attn.proj(x)))
 
     def plan(self, x: Tensor) -> WindowPlan:
         """Which windows a map (b h w c) falls into."""
@@ -222,7 +222,7 @@ class SwinBlock(Recomputable):
             key, value = self.with_padding(key, value, group)
         mixed = attend(query, key, value, bias, self.attn.scale)
         mixed = mixed.unflatten(2, (height, width)).unflatten(1, (rows, columns, -1))  # (b rows columns heads h w d)
-        return mixed.permute(0, 1, 4, 2, 5, 3, 6).flatten(5, 6).flatten(3, 4).flatten(1, 2)
+        return cast(Tensor, mixed.permute(0, 1, 4, 2, 5, 3, 6).flatten(5, 6).flatten(3, 4).flatten(1, 2))
 
     def with_padding(self, key: Tensor, value: Tensor, group: WindowGroup) -> tuple[Tensor, Tensor]:
         """One more key and value, of all padding: two of (b windows*heads n+1 d)"""
@@ -271,7 +271,7 @@ class SwinBlock(Recomputable):
         Windows and heads share an axis, so that one bias per window and head serves all images.
         """
         qkv = self.attn.qkv(windows).unflatten(-1, (3, self.attn.num_heads, -1))  # (b windows w2 3 heads d)
-        return qkv.permute(3, 0, 1, 4, 2, 5).flatten(2, 3).unbind(0)
+        return cast(tuple[Tensor, Tensor, Tensor], qkv.permute(3, 0, 1, 4, 2, 5).flatten(2, 3).unbind(0))
 
     def bias(self, padded: tuple[int, int], like: Tensor) -> Tensor:
         """Relative position bias, and the mask where windows are shifted: (windows*heads w2 w2)."""
@@ -295,7 +295,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, scale: float
 
 
 def _cut(x: Tensor, strips: Sequence[Strip], dim: int) -> tuple[Tensor, ...]:
-    return x.split([strip.length for strip in strips], dim)
+    return cast(tuple[Tensor, ...], x.split([strip.length for strip in strips], dim))
 
 
 def _join(parts: list[Tensor], dim: int) -> Tensor:

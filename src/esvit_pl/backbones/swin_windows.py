@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import groupby, product
 from math import isqrt
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from timm.models.swin_transformer import get_relative_position_index
@@ -121,7 +121,9 @@ def _grid_of_masks(
 ) -> Tensor:
     """(p/s q/s w2 w2) mask of each window."""
     padded = (_padded(height, window), _padded(width, window))
-    return shifted_window_mask(*padded, window, shift, device, dtype).unflatten(0, (-1, padded[1] // window))
+    return cast(
+        Tensor, shifted_window_mask(*padded, window, shift, device, dtype).unflatten(0, (-1, padded[1] // window))
+    )
 
 
 def _slices(strips: tuple[Strip, ...]) -> Iterator[tuple[slice, Strip]]:

@@ -12,7 +12,7 @@ from esvit_pl.configs import assemble
 from esvit_pl.configs.processes import processes
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
     from esvit_pl.datasets import Splits
 
@@ -137,9 +137,9 @@ def kept_checkpoints(cfg: DictConfig, start: int, end: int | None) -> int:
     return numbers + (nodes.get("checkpoint_last") is not None)
 
 
-def size(x: object) -> int:
+def size(x: Tensor) -> int:
     """Bytes of a tensor."""
-    return x.numel() * x.element_size()  # type: ignore[attr-defined]
+    return x.numel() * x.element_size()
 
 
 def count(module: nn.Module) -> int:

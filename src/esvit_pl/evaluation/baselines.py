@@ -74,7 +74,7 @@ class _Baseline(Backbone):
         """(b c h w) -> (b width)"""
         raise NotImplementedError
 
-    def forward(self, x: Tensor) -> Features:
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Features:
         feature = self.describe(x)
         return Features(feature, feature[:, None], (1, 1))
 

@@ -151,7 +151,8 @@ def _trial_error(device: torch.device, p: int, factors: torch.dtype) -> float:
     with float64, which neither autocast nor `torch.set_float32_matmul_precision` touches."""
 
     def waves(n: int, phase: float) -> Tensor:
-        return (torch.arange(n * p, device=device).mul(0.7).add(phase).sin() / p**0.25).view(n, p).to(factors)
+        made: Tensor = (torch.arange(n * p, device=device).mul(0.7).add(phase).sin() / p**0.25).view(n, p).to(factors)
+        return made
 
     # Neither rows nor prototypes fill their tiles.
     rows, keys, values, bias = waves(200, 0), waves(1000, 1), waves(1000, 2), waves(1000, 3)[:, 0].float().contiguous()
@@ -227,8 +228,8 @@ def _launch_attend(
         )
 
 
-@triton.jit
-def _attend(
+@triton.jit  # type: ignore[untyped-decorator]
+def _attend(  # type: ignore[no-untyped-def]
     rows_at,
     keys_at,
     values_at,
@@ -285,8 +286,8 @@ def _attend(
         tl.store(sums_at + (split * r + row)[:, None] * P + channel, sums, mask=row[:, None] < r)
 
 
-@triton.jit
-def _add_gradient(
+@triton.jit  # type: ignore[untyped-decorator]
+def _add_gradient(  # type: ignore[no-untyped-def]
     to_at,
     rows_at,
     keys_at,

@@ -72,8 +72,8 @@ class LinearProbe(LightningModule):
         self._images = 0
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
-        self.backbone._apply(fn, recurse)  # .to(), .cuda(), .double()
-        return super()._apply(fn, recurse)
+        self.backbone._apply(fn, recurse)  # type: ignore[no-untyped-call]  # .to(), .cuda(), .double()
+        return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """(b c h w) -> logits (b num_classes) of every head."""

@@ -100,7 +100,7 @@ class Pretrainer(LightningModule):
     @property
     def progress(self) -> Progress:
         """Where training stands; Lightning counts."""
-        done = self.trainer.fit_loop.epoch_loop.batch_progress.total.processed
+        done = self.trainer.fit_loop.epoch_loop.batch_progress.total.processed  # type: ignore[attr-defined]
         return Progress(self.trainer.global_step, self.total_steps, self.steps_per_epoch, done)
 
     # The step
