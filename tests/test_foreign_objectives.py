@@ -124,10 +124,7 @@ def test_it_is_planned_and_its_memory_is_predicted(trained, commands):
 
 def test_it_trains_from_python(trained, tmp_path):
     loss, outcome = trained
-    settings = dict(word.split("=", 1) for word in words_of(loss) if "=" in word)
-    settings = {
-        key: value.strip("[]").split(",") if value.startswith("[") else value for key, value in settings.items()
-    }
+    settings = {key: yaml.safe_load(value) for key, _, value in (word.partition("=") for word in words_of(loss))}
     run = esvit_pl.pretrain(out=tmp_path / "run", **settings)
     mine, other = (torch.load(path, weights_only=True)["state_dict"] for path in (run.checkpoint, outcome.last))
     assert toys.largest_difference(mine, other) == 0

@@ -113,7 +113,7 @@ class Recipe:
                 raise ValueError(f"num_local must be 0 or more, got {self.num_local}")
             _check_size("local_size", size)
             _check_range("local_scale", scale, 1.0)
-        if self.mask_cell < 0:
+        if not isinstance(self.mask_cell, int) or self.mask_cell < 0:
             raise ValueError(f"mask_cell must be a side in pixels, or 0 for no masks, got {self.mask_cell}")
         _check_range("mask_ratio", self.mask_ratio, 1.0)
         if self.mask_shape not in ("cells", "blocks"):
