@@ -17,6 +17,7 @@ import documents
 import pytest
 import torch
 import toys
+import yaml
 from commandline import Commands, Outcome
 
 import esvit_pl

@@ -8,7 +8,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from esvit_pl.checkpoints import load_backbone
 from esvit_pl.commands import evaluation
-from esvit_pl.configs import assemble
+from esvit_pl.configs import assemble, trainers
 from esvit_pl.evaluation import Linear
 from esvit_pl.modules import LinearProbe
 from esvit_pl.modules.linear import fingerprint
@@ -40,7 +40,7 @@ def test_its_heads_are_those_of_the_pretraining_run(probed, pretrained, monkeypa
     cfg = OmegaConf.load(pretrained.folder / "config.yaml")
     assert isinstance(cfg, DictConfig)
     cfg.evaluation.probes = ["linear"]
-    assemble.quieten()
+    trainers.quieten()
     evaluation.measure(cfg, *assemble.images(cfg), load_backbone(pretrained.last), {})
     checkpoint = torch.load(probed.last, weights_only=True)
     command = LinearProbe(load_backbone(pretrained.last), 3, last_blocks=2, lr=[0.1, 1.0])

@@ -14,7 +14,7 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from esvit_pl.augment import Recipe
 from esvit_pl.callbacks import OnlineKNN, Throughput
 from esvit_pl.checkpoints import Checkpoint
-from esvit_pl.configs import assemble
+from esvit_pl.configs import assemble, trainers, weights
 from esvit_pl.data import ImageDataModule
 from esvit_pl.datasets import ArrayDataset, Splits
 from esvit_pl.loggers import MetricsCSV
@@ -56,7 +56,7 @@ def test_the_same_seed_gives_the_same_initial_weights(tmp_path):
 def test_the_pretrainer_gets_what_other_nodes_became(tmp_path):
     cfg = compose(tmp_path, "seed=4", "module.momentum=0.5", "augment.num_global=3", "dataset=photographs")
     module = assemble.pretrainer(cfg, assemble.construct(cfg, "augment"))
-    assert (module.seed, module.num_global, module.momentum) == (4, 3, 0.5)
+    assert (module.step.seed, module.step.num_global, module.step.momentum) == (4, 3, 0.5)
     assert module.optimizer.warmup_epochs == 1
     assert module.config == assemble.plain(cfg)
     assert type(module.config["backbone"]["depths"]) is list
@@ -75,16 +75,16 @@ def test_the_pretrainer_gets_what_other_nodes_became(tmp_path):
 )
 def test_an_epoch_shorter_than_the_log_interval_is_logged_all_the_same(tmp_path, batches, settings, interval):
     cfg = compose(tmp_path, *(f"trainer.{name}={value}" for name, value in settings.items()))
-    assert assemble.trainer(cfg, data(images=4 * batches)).log_every_n_steps == interval
+    assert trainers.make(cfg, data(images=4 * batches)).log_every_n_steps == interval
 
 
 def test_ranks_count_in_the_length_of_an_epoch(tmp_path):
     cfg = compose(tmp_path, "trainer=ddp_cpu", "trainer.max_epochs=2")
-    assert assemble.trainer(cfg, data(images=40)).log_every_n_steps == 5
+    assert trainers.make(cfg, data(images=40)).log_every_n_steps == 5
 
 
 def test_the_trainer_gets_loggers_and_callbacks_and_writes_into_the_run_folder(tmp_path):
-    made = assemble.trainer(compose(tmp_path), data())
+    made = trainers.make(compose(tmp_path), data())
     assert made.default_root_dir == str(tmp_path)
     assert [type(logger) for logger in made.loggers] == [MetricsCSV]
     kinds = [type(callback) for callback in made.callbacks]
@@ -93,38 +93,38 @@ def test_the_trainer_gets_loggers_and_callbacks_and_writes_into_the_run_folder(t
 
 
 def test_groups_may_be_empty_and_single_nodes_too(tmp_path):
-    bare = assemble.trainer(compose(tmp_path, "callbacks=none", "logger=none"), data())
+    bare = trainers.make(compose(tmp_path, "callbacks=none", "logger=none"), data())
     assert bare.loggers == []
     assert not any(isinstance(callback, ModelCheckpoint | OnlineKNN) for callback in bare.callbacks)
-    less = assemble.trainer(compose(tmp_path, "callbacks.knn=null", "logger.csv=null"), data())
+    less = trainers.make(compose(tmp_path, "callbacks.knn=null", "logger.csv=null"), data())
     assert less.loggers == []
     assert not any(isinstance(callback, OnlineKNN) for callback in less.callbacks)
 
 
 def test_a_trainer_on_the_side_is_silent_and_of_the_same_kind(tmp_path):
-    cfg = compose(tmp_path, "trainer.limit_train_batches=1", "trainer.max_steps=7", "trainer.precision=64-true")
-    side = assemble.quiet_trainer(cfg, max_epochs=5)
-    assert (side.max_epochs, side.max_steps, side.limit_train_batches, side.precision) == (5, -1, 1.0, "64-true")
+    cfg = compose(tmp_path, "trainer.limit_val_batches=1", "trainer.precision=64-true")
+    side = trainers.quiet(cfg)
+    assert (side.limit_val_batches, side.precision) == (1.0, "64-true")
     assert side.loggers == []
     assert not any(isinstance(callback, ModelCheckpoint) for callback in side.callbacks)
-    assert cfg.trainer.max_epochs == 2
+    assert cfg.trainer.limit_val_batches == 1
 
 
 def test_without_labels_the_callbacks_that_need_them_are_left_out_and_named(tmp_path, capsys):
     cfg = compose(tmp_path)
     assert OnlineKNN in {type(callback) for callback in assemble.bag(cfg, "callbacks")}
-    kinds = {type(callback) for callback in assemble.bag(assemble.without_labels(cfg), "callbacks")}
+    kinds = {type(callback) for callback in assemble.bag(trainers.without_labels(cfg), "callbacks")}
     assert OnlineKNN not in kinds
     assert Throughput in kinds
     assert capsys.readouterr().out == "no labels: k-NN accuracy (callbacks.knn) left out\n"
-    assert assemble.without_labels(compose(tmp_path, "callbacks=throughput")).callbacks.keys() == {"throughput"}
+    assert trainers.without_labels(compose(tmp_path, "callbacks=throughput")).callbacks.keys() == {"throughput"}
     assert capsys.readouterr().out == ""
 
 
 def test_images_that_are_standardised_otherwise_are_noted(capsys, monkeypatch):
     def noted(theirs: Recipe | None, **ours) -> str:
         cfg = OmegaConf.create({"augment": {"_target_": "esvit_pl.augment.Recipe", **ours}})
-        assemble.note_preparation(cfg, Checkpoint("a.pth", "esvit_pl", {}, {}, recipe=theirs))
+        weights.note_preparation(cfg, Checkpoint("a.pth", "esvit_pl", {}, {}, recipe=theirs))
         return capsys.readouterr().out
 
     grey = Recipe(mean=[0.5] * 3, std=[0.25] * 3)
@@ -194,7 +194,7 @@ def test_a_gpu_that_is_not_there_is_refused(monkeypatch, accelerator, refused):
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     cfg = OmegaConf.create({"trainer": {"accelerator": accelerator}})
     if not refused:
-        assemble.check_accelerator(cfg)
+        trainers.check_accelerator(cfg)
         return
     with pytest.raises(ValueError, match=f"trainer.accelerator={accelerator}, .* choose trainer=cpu"):
-        assemble.check_accelerator(cfg)
+        trainers.check_accelerator(cfg)

@@ -72,16 +72,16 @@ def main(cfg: DictConfig) -> None:
 
 def write_file(cfg: DictConfig, path: Path) -> str:
     """Write one of the formats that are one file; a line about it."""
-    from esvit_pl.configs import assemble
+    from esvit_pl.configs import weights
 
     if cfg.to == "released":
         from esvit_pl.checkpoints import read_checkpoint, released
 
-        with assemble.naming("ckpt_path"):
+        with weights.naming("ckpt_path"):
             released.save(read_checkpoint(cfg.ckpt_path, moments=True), path)
         return "as the released code writes it"
-    source = assemble.evaluated(cfg)
-    backbone = assemble.frozen_backbone(cfg, source)
+    source = weights.evaluated(cfg)
+    backbone = weights.frozen_backbone(cfg, source)
     if cfg.to == "safetensors":
         from esvit_pl.checkpoints import safetensors_file
 
@@ -102,10 +102,10 @@ def write_file(cfg: DictConfig, path: Path) -> str:
 def write_folder(cfg: DictConfig, out: Path) -> None:
     """Write the timm folder, and upload it if ``push`` says so."""
     from esvit_pl.checkpoints import timm_folder
-    from esvit_pl.configs import assemble
+    from esvit_pl.configs import weights
 
-    source = assemble.evaluated(cfg)
-    backbone = assemble.frozen_backbone(cfg, source)
+    source = weights.evaluated(cfg)
+    backbone = weights.frozen_backbone(cfg, source)
     timm_folder.save(backbone, out, about=about(cfg, source))
     print(f'{out}: {kind(backbone)}; timm.create_model("local-dir:{out}", pretrained=True) reads it', flush=True)
     if cfg.push is not None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 
-from esvit_pl.configs import assemble
+from esvit_pl.configs import assemble, trainers, weights
 from esvit_pl.evaluation.baselines import Baselines, GreyHistogram, RawPixels
 from esvit_pl.evaluation.names import CHANCE, PRETRAINED, PROBES, ROWS
 
@@ -28,7 +28,7 @@ def check(cfg: DictConfig, backbone: Backbone, num_classes: int | None) -> None:
         backbone: any of the kind that will be measured.
     """
     for name, evaluator in evaluators(cfg).items():
-        with assemble.naming(f"evaluation.{name}"):
+        with weights.naming(f"evaluation.{name}"):
             evaluator.check(backbone, num_classes)
 
 
@@ -62,7 +62,7 @@ def measure(
         others = {"raw_pixels": raw_pixels, "histogram": GreyHistogram(), **beside}
     data = assemble.datamodule(cfg, splits, recipe, train="supervised")
     module = Evaluation(pretrained, Baselines(probes, others))
-    found = assemble.quiet_trainer(cfg).validate(module, data, verbose=False)[0]
+    found = trainers.quiet(cfg).validate(module, data, verbose=False)[0]
     chance = {CHANCE: 1 / (data.num_classes or 1)} if beside else {}
     return {probe: chance | {row: found[f"{probe}/{row}"] for row in (*others, PRETRAINED)} for probe in probes}
 

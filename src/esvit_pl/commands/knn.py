@@ -37,16 +37,16 @@ def evaluate(cfg: DictConfig, images: Splits | None = None) -> Result:
         cfg: of ``esvit-knn``, with ``paths.output_dir`` set.
         images: in place of ``cfg.dataset``.
     """
-    from esvit_pl.configs import assemble
+    from esvit_pl.configs import assemble, trainers, weights
     from esvit_pl.evaluation.names import KNN_TOP1, PRETRAINED
     from esvit_pl.modules import Evaluation
     from esvit_pl.runs.folder import RunFolder
     from esvit_pl.runs.result import Result
 
-    backbone = assemble.frozen_backbone(cfg)
+    backbone = weights.frozen_backbone(cfg)
     data = assemble.datamodule(cfg, *assemble.images(cfg, images))
     module = Evaluation(backbone, assemble.construct(cfg, "module"))
-    trainer = assemble.trainer(cfg, data)
+    trainer = trainers.make(cfg, data)
     run = RunFolder(cfg.paths.output_dir, writes=trainer.is_global_zero)
     run.describe(cfg)
     with run.status():

@@ -39,20 +39,20 @@ def evaluate(cfg: DictConfig, images: Splits | None = None) -> Result:
         images: in place of ``cfg.dataset``.
     """
     from esvit_pl.commands.knn import report
-    from esvit_pl.configs import assemble
+    from esvit_pl.configs import assemble, trainers, weights
     from esvit_pl.evaluation.names import LINEAR_TOP1, PRETRAINED
     from esvit_pl.runs.folder import RunFolder
     from esvit_pl.runs.result import Result
 
-    backbone = assemble.frozen_backbone(cfg)
+    backbone = weights.frozen_backbone(cfg)
     data = assemble.datamodule(cfg, *assemble.images(cfg, images))
     assemble.seed_weights(cfg)
     module = assemble.construct(cfg, "module", backbone=backbone, num_classes=data.num_classes)
-    trainer = assemble.trainer(cfg, data)
+    trainer = trainers.make(cfg, data)
     run = RunFolder(cfg.paths.output_dir, writes=trainer.is_global_zero)
     run.describe(cfg)
     with run.status():
-        assemble.fit(trainer, module, data, cfg.resume_from)
+        trainers.fit(trainer, module, data, cfg.resume_from)
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
         run.update(linear={PRETRAINED: metrics[LINEAR_TOP1]}, metrics=metrics)
     if run.writes:

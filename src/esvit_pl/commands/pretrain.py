@@ -54,7 +54,7 @@ def pretrain(cfg: DictConfig, images: Splits | None = None, *, default_callbacks
         default_callbacks: nobody asked for these callbacks by name, so those that need labels may be left out.
     """
     from esvit_pl.commands import evaluation
-    from esvit_pl.configs import assemble
+    from esvit_pl.configs import assemble, trainers, weights
     from esvit_pl.ema import make_teacher
     from esvit_pl.evaluation.names import PRETRAINED, main_metric
     from esvit_pl.runs import pictures
@@ -68,12 +68,12 @@ def pretrain(cfg: DictConfig, images: Splits | None = None, *, default_callbacks
     probes = bool(cfg.evaluation.probes) and data.has_labels
     baselines = probes and cfg.evaluation.baselines
     beside = {"untrained": make_teacher(learnt)} if baselines else {}
-    ckpt_path, beginning = assemble.start(cfg, module)
+    ckpt_path, beginning = weights.start(cfg, module)
     if baselines and cfg.init_from is not None and cfg.ckpt_path is None:
         beside = {"initial": make_teacher(learnt)}
     if default_callbacks and not data.has_labels:
-        cfg = assemble.without_labels(cfg)
-    trainer = assemble.trainer(cfg, data)
+        cfg = trainers.without_labels(cfg)
+    trainer = trainers.make(cfg, data)
     if probes:
         evaluation.check(cfg, learnt, data.num_classes)
     run = RunFolder(cfg.paths.output_dir, writes=trainer.is_global_zero)
@@ -84,7 +84,7 @@ def pretrain(cfg: DictConfig, images: Splits | None = None, *, default_callbacks
     with run.status():
         if run.writes:
             pictures.draw_crops(run.path / "figures", splits.train, recipe, seed=cfg.seed)
-        assemble.fit(trainer, module, data, ckpt_path)
+        trainers.fit(trainer, module, data, ckpt_path)
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
         run.update(metrics=metrics)
         table = evaluation.measure(cfg, splits, recipe, learnt, beside) if probes else {}

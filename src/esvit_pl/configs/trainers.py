@@ -1,0 +1,119 @@
+"""The Trainer of a command: how it is made, how it fits, and what it says."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import sys
+import warnings
+from typing import TYPE_CHECKING, Any, cast
+
+from omegaconf import DictConfig, OmegaConf
+
+from esvit_pl.configs.assemble import bag, check_epochs, construct
+from esvit_pl.configs.weights import say
+from esvit_pl.evaluation.names import PROBES
+
+if TYPE_CHECKING:
+    from pytorch_lightning import LightningModule, Trainer
+
+    from esvit_pl.data import ImageDataModule
+
+
+def make(cfg: DictConfig, data: ImageDataModule) -> Trainer:
+    """The Trainer with its loggers and callbacks, writing into the run folder; every epoch is logged, however short."""
+    quieten()
+    check_accelerator(cfg)
+    check_epochs(cfg)
+    made: Trainer = construct(
+        cfg,
+        "trainer",
+        logger=bag(cfg, "logger"),
+        callbacks=bag(cfg, "callbacks"),
+        default_root_dir=cfg.paths.output_dir,
+        **_checkpointing(cfg),
+    )
+    made.log_every_n_steps = min(made.log_every_n_steps, steps_an_epoch(made, data))
+    return made
+
+
+def steps_an_epoch(trainer: Trainer, data: ImageDataModule) -> int:
+    """Optimizer steps in an epoch of training, 1 at least."""
+    from esvit_pl.data import limited
+
+    batches = len(data.train_images) // (data.batch_size * trainer.world_size)
+    batches = limited(batches, trainer.limit_train_batches)
+    return max(batches // trainer.accumulate_grad_batches, 1)
+
+
+def fit(trainer: Trainer, module: LightningModule, data: ImageDataModule, ckpt_path: str | None) -> None:
+    """Train, from a checkpoint if there is one; a signal ends the process as it does elsewhere.
+
+    Left alone, Lightning ends it with 1 at Ctrl-C, like a failure, and with 0 at SIGTERM, like a success.
+    """
+    from pytorch_lightning.utilities.exceptions import SIGTERMException
+
+    if trainer.limit_train_batches == 0:  # Lightning would end at once, as a success
+        raise ValueError("trainer.limit_train_batches=0 leaves nothing to train on; raise it, or leave it null")
+    try:
+        trainer.fit(module, datamodule=data, ckpt_path=ckpt_path, weights_only=True)
+    except SIGTERMException:
+        sys.exit(128 + signal.SIGTERM)
+    except SystemExit as stop:
+        if isinstance(stop.__context__, KeyboardInterrupt):
+            raise KeyboardInterrupt from stop
+        raise
+
+
+def quiet(cfg: DictConfig) -> Trainer:
+    """A Trainer of the same kind for a measurement on the side, of all images: no bar, no log, no checkpoint."""
+    overrides = {"enable_progress_bar": False, "fast_dev_run": False, "limit_val_batches": None, "overfit_batches": 0.0}
+    side = OmegaConf.merge(cfg, {"trainer": overrides})
+    parts: dict[str, Any] = {"logger": False, "callbacks": [], "enable_checkpointing": False}
+    made: Trainer = construct(cast(DictConfig, side), "trainer", **parts)
+    return made
+
+
+def check_accelerator(cfg: DictConfig) -> None:
+    """Refuse a GPU that is not there, with the remedy that Lightning's own message lacks."""
+    import torch
+
+    wanted = cfg.trainer.accelerator
+    if wanted in ("gpu", "cuda") and not torch.cuda.is_available() and not torch.backends.mps.is_available():
+        raise ValueError(
+            f"trainer.accelerator={wanted}, and torch {torch.__version__} finds no GPU on this machine; "
+            "choose trainer=cpu, or trainer=default for whatever there is"
+        )
+
+
+def quieten() -> None:
+    """Keep what Lightning says of itself out of a command's output. An application may; the library never does."""
+    for name in ("pytorch_lightning", "lightning_fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for message in (
+        ".*isinstance.treespec, LeafSpec.*",  # Lightning 2.6 on torch 2.9 and newer
+        ".*no `validation_step`.*",  # k-NN is a callback: pretraining has no validation loop
+        ".*does not have many workers.*",
+        ".*dirpath has changed.*",  # a resumed run writes into a folder of its own
+        ".*sync_dist=True.*",  # accuracies are equal on all ranks; rates and losses are the first one's
+        ".*`broadcast_buffers` is deprecated.*",  # its successor does not exist in torch 2.10
+        ".*Checkpoint directory .* exists and is not empty.*",  # two checkpoint callbacks share it
+    ):
+        warnings.filterwarnings("ignore", message=message)
+
+
+def without_labels(cfg: DictConfig) -> DictConfig:
+    """The config without the callbacks that need labels, and a line that says so."""
+    needing = [name for name in PROBES if (cfg.get("callbacks") or {}).get(name) is not None]
+    if not needing:
+        return cfg
+    names = " and ".join(f"{PROBES[name]} accuracy (callbacks.{name})" for name in needing)
+    say(f"no labels: {names} left out")
+    return cast(DictConfig, OmegaConf.merge(cfg, {"callbacks": dict.fromkeys(needing)}))
+
+
+def _checkpointing(cfg: DictConfig) -> dict[str, bool]:
+    saves = any(
+        "ModelCheckpoint" in str(node.get("_target_")) for node in (cfg.get("callbacks") or {}).values() if node
+    )
+    return {"enable_checkpointing": saves}
