@@ -42,9 +42,10 @@ def test_a_card_says_what_the_run_says():
     assert "norm_layer=timm.layers.LayerNorm" in text
     assert "import esvit_pl.backbones" not in text
     assert "- depths: 2, 2, 6, 2\n" in text
-    assert "- objective: `esvit_pl.objectives.EsViTObjective`, view_weight 0.5, region_weight 0.5\n" in text
+    assert "- loss: _target_ esvit_pl.objectives.EsViTObjective, view_weight 0.5, region_weight 0.5\n" in text
     assert "- optimizer: name adamw, lr 0.0005\n" in text
-    assert "- crops: num_local 4, 4, local_scale 0.2, 0.4, 0.05, 0.2\n" in text
+    assert "- augment: num_local 4, 4, local_scale 0.2, 0.4, 0.05, 0.2\n" in text
+    assert "- trainer: max_epochs 30\n- seed: 0\n" in text
     assert "`folder`, labels auto, val_fraction 0.1." in text
     assert text.endswith(
         "| | k-NN top-1 | linear top-1 |\n|---|---|---|\n| this backbone | 75.6 % | 81.2 % |\n"
@@ -64,8 +65,8 @@ def test_a_card_invents_nothing():
     assert "swin: a backbone of `weights.pth`. It gives features" in card
     assert "without labels" not in card
     for section, said in (
-        ("Pretraining", "Not told by weights.pth."),
-        ("Data", "Not told by the checkpoint."),
+        ("Pretraining", "weights.pth does not tell it."),
+        ("Data", "The checkpoint does not tell it."),
         ("Results", "No results lie beside the checkpoint."),
     ):
         assert f"## {section}\n\n{said}" in card

@@ -1,9 +1,9 @@
-"""The page that introduces a published backbone: how to load it, how it was trained, what it was measured at."""
+"""The page that introduces a published backbone: how to load it, how it was trained, and its results."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import PurePath, PurePosixPath, PureWindowsPath
 from typing import Any
 
@@ -11,61 +11,93 @@ from esvit_pl.evaluation.names import PROBES, ROWS
 
 PRIVATE = ("paths", "hydra", "logger", "ckpt_path", "init_from", "root", "tags")
 """Settings that say where files lie on somebody's machine, or belong to an account."""
-RECIPE = {
-    "objective": ("loss._target_", "loss.view_weight", "loss.region_weight", "loss.region_start_epoch"),
-    "heads": ("loss.num_prototypes", "loss.hidden_dim", "loss.out_dim"),
-    "temperatures": ("loss.student_temp", "loss.teacher_temp_start", "loss.teacher_temp"),
-    "optimizer": (
-        "optimizer.name",
-        "optimizer.lr",
-        "optimizer.warmup_epochs",
-        "optimizer.weight_decay",
-        "optimizer.weight_decay_end",
-    ),
-    "teacher": ("module.momentum",),
-    "length": ("trainer.max_epochs", "start_epoch"),
-    "batch (per process)": ("datamodule.batch_size", "trainer.accumulate_grad_batches"),
-    "crops": (
-        "augment.num_global",
-        "augment.global_size",
-        "augment.global_scale",
-        "augment.num_local",
-        "augment.local_size",
-        "augment.local_scale",
-    ),
-    "precision, seed": ("trainer.precision", "seed"),
+RECIPE: dict[str, tuple[str, ...] | None] = {
+    "loss": None,
+    "optimizer": None,
+    "module": None,
+    "augment": None,
+    "datamodule": ("batch_size", "reduced_decoding"),
+    "trainer": ("max_epochs", "accumulate_grad_batches", "precision", "devices", "num_nodes"),
 }
-"""Lines of the card's recipe -> settings of the run."""
-PAPER = "[arXiv 2106.09785](https://arxiv.org/abs/2106.09785)"
+"""Groups of the run's config that the card shows -> which of their settings; None for all."""
+HEAD = """---
+library_name: timm
+pipeline_tag: image-feature-extraction
+tags:
+- image-feature-extraction
+- self-supervised-learning
+- timm
+- esvit
+---"""
+ESVIT = """ Pretrained without labels, by the method of EsViT ([arXiv 2106.09785](https://arxiv.org/abs/2106.09785))."""
+SWIN = """
+The layer norms of this Swin add 1e-6 to the variance, those of timm 1e-5; with
+`create_model(..., norm_layer=timm.layers.LayerNorm)` timm computes what was trained, to the last bit where all maps are
+multiples of the window. On other maps timm pads in another order than the training did; esvit_pl keeps that order:
+"""
+NORMALIZED = """
+Images were standardised each by itself (`normalize: {}`), which timm's transforms cannot do; use `backbone.transform`.
+"""
 
 
 def model_card(repo: str, description: Mapping[str, Any], *, architecture: str) -> str:
-    """The card as Markdown, made of what is known and of nothing else.
+    """The card as Markdown. It says what is known, and of the rest that it is not known.
 
     Args:
         repo: ``USER/REPO``.
-        description: of the backbone, `safetensors_file.description`. Of its ``about`` these are shown, if they are
-            there: ``network``, ``source``, ``format``, ``epoch``, ``config`` (a run's), ``results`` (its results.json).
+        description: `safetensors_file.description` of the backbone. The card shows these entries of its ``about``, if
+            they are there: ``network``, ``source``, ``format``, ``epoch``, ``config`` (of the run), ``results`` (the
+            run's results.json).
         architecture: timm's name of it.
     """
     about = description.get("about") or {}
-    config = about.get("config") or {}
-    parts = [
-        _head(),
-        f"# {repo.rpartition('/')[2]}",
-        _what(description, about),
-        "## Use",
-        _use(repo, architecture, description),
-        "## Backbone",
-        _bullets(description["backbone"]),
-        "## Pretraining",
-        _recipe(config, about),
-        "## Data",
-        _data(config),
-        "## Results",
-        _results(about.get("results") or {}),
-    ]
-    return "\n\n".join(parts) + "\n"
+    config = shareable(about.get("config") or {})
+    backbone, source = description["backbone"], about.get("source")
+    network = f"the {about['network']}'s backbone" if about.get("network") else "a backbone"
+    origin = f" of `{source}`" if source else ""
+    epochs = f", after {about['epoch']} epochs" if about.get("epoch") is not None else ""
+    registers = f"import esvit_pl.backbones  # registers {architecture}\n" if architecture.startswith("esvit_") else ""
+    objective = str((config.get("loss") or {}).get("_target_"))
+    is_esvit = objective.endswith(".EsViTObjective") or about.get("format") == "released EsViT"
+    normalize = (description.get("augment") or {}).get("normalize", "dataset")
+    return f"""{HEAD}
+
+# {repo.rpartition("/")[2]}
+
+{backbone["name"]}: {network}{origin}{epochs}. It gives features of images and has no classifier. Written by
+`esvit-convert` of esvit_pl.{ESVIT if is_esvit else ""}
+
+## Use
+
+```python
+import timm
+{registers}
+model = timm.create_model("hf-hub:{repo}", pretrained=True)
+```
+{SWIN if backbone["name"] == "swin" else "Or, with regions and the transform for images:"}
+```python
+import esvit_pl
+
+backbone = esvit_pl.load_backbone("hf-hub:{repo}")
+pooled, regions, grid = backbone(backbone.transform(image)[None])
+```
+{"" if normalize == "dataset" else NORMALIZED.format(normalize)}
+## Backbone
+
+{_settings(backbone)}
+
+## Pretraining
+
+{_recipe(config) or f"{source or 'The checkpoint'} does not tell it."}
+
+## Data
+
+{_data(config.get("dataset")) or "The checkpoint does not tell it."}
+
+## Results
+
+{_results(about.get("results") or {}) or "No results lie beside the checkpoint."}
+"""
 
 
 def shareable(config: Any) -> Any:
@@ -86,99 +118,39 @@ def _is_place(value: Any) -> bool:
     )
 
 
-def _head() -> str:
-    tags = ["image-feature-extraction", "self-supervised-learning", "timm", "esvit"]
-    return "\n".join(
-        ["---", "library_name: timm", f"pipeline_tag: {tags[0]}", "tags:", *(f"- {t}" for t in tags), "---"]
-    )
+def _settings(settings: Mapping[str, Any]) -> str:
+    return "\n".join(f"- {name}: {_plain(value)}" for name, value in settings.items())
 
 
-def _what(description: Mapping[str, Any], about: Mapping[str, Any]) -> str:
-    network = f"the {about['network']}'s backbone" if about.get("network") else "a backbone"
-    source = f" of `{about['source']}`" if about.get("source") else ""
-    epoch = f", after {about['epoch']} epochs" if about.get("epoch") is not None else ""
-    text = (
-        f"{description['backbone']['name']}: {network}{source}{epoch}. It gives features of images and has no "
-        "classifier. Written by `esvit-convert` of esvit_pl."
-    )
-    objective = str(((about.get("config") or {}).get("loss") or {}).get("_target_"))
-    if objective.endswith(".EsViTObjective") or about.get("format") == "released EsViT":
-        text += f" Pretrained without labels, by the method of EsViT ({PAPER})."
-    return text
+def _recipe(config: Mapping[str, Any]) -> str:
+    lines = {}
+    for group, names in RECIPE.items():
+        found = {name: v for name, v in (config.get(group) or {}).items() if names is None or name in names}
+        if found:
+            lines[group] = ", ".join(f"{name} {_plain(value)}" for name, value in found.items() if value is not None)
+    return _settings(lines | {name: config[name] for name in ("start_epoch", "seed") if lines and name in config})
 
 
-def _use(repo: str, architecture: str, description: Mapping[str, Any]) -> str:
-    lines = ["import timm", ""]
-    if architecture.startswith("esvit_"):
-        lines = ["import timm", "", f"import esvit_pl.backbones  # registers {architecture}", ""]
-    lines.append(f'model = timm.create_model("hf-hub:{repo}", pretrained=True)')
-    texts = [_code(lines)]
-    if description["backbone"]["name"] == "swin":
-        texts.append(
-            "The layer norms of this Swin add 1e-6 to the variance, timm's 1e-5; "
-            "`create_model(..., norm_layer=timm.layers.LayerNorm)` computes what was trained, to the last bit where "
-            "all maps are multiples of the window. On other maps timm pads in another order than the training did; "
-            "esvit_pl keeps that order:"
-        )
-    else:
-        texts.append("Or, with regions and the transform for images:")
-    lines = ["import esvit_pl", "", f'backbone = esvit_pl.load_backbone("hf-hub:{repo}")']
-    texts.append(_code([*lines, "pooled, regions, grid = backbone(backbone.transform(image)[None])"]))
-    augment = description.get("augment")
-    if augment and augment["normalize"] != "dataset":
-        texts.append(
-            f"Images were standardised each by itself (`normalize: {augment['normalize']}`), which timm's transforms "
-            "cannot do; take `backbone.transform`."
-        )
-    return "\n\n".join(texts)
-
-
-def _recipe(config: Mapping[str, Any], about: Mapping[str, Any]) -> str:
-    lines = [(name, list(_settings(config, keys))) for name, keys in RECIPE.items()]
-    shown = [f"- {name}: {', '.join(settings)}" for name, settings in lines if settings]
-    if not shown:
-        return f"Not told by {about.get('source') or 'the checkpoint'}."
-    return "\n".join(shown)
-
-
-def _settings(config: Mapping[str, Any], keys: Sequence[str]) -> Iterator[str]:
-    for key in keys:
-        value: Any = config
-        for name in key.split("."):
-            value = value.get(name) if isinstance(value, Mapping) else None
-        if value is not None:
-            yield f"`{value}`" if key.endswith("_target_") else f"{key.rpartition('.')[2]} {_plain(value)}"
-
-
-def _data(config: Mapping[str, Any]) -> str:
-    dataset = shareable(config.get("dataset") or {})
+def _data(dataset: Mapping[str, Any] | None) -> str:
     if not dataset:
-        return "Not told by the checkpoint."
-    name = str(dataset.pop("_target_", "")).rpartition(".")[2]
-    settings = "".join(f", {key} {_plain(value)}" for key, value in dataset.items() if value is not None)
-    return f"`{name}`{settings}. The images' labels were used for the results below alone."
+        return ""
+    name = str(dataset.get("_target_")).rpartition(".")[2]
+    settings = [f", {key} {_plain(value)}" for key, value in dataset.items() if key != "_target_" and value is not None]
+    return f"`{name}`{''.join(settings)}. The images' labels were used for the results below alone."
 
 
 def _results(results: Mapping[str, Any]) -> str:
-    probes = [name for name in PROBES if isinstance(results.get(name), Mapping) and results[name]]
+    probes = {name: title for name, title in PROBES.items() if results.get(name)}
     if not probes:
-        return "No results lie beside the checkpoint."
-    rows = [row for row in reversed(ROWS) if any(row in results[probe] for probe in probes)]
-    titles = [f"{PROBES[probe]} top-1" for probe in probes]
-    lines = [f"| | {' | '.join(titles)} |", f"|---|{'---|' * len(probes)}"]
-    for row in rows:
-        cells = (f"{100 * results[probe][row]:.1f} %" if row in results[probe] else "" for probe in probes)
-        lines.append(f"| {ROWS[row].card} | {' | '.join(cells)} |")
-    return "\n".join(["As measured by the training run, on its own query images:", "", *lines])
-
-
-def _bullets(settings: Mapping[str, Any]) -> str:
-    return "\n".join(f"- {key}: {_plain(value)}" for key, value in settings.items())
+        return ""
+    lines = ["As measured by the training run, on its own query images:\n"]
+    lines += [f"| | {' | '.join(f'{title} top-1' for title in probes.values())} |", f"|---|{'---|' * len(probes)}"]
+    for row, titles in reversed(ROWS.items()):
+        if any(row in results[probe] for probe in probes):
+            cells = (f"{100 * results[probe][row]:.1f} %" if row in results[probe] else "" for probe in probes)
+            lines.append(f"| {titles.card} | {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def _plain(value: Any) -> str:
     return re.sub(r"[\[\]()'\"]", "", str(value)) if isinstance(value, Sequence) else str(value)
-
-
-def _code(lines: Sequence[str]) -> str:
-    return "\n".join(["```python", *lines, "```"])
