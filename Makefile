@@ -63,21 +63,25 @@ notebooks: $(VENV)/.installed-dev  ## run the scripts in notebooks/ and keep the
 	$(BIN)/python notebooks/execute.py
 
 bench: $(VENV)/.installed  ## measure losses, tokens, steps, crops, memory, throughput (a quarter of an hour)
-	$(BIN)/esvit-bench loss tokens recipe crops vil throughput repeats=3 $(ARGS)
+	$(BIN)/esvit-bench recipe throughput repeats=3 $(ARGS)
 	$(BIN)/esvit-bench memory measured=true datamodule.batch_size=4 $(ARGS)
-	$(BIN)/esvit-bench tokens step backbone=swin_tiny_w14 repeats=3 out=logs/bench/w14 $(ARGS)
-	$(BIN)/esvit-bench step switches backbone=swin_micro_w7 repeats=3 out=logs/bench/micro $(ARGS)
+	$(COMPARE) loss tokens step crops vil repeats=3 $(ARGS)
+	$(COMPARE) tokens step backbone=swin_tiny_w14 repeats=3 out=logs/bench/w14 $(ARGS)
+	$(COMPARE) step switches backbone=swin_micro_w7 repeats=3 out=logs/bench/micro $(ARGS)
 
-GPU_BENCH = $(BIN)/esvit-bench trainer=gpu batch_size=64 repeats=5
+COMPARE = $(BIN)/python -m benchmarks
+ON_GPU = trainer=gpu batch_size=64 repeats=5
 bench-gpu: $(VENV)/.installed-dev  ## the tests that need a GPU, then what docs/benchmarks.md shows of one
 	$(BIN)/pytest -k "gpu or kernels" tests/losses/test_kernels.py tests/modules/test_pretrain.py
-	$(GPU_BENCH) loss recipe roofline datamodule=device_color out=logs/bench/gpu $(ARGS)
-	$(GPU_BENCH) memory measured=true out=logs/bench/gpu $(ARGS)
-	$(GPU_BENCH) tokens backbone.drop_path_rate=0 out=logs/bench/gpu $(ARGS)
-	$(GPU_BENCH) recipe module.compile=true datamodule=device_color out=logs/bench/gpu/compiled $(ARGS)
-	$(GPU_BENCH) throughput batch_size=128 repeats=3 out=logs/bench/gpu $(ARGS)
-	$(GPU_BENCH) crops batch_size=16 repeats=3 out=logs/bench/gpu $(ARGS)
-	$(GPU_BENCH) switches out=logs/bench/gpu $(ARGS)
+	$(COMPARE) $(ON_GPU) loss step roofline out=logs/bench/gpu $(ARGS)
+	$(COMPARE) $(ON_GPU) step module.compile=true out=logs/bench/gpu/compiled $(ARGS)
+	$(COMPARE) $(ON_GPU) tokens backbone.drop_path_rate=0 out=logs/bench/gpu $(ARGS)
+	$(COMPARE) trainer=gpu crops batch_size=16 repeats=3 out=logs/bench/gpu $(ARGS)
+	$(COMPARE) $(ON_GPU) switches out=logs/bench/gpu $(ARGS)
+	$(BIN)/esvit-bench $(ON_GPU) memory measured=true out=logs/bench/gpu $(ARGS)
+	$(BIN)/esvit-bench $(ON_GPU) recipe datamodule=device_color out=logs/bench/gpu $(ARGS)
+	$(BIN)/esvit-bench $(ON_GPU) recipe module.compile=true datamodule=device_color out=logs/bench/gpu/compiled $(ARGS)
+	$(BIN)/esvit-bench trainer=gpu throughput batch_size=128 repeats=3 out=logs/bench/gpu $(ARGS)
 
 # A stamp says that the installation is as setup.cfg asks; a change there makes it again.
 $(VENV)/.installed: setup.cfg pyproject.toml | $(BIN)/python

@@ -86,7 +86,7 @@ class Commands:
         self.root, self.count = root, 0
 
     def run(self, name: str, *words: str, folder: Path | None = None) -> Outcome:
-        """``esvit-<name> words``."""
+        """``esvit-<name> words``, or ``python -m benchmarks words``."""
         self.count += 1
         folder = folder or self.root / f"{name}_{self.count}"
         out, err = io.StringIO(), io.StringIO()
@@ -94,7 +94,7 @@ class Commands:
         words = (*words, f"hydra.run.dir={folder}", f"hydra.sweep.dir={folder}")
         with as_in_a_new_process(f"esvit-{name}", words), redirect_stdout(out), redirect_stderr(err):
             try:
-                import_module(f"esvit_pl.commands.{name}").main()
+                import_module("benchmarks.__main__" if name == "benchmarks" else f"esvit_pl.commands.{name}").main()
             except SystemExit as stop:
                 code = stop.code
         return Outcome(code, out.getvalue(), err.getvalue(), folder)

@@ -36,7 +36,7 @@ FLOORS = [
     # second: Lightning
     ["data", "loggers", "callbacks", "modules"],
     # roof: Hydra and the command line
-    ["runs", "configs", "benchmarks", "commands", "api"],
+    ["runs", "configs", "commands", "api"],
 ]
 FLOOR = {room: height for height, rooms in enumerate(FLOORS) for room in rooms}
 ROOF = set(FLOORS[-1])
@@ -222,7 +222,7 @@ def test_importing_a_file_changes_nothing():
 
 def test_every_room_shows_its_public_names():
     for door in sorted(SRC.glob("*/__init__.py")):
-        if door.parent.name not in ("benchmarks", "commands", "configs", "runs"):
+        if door.parent.name not in ("commands", "configs", "runs"):
             assert "__all__" in door.read_text(encoding="utf-8"), f"{name_of(door)} has no __all__"
 
 

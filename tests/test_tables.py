@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from docs.tables import backbone_cells, run_cells, with_tables, written
 
 

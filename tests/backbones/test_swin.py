@@ -8,9 +8,9 @@ import torch
 from golden_files import image, relative_error
 from timm.models.swin_transformer import SwinTransformer
 
+from benchmarks.tokens import with_padding
 from esvit_pl.backbones import build
 from esvit_pl.backbones.swin_windows import window_plan
-from esvit_pl.benchmarks.tokens import with_padding
 
 TINY = {"embed_dim": 8, "depths": [2, 2], "num_heads": [1, 2], "window": 4, "img_size": 32, "drop_path_rate": 0.0}
 

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +9,8 @@ import torch
 from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile
 
-from esvit_pl.augment import Recipe, draw, make_views
-from esvit_pl.benchmarks import crops
-from esvit_pl.benchmarks.crops import (
+from benchmarks import crops
+from benchmarks.crops import (
     DECODE,
     DEVICE_COLOR,
     DEVICE_LOADER,
@@ -22,9 +20,9 @@ from esvit_pl.benchmarks.crops import (
     WORKER_REDUCED,
     PILViews,
     crop_rates,
-    loader_rate,
-    photograph,
 )
+from esvit_pl.augment import Recipe, draw, make_views
+from esvit_pl.profiling.photographs import photograph
 
 WHOLE = {"global_scale": (1.0, 1.0), "local_scale": (1.0, 1.0), "aspect": (1.0, 1.0), "flip": 1.0, "num_local": 1}
 PLAIN = {"jitter": 0, "global_blur": [0], "local_blur": 0}
@@ -40,13 +38,6 @@ def test_what_is_compared_is_the_same_recipe(tmp_path):
         difference = (one - two).abs()
         assert difference.median() < 1 / 255 / min(GREY.std)
         assert (difference > 2 / 255 / min(GREY.std)).float().mean() < 0.02
-
-
-def test_photographs_are_jpegs_that_the_seed_determines():
-    image = Image.open(BytesIO(photograph(3, (30, 40))))
-    assert (image.format, image.size, image.mode) == ("JPEG", (40, 30), "RGB")
-    assert photograph(3, (30, 40)) == photograph(3, (30, 40)) != photograph(4, (30, 40))
-    assert np.asarray(image).std() > 20
 
 
 SMALL = Recipe(global_size=8, local_size=4)
@@ -91,40 +82,6 @@ def test_reduced_ways_read_large_images_at_a_smaller_scale(monkeypatch):
     list(crop_rates(SMALL, image_sizes=[(160, 200)], images=[2], batch_size=2, repeats=1))
     assert len(scales) == 2 * 2 * 2  # ways, images, passes
     assert all(width in (25, 50, 100) for width, _ in scales)
-
-
-@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork", "ignore:This DataLoader will create 3 worker")
-@pytest.mark.parametrize(("workers", "images"), [(0, 4 * 2), (3, 3 * 4 * 2)])
-def test_a_loader_is_timed_after_two_batches_of_each_process(monkeypatch, workers, images):
-    counted = []
-
-    def timed(run):
-        batches = []
-        monkeypatch.setattr(crops, "exhaust", batches.extend)
-        run()
-        counted.append(batches)
-        return 0.5
-
-    monkeypatch.setattr(crops, "seconds", timed)
-    row = loader_rate(SMALL, image_size=(16, 20), images=3, batch_size=2, num_workers=workers, rounds=4)
-    assert row == ("20 x 16", "device_color", workers, images / 0.5)
-    assert sum(len(batch["index"]) for batch in counted[0]) == images
-    assert "crops" in counted[0][0]
-
-
-def test_a_loader_with_colour_and_reduced_decoding():
-    row = loader_rate(
-        SMALL,
-        image_size=(160, 200),
-        images=2,
-        batch_size=2,
-        num_workers=0,
-        color_on="worker",
-        reduced_decoding=True,
-        rounds=1,
-    )
-    assert row[:3] == ("200 x 160", "worker_color, reduced_decoding", 0)
-    assert row.images_per_second > 0
 
 
 @pytest.mark.parametrize(("images", "sizes"), [([5], [(16, 20)]), ([0], [(16, 20)]), ([4, 4], [(16, 20)])])

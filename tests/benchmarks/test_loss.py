@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from esvit_pl.benchmarks.loss import loss_costs, problem, straightforward, streamed
+from benchmarks.loss import loss_costs, problem, straightforward, streamed
 from esvit_pl.losses import RegionLoss
 
 

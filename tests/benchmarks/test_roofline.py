@@ -3,10 +3,10 @@ from __future__ import annotations
 import pytest
 import toys
 
+from benchmarks.roofline import bounds
 from esvit_pl.backbones import build
-from esvit_pl.benchmarks.recipe import model_flops
-from esvit_pl.benchmarks.roofline import bounds
 from esvit_pl.profiling.data_sheets import DATA_SHEETS, DataSheet
+from esvit_pl.profiling.recipe import model_flops
 
 ENDLESS = float("inf")
 TIMES = 4  # of a step for one of a forward pass: three times the student's, once the teacher's; they see the same here

@@ -6,46 +6,44 @@ import pytest
 import torch
 import toys
 
+from benchmarks.step import PARTS, ours, step_costs, straight
+from benchmarks.tokens import PaddedBlock
 from esvit_pl.backbones.swin import SwinBlock
-from esvit_pl.benchmarks.step import PARTS, Step, StraightStep, step_costs
-from esvit_pl.benchmarks.tokens import PaddedBlock
-
-
-def views(*sides: int) -> list[torch.Tensor]:
-    torch.manual_seed(3)
-    return [torch.randn(2, 3, side, side, dtype=torch.float64) for side in sides]
+from esvit_pl.profiling.training import Noise
 
 
 @pytest.mark.parametrize("weights", [{}, {"region_weight": 0}], ids=["view_region", "view"])
 def test_both_forms_are_the_same_training(weights):
     backbone, objective = toys.backbone().double(), toys.objective(**weights).double()
-    torch.manual_seed(0)
-    straight = StraightStep(deepcopy(backbone), deepcopy(objective), views(32, 32, 20, 20))
-    ours = Step(deepcopy(backbone), deepcopy(objective), views(32, 32, 20, 20))
-    for step in (straight, ours):
-        step.student.double(), step.teacher.double()
-    for part in ("student", "teacher"):
-        getattr(ours, part).load_state_dict(getattr(straight, part).state_dict())
-    before = toys.state(ours.teacher)
+    forms = []
+    for form in (straight, ours):
+        torch.manual_seed(0)
+        forms.append(form(deepcopy(backbone), deepcopy(objective)))
+        forms[-1].step.double()
+    wanted, mine = (form.step for form in forms)
+    mine.load_state_dict(wanted.state_dict())
+    before = toys.state(mine.teacher)
+    batch = Noise(mine, (32, 32, 20, 20), 2, torch.float64).batch()
     for _ in range(3):
-        assert ours().item() == pytest.approx(straight().item(), rel=1e-10)
+        theirs, our = (form(batch) for form in forms)
+        assert our.item() == pytest.approx(theirs.item(), rel=1e-10)
     for part in ("student", "teacher", "objective"):
         # AdamW divides rounding by rounding where the true gradient is 0, as at key biases.
-        mine, wanted = (
-            {name: value for name, value in toys.state(getattr(form, part)).items() if not name.endswith("qkv.bias")}
-            for form in (ours, straight)
-        )
-        assert toys.largest_difference(mine, wanted) < 1e-8
-    assert toys.largest_difference(before, toys.state(ours.teacher)) > 0
+        states = [
+            {name: value for name, value in toys.state(getattr(step, part)).items() if not name.endswith("qkv.bias")}
+            for step in (mine, wanted)
+        ]
+        assert toys.largest_difference(*states) < 1e-8
+    assert toys.largest_difference(before, toys.state(mine.teacher)) > 0
 
 
 def test_the_straightforward_form_pads_and_ours_does_not():
-    forms = [
-        form(toys.backbone(), toys.objective(), [v.float() for v in views(32, 32)]) for form in (StraightStep, Step)
+    steps = [form(toys.backbone(), toys.objective()).step for form in (straight, ours)]
+    kinds = [
+        {type(block) for stage in network.backbone.stages for block in stage.blocks}
+        for network in (steps[0].student, steps[0].teacher, steps[1].student)
     ]
-    kinds = [{type(block) for stage in form.student.backbone.stages for block in stage.blocks} for form in forms]
-    assert kinds == [{PaddedBlock}, {SwinBlock}]
-    assert {type(block) for stage in forms[0].teacher.backbone.stages for block in stage.blocks} == {PaddedBlock}
+    assert kinds == [{PaddedBlock}, {PaddedBlock}, {SwinBlock}]
 
 
 def test_every_part_and_the_whole_are_measured_and_what_is_given_stays():

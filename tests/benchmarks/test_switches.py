@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import toys
 
-from esvit_pl.benchmarks.switches import SWITCHES, rows
+from benchmarks.switches import SWITCHES, rows
 from esvit_pl.profiling.report import as_markdown
 
 

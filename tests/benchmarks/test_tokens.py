@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import torch
 
+from benchmarks.tokens import PaddedBlock, token_savings, with_padding
 from esvit_pl.backbones import build
 from esvit_pl.backbones.swin import SwinBlock
-from esvit_pl.benchmarks.tokens import PaddedBlock, token_savings, with_padding
 
 SIZES = {"window": 7, "embed_dim": 8, "depths": (1, 1), "num_heads": (1, 2)}
 

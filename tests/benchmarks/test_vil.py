@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from esvit_pl.benchmarks.vil import attention_costs
+from benchmarks.vil import attention_costs
 
 
 def test_memory_of_sliding_attention_grows_with_the_tokens_and_of_the_full_one_with_their_square():

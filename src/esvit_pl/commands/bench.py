@@ -1,9 +1,9 @@
-"""``esvit-bench``: the parts of a training against their straightforward forms, on this machine."""
+"""``esvit-bench``: what a training takes on this machine, its memory and its images a second."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,16 +15,19 @@ from esvit_pl.configs.command_line import command, words_as_setting
 if TYPE_CHECKING:
     from esvit_pl.augment import Recipe
     from esvit_pl.backbones import Backbone
+    from esvit_pl.pretraining import PretrainingStep
     from esvit_pl.profiling.data_sheets import DataSheet
     from esvit_pl.profiling.report import Report
 
 EXAMPLES = [
-    "esvit-bench loss tokens                                      # of the Swin-T recipe",
-    "esvit-bench step backbone=swin_tiny_w14 batch_size=2",
     "esvit-bench memory datamodule.batch_size=64 trainer=gpu",
     "esvit-bench recipe trainer=gpu datamodule=device_color",
-    "esvit-bench roofline gpu=H100 backbone=swin_base_w7",
+    "esvit-bench throughput backbones=[swin_tiny_w7,deit_small_p16]",
 ]
+IN_A_CHECKOUT = ("loss", "crops", "tokens", "step", "switches", "roofline", "vil")
+"""Comparisons with the straightforward form; they live beside the package (benchmarks/)."""
+
+Benchmark = Callable[[DictConfig], "Iterator[Report]"]
 
 
 def main() -> None:
@@ -33,235 +36,141 @@ def main() -> None:
 
 
 def needs(cfg: DictConfig) -> str | None:
-    choices = ", ".join(BENCHMARKS)
+    moved = [name for name in cfg.benchmarks if name in IN_A_CHECKOUT]
+    if moved:
+        return f"esvit-bench {moved[0]} is now `python -m benchmarks {moved[0]}`, in a checkout of the library"
+    return unknown("esvit-bench", cfg, BENCHMARKS)
+
+
+def unknown(program: str, cfg: DictConfig, known: Mapping[str, Benchmark]) -> str | None:
+    """What is wrong with the names of benchmarks, if anything is."""
+    choices = ", ".join(known)
     if not cfg.benchmarks:
-        return f"esvit-bench needs a benchmark or several: {choices}"
-    unknown = [name for name in cfg.benchmarks if name not in BENCHMARKS]
-    return f"there is no benchmark {' and no '.join(unknown)}; there are {choices}" if unknown else None
+        return f"{program} needs a benchmark or several: {choices}"
+    wrong = [name for name in cfg.benchmarks if name not in known]
+    return f"there is no benchmark {' and no '.join(wrong)}; there are {choices}" if wrong else None
 
 
-@command("bench", summary="measure losses, tokens, crops, steps on this machine.", examples=EXAMPLES, needs=needs)
+@command("bench", summary="predict memory, measure throughput of a training.", examples=EXAMPLES, needs=needs)
 def show(cfg: DictConfig) -> None:
+    run(cfg, BENCHMARKS)
+
+
+def run(cfg: DictConfig, known: Mapping[str, Benchmark]) -> None:
+    """Print the tables of the chosen benchmarks, and write them as JSON."""
     from esvit_pl.profiling.report import write_json
 
     for name in cfg.benchmarks:
         reports = []
-        for report in BENCHMARKS[name](cfg):
+        for report in known[name](cfg):
             print(report.title(), flush=True)
             reports.append(report.finished())
             print(f"\n{report.table()}\n", flush=True)
         print(f"{write_json(reports, Path(cfg.out) / f'{name}.json')}\n", flush=True)
 
 
-def loss(cfg: DictConfig) -> Iterator[Report]:
-    from esvit_pl.benchmarks.loss import loss_costs
-    from esvit_pl.configs import assemble
-
-    recipe, backbone = assemble.construct(cfg, "augment"), build_backbone(cfg)
-    counts = region_counts(backbone, recipe)
-    batch_size = cfg.batch_size or 8
-    yield report(
-        cfg,
-        "loss",
-        f"losses with their prototype layers, {cfg.loss.num_prototypes:,} prototypes of width {cfg.loss.out_dim}, "
-        f"batch {batch_size}, views of {in_words(counts)} regions, {cfg.trainer.precision}; forward and backward; "
-        "straightforward holds all logits and every pair's targets, ours streams them; memory beyond the inputs",
-        loss_costs(
-            batch_size=batch_size,
-            num_prototypes=cfg.loss.num_prototypes,
-            dim=cfg.loss.out_dim,
-            regions=counts,
-            repeats=cfg.repeats,
-            device=device(cfg),
-            bf16=bf16(cfg),
-        ),
-    )
-
-
-def crops(cfg: DictConfig) -> Iterator[Report]:
-    from esvit_pl.benchmarks.crops import crop_rates
-    from esvit_pl.configs import assemble
-
-    recipe: Recipe = assemble.construct(cfg, "augment")
-    batch_size = cfg.batch_size or 16
-    yield report(
-        cfg,
-        "crops",
-        f"views of {in_words(recipe.sizes)} px of JPEGs made here, batch {batch_size}, one thread, no other processes",
-        crop_rates(
-            recipe, images=(4 * batch_size, batch_size), batch_size=batch_size, repeats=cfg.repeats, device=device(cfg)
-        ),
-    )
-
-
-def tokens(cfg: DictConfig) -> Iterator[Report]:
-    from esvit_pl.backbones.swin import Swin
-    from esvit_pl.benchmarks.tokens import token_savings
-    from esvit_pl.configs import assemble
-
-    backbone = build_backbone(cfg)
-    if not isinstance(backbone, Swin):
-        raise ValueError(f"tokens measures the padding of Swin, got backbone.name={cfg.backbone.name}; choose a Swin")
-    recipe: Recipe = assemble.construct(cfg, "augment")
-    batch_size = cfg.batch_size or 4
-    sizes = recipe.sizes
-    yield report(
-        cfg,
-        "tokens",
-        f"{chosen(cfg, 'backbone')}, batch {batch_size}, views of {in_words(sizes)} px; forward and backward; "
-        "straightforward computes padding, ours the tokens only; memory beyond the weights",
-        token_savings(
-            backbone,
-            crops=tuple((sizes.count(side), side) for side in dict.fromkeys(sizes)),
-            batch_size=batch_size,
-            repeats=cfg.repeats,
-            device=device(cfg),
-        ),
-    )
-
-
-def step(cfg: DictConfig) -> Iterator[Report]:
-    yield step_report(cfg, cfg.batch_size or 4)
-
-
-def recipe(cfg: DictConfig) -> Iterator[Report]:
-    from esvit_pl.benchmarks.crops import loader_rate
-    from esvit_pl.benchmarks.recipe import model_flops, recipe_rates
-    from esvit_pl.configs import assemble
-
-    views: Recipe = assemble.construct(cfg, "augment")
-    batch_size = cfg.batch_size or (64 if device(cfg) == "cuda" else 4)
-    parts = step_report(cfg, batch_size)
-    yield parts
-    *_, whole = parts.rows
-    at_best = 1e12 * data_sheet(cfg, gpu_here(cfg)).tflops or None
-    flops = model_flops(build_backbone(cfg), assemble.construct(cfg, "loss"), views.sizes, views.num_global)
-    loader = loader_rate(
-        views,
-        batch_size=batch_size,
-        num_workers=cfg.datamodule.num_workers,
-        color_on=cfg.datamodule.color_on,
-        reduced_decoding=cfg.datamodule.reduced_decoding,
-    )
-    yield report(
-        cfg,
-        "recipe",
-        f"{flops / 1e9:.3g} GFLOPs an image; utilisation of {f'{at_best / 1e12:g}' if at_best else 'unknown'} TFLOP/s; "
-        f"loader: {loader.way}, {loader.num_workers} processes, JPEGs of {loader.image} px",
-        recipe_rates(whole, loader.images_per_second, batch_size=batch_size, flops=flops, device_flops=at_best),
-    )
-
-
-def step_report(cfg: DictConfig, batch_size: int) -> Report:
-    from esvit_pl.benchmarks.step import step_costs
-    from esvit_pl.configs import assemble
-
-    views: Recipe = assemble.construct(cfg, "augment")
-    switched = [f"module.{name}=true" for name in ("compile", "grad_checkpointing") if cfg.module[name]]
-    return report(
-        cfg,
-        "step",
-        f"{chosen(cfg, 'backbone')}, {cfg.loss.num_prototypes:,} prototypes, batch {batch_size}, views of "
-        f"{in_words(views.sizes)} px, {', '.join([cfg.trainer.precision, *switched])}; memory is all that is held, "
-        "weights and moments too",
-        step_costs(
-            build_backbone(cfg),
-            assemble.construct(cfg, "loss"),
-            sides=views.sizes,
-            num_global=views.num_global,
-            batch_size=batch_size,
-            repeats=cfg.repeats,
-            device=device(cfg),
-            bf16=bf16(cfg),
-            compile=cfg.module.compile,
-            grad_checkpointing=cfg.module.grad_checkpointing,
-        ),
-    )
-
-
-def switches(cfg: DictConfig) -> Iterator[Report]:
-    import torch
-
-    from esvit_pl.benchmarks import switches
-    from esvit_pl.configs import assemble
-
-    views: Recipe = assemble.construct(cfg, "augment")
-    batch_size = cfg.batch_size or 4
-    spec = build_backbone(cfg).spec
-    yield report(
-        cfg,
-        "switches",
-        f"{chosen(cfg, 'backbone')} with its heads, batch {batch_size}, views of {in_words(views.sizes)} px, "
-        f"{cfg.trainer.precision}; the student's forward and backward; memory beyond weights, views and gradients",
-        switches.rows(
-            backbone=spec["name"],
-            batch_size=batch_size,
-            sides=views.sizes,
-            repeats=cfg.repeats,
-            device=device(cfg),
-            autocast=torch.bfloat16 if bf16(cfg) else None,
-            **{key: value for key, value in spec.items() if key != "name"},
-        ),
-    )
-
-
 def memory(cfg: DictConfig) -> Iterator[Report]:
     import torch
 
-    from esvit_pl.benchmarks.memory import available_bytes, judge, memory_needs
     from esvit_pl.configs import assemble
+    from esvit_pl.profiling.available_memory import available_bytes
+    from esvit_pl.profiling.batch_size import judge
+    from esvit_pl.profiling.memory import memory_needs
 
     views: Recipe = assemble.construct(cfg, "augment")
     with torch.device("cpu" if cfg.measured else "meta"):
         module = assemble.pretrainer(cfg, views)
-    wanted = (cfg.batch_size or cfg.datamodule.batch_size) * cfg.trainer.accumulate_grad_batches
+    step, recipe = module.step, module.optimizer
     batch_size = cfg.batch_size or cfg.datamodule.batch_size
+    accumulate = cfg.trainer.accumulate_grad_batches
     how = {"sides": views.sizes, "precision": cfg.trainer.precision, "device": device(cfg)}
     yield report(
         cfg,
         "memory",
-        f"{chosen(cfg, 'backbone')}, {cfg.loss.num_prototypes:,} prototypes, views of {in_words(views.sizes)} px, "
+        f"{parts_in_words(cfg, step.objective.spec)}, views of {in_words(views.sizes)} px, "
         f"{cfg.trainer.precision}, {cfg.optimizer.name}; the most that is allocated at once, and what it is then",
         memory_needs(
-            module,
+            step,
+            recipe,
             batches=sorted({max(1, batch_size // 4), max(1, batch_size // 2), batch_size}),
             measured=cfg.measured,
-            accumulate=cfg.trainer.accumulate_grad_batches,
+            accumulate=accumulate,
             **how,
         ),
     )
-    print(judge(module, batch=wanted, available_bytes=available_bytes(device(cfg)), **how), flush=True)
+    there = available_bytes(device(cfg))
+    print(judge(step, recipe, batch=batch_size * accumulate, available_bytes=there, **how), flush=True)
 
 
-def roofline(cfg: DictConfig) -> Iterator[Report]:
-    from esvit_pl.benchmarks.roofline import bounds
+def recipe(cfg: DictConfig) -> Iterator[Report]:
+    import torch
+
     from esvit_pl.configs import assemble
-    from esvit_pl.profiling.data_sheets import DATA_SHEETS
-    from esvit_pl.profiling.report import Report
+    from esvit_pl.profiling.recipe import model_flops, recipe_rates, step_rate
 
     views: Recipe = assemble.construct(cfg, "augment")
-    batch_size = cfg.batch_size or cfg.datamodule.batch_size
-    gpu = cfg.gpu or gpu_here(cfg)
-    sheet = data_sheet(cfg, gpu)
-    if not all(sheet):
-        raise ValueError(
-            f"roofline reads a GPU's data sheet, and there is none of {gpu or 'a CPU'}; choose gpu= one of "
-            f"{', '.join(DATA_SHEETS)}, or give peak_tflops= and peak_gbytes="
-        )
-    yield Report(
-        "roofline",
-        f"{chosen(cfg, 'backbone')}, {cfg.loss.num_prototypes:,} prototypes, batch {batch_size}, views of "
-        f"{in_words(views.sizes)} px; what the products of a step take at least in bfloat16, all else free; on paper",
-        {"gpu": f"{gpu or 'a GPU'} with {sheet.tflops:g} TFLOP/s and {sheet.gbytes:g} GB/s"},
-        bounds(
-            build_backbone(cfg),
-            assemble.construct(cfg, "loss"),
-            views.sizes,
-            views.num_global,
-            batch_size=batch_size,
-            sheet=sheet,
-        ),
+    batch_size = cfg.batch_size or (64 if device(cfg) == "cuda" else 4)
+    at_best = 1e12 * data_sheet(cfg, gpu_here(cfg)).tflops or None
+    objective = assemble.construct(cfg, "loss")
+    flops = model_flops(build_backbone(cfg), objective, views.sizes, views.num_global)
+    step = step_rate(
+        partial(training_step, cfg, views),
+        assemble.construct(cfg, "optimizer"),
+        views.sizes,
+        batch_size=batch_size,
+        repeats=cfg.repeats,
+        device=device(cfg),
+        autocast=torch.bfloat16 if bf16(cfg) else None,
     )
+    way, loader = loader_rate(cfg, views, batch_size)
+    yield report(
+        cfg,
+        "recipe",
+        f"{parts_in_words(cfg, objective.spec)}, batch {batch_size}, views of {in_words(views.sizes)} px, "
+        f"{switches_in_words(cfg)}; {flops / 1e9:.3g} GFLOPs an image; utilisation of "
+        f"{f'{at_best / 1e12:g}' if at_best else 'unknown'} TFLOP/s; loader: {way}; memory is all that the step holds, "
+        "weights and moments too",
+        recipe_rates(step, loader, flops=flops, device_flops=at_best),
+    )
+
+
+def training_step(cfg: DictConfig, views: Recipe) -> PretrainingStep:
+    """The step of this training on its device, compiled if it shall be."""
+    from esvit_pl.compiling import compile_
+    from esvit_pl.configs import assemble
+
+    step = assemble.pretrainer(cfg, views).step.to(device(cfg))
+    if cfg.module.compile:
+        compile_([network for network in (step.student, step.teacher) if network is not None], device(cfg))
+    return step
+
+
+def loader_rate(cfg: DictConfig, views: Recipe, batch_size: int) -> tuple[str, float]:
+    """What is loaded, in words, and images a second of the training loader on JPEGs made here. With
+    ``datamodule.color_on=device`` colour is not in it."""
+    from esvit_pl import datasets
+    from esvit_pl.data import ImageDataModule
+    from esvit_pl.datasets import Splits, Subset
+    from esvit_pl.profiling import loader
+    from esvit_pl.profiling.photographs import photographs_in_a_folder
+
+    color_on, reduced = cfg.datamodule.color_on, cfg.datamodule.reduced_decoding
+    with photographs_in_a_folder(64, (375, 500)) as folder:
+        jpegs = datasets.folder(folder).train
+        data = ImageDataModule(
+            Splits(jpegs),
+            views,
+            batch_size=batch_size,
+            num_workers=cfg.datamodule.num_workers,
+            persistent_workers=False,
+            color_on=color_on,
+            reduced_decoding=reduced,
+        )
+        images = loader.batches_needed(data.num_workers) * batch_size
+        data.dataset = Splits(Subset(jpegs, [index % len(jpegs) for index in range(images)]))
+        rate = loader.loader_rate(data.train_dataloader(), batch_size=batch_size, num_workers=data.num_workers)
+    way = f"{color_on}_color" + (", reduced_decoding" if reduced else "")
+    return f"{way}, {data.num_workers} processes, JPEGs of 500 x 375 px", rate
 
 
 def throughput(cfg: DictConfig) -> Iterator[Report]:
@@ -293,29 +202,7 @@ def throughput(cfg: DictConfig) -> Iterator[Report]:
     print(save(picture(rows, where=here.get("gpu", as_words(here))), path), flush=True)
 
 
-def vil(cfg: DictConfig) -> Iterator[Report]:
-    from esvit_pl.benchmarks.vil import attention_costs
-
-    yield report(
-        cfg,
-        "vil",
-        "ViL's sliding attention against a full one; 96 channels, 3 heads, chunks of 7, batch 2; forward and backward",
-        attention_costs(repeats=cfg.repeats, device=device(cfg)),
-    )
-
-
-BENCHMARKS: dict[str, Callable[[DictConfig], Iterator[Report]]] = {
-    "loss": loss,
-    "crops": crops,
-    "tokens": tokens,
-    "step": step,
-    "switches": switches,
-    "memory": memory,
-    "recipe": recipe,
-    "roofline": roofline,
-    "throughput": throughput,
-    "vil": vil,
-}
+BENCHMARKS: dict[str, Benchmark] = {"memory": memory, "recipe": recipe, "throughput": throughput}
 
 
 def report(cfg: DictConfig, name: str, what: str, rows: Iterator[Any]) -> Report:
@@ -355,16 +242,17 @@ def bf16(cfg: DictConfig) -> bool:
     """Whether networks run in bfloat16 where autocast lets them."""
     if cfg.trainer.precision not in ("32-true", "bf16-mixed", 32, "32"):
         raise ValueError(
-            f"esvit-bench measures trainer.precision=32-true and bf16-mixed, got {cfg.trainer.precision}; choose one"
+            f"benchmarks measure trainer.precision=32-true and bf16-mixed, got {cfg.trainer.precision}; choose one"
         )
-    return cfg.trainer.precision == "bf16-mixed"
+    return bool(cfg.trainer.precision == "bf16-mixed")
 
 
 def build_backbone(cfg: DictConfig) -> Backbone:
     from esvit_pl.configs import assemble
 
     assemble.seed_weights(cfg)
-    return assemble.construct(cfg, "backbone")
+    backbone: Backbone = assemble.construct(cfg, "backbone")
+    return backbone
 
 
 def backbone_of(name: str) -> Backbone:
@@ -372,18 +260,8 @@ def backbone_of(name: str) -> Backbone:
     from esvit_pl.configs import assemble
     from esvit_pl.configs.compose import compose
 
-    return assemble.construct(compose("pretrain", f"backbone={name}"), "backbone")
-
-
-def region_counts(backbone: Backbone, recipe: Recipe) -> tuple[int, ...]:
-    """Regions of each view. Nothing is computed."""
-    from copy import deepcopy
-
-    import torch
-
-    shape = deepcopy(backbone).to("meta").eval()
-    seen = {side: shape(torch.empty(1, recipe.channels, side, side, device="meta")) for side in set(recipe.sizes)}
-    return tuple(seen[side].regions.shape[1] for side in recipe.sizes)
+    backbone: Backbone = assemble.construct(compose("pretrain", f"backbone={name}"), "backbone")
+    return backbone
 
 
 def in_words(numbers: Any) -> str:
@@ -397,6 +275,18 @@ def chosen(cfg: DictConfig, group: str) -> str:
     from esvit_pl.configs import assemble
 
     return str(assemble.choice(group))
+
+
+def switches_in_words(cfg: DictConfig) -> str:
+    """Precision, and what speeds the step up or saves memory."""
+    switched = [f"module.{name}=true" for name in ("compile", "grad_checkpointing") if cfg.module[name]]
+    return ", ".join([str(cfg.trainer.precision), *switched])
+
+
+def parts_in_words(cfg: DictConfig, spec: Mapping[str, Any]) -> str:
+    """Backbone and loss by the names of their options, and the sizes that the objective's spec holds."""
+    sizes = [f"{name}={value}" for name, value in spec.items() if type(value) is int and value > 1]
+    return f"{chosen(cfg, 'backbone')}, loss {chosen(cfg, 'loss')}" + (f" ({', '.join(sizes)})" if sizes else "")
 
 
 if __name__ == "__main__":

@@ -93,18 +93,18 @@ def peak_bytes(function: Callable[[], object], device: torch.device | str = "cpu
     if device.type != "cuda":
         with Live() as live:
             function()
-        return live.peak
+        return int(live.peak)
     wait(device)
     before = torch.cuda.memory_allocated(device)
     torch.cuda.reset_peak_memory_stats(device)
     function()
     wait(device)
-    return torch.cuda.max_memory_allocated(device) - before
+    return int(torch.cuda.max_memory_allocated(device)) - before
 
 
 def relative_error(mine: Iterable[Tensor], wanted: Iterable[Tensor]) -> float:
     """Largest of |mine - wanted| / |wanted| (2-norms) over pairs of tensors."""
-    return max(((one - two).norm() / two.norm()).item() for one, two in zip(mine, wanted, strict=True))
+    return max(float((one - two).norm() / two.norm()) for one, two in zip(mine, wanted, strict=True))
 
 
 def machine(device: torch.device | str = "cpu") -> dict[str, Any]:
@@ -131,7 +131,7 @@ class Live(TorchDispatchMode):
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.now = self.peak = 0
         self.storages: set[int] = set()
 

@@ -105,7 +105,7 @@ def multiply_adds(backbone: Backbone, side: int) -> int:
     image = torch.empty(1, backbone.spec["in_chans"], side, side, device=_device(backbone))
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         backbone(image)
-    return counter.get_total_flops() // 2
+    return int(counter.get_total_flops()) // 2
 
 
 def images_per_second(

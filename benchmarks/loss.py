@@ -83,10 +83,10 @@ def streamed(given: Problem, loss: RegionLoss | ViewLoss) -> Tensor:
     )
     partitions, u = partition.split(sizes), u_rows.split(sizes[:2])
     if isinstance(loss, ViewLoss):
-        return loss([z[:, 0] for z in given.z], list(partitions), list(u))
+        return loss.forward([z[:, 0] for z in given.z], list(partitions), list(u))
     shaped = [part.view(z.shape[:-1]) for part, z in zip(partitions, given.z, strict=True)]
     targets = [part.view(z.shape) for part, z in zip(u, given.teacher_z, strict=True)]
-    return loss(given.z, shaped, targets, given.matches)
+    return loss.forward(given.z, shaped, targets, given.matches)
 
 
 def loss_costs(

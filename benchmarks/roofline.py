@@ -17,9 +17,9 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from esvit_pl.backbones import Backbone
-from esvit_pl.benchmarks.recipe import forward_passes
 from esvit_pl.objectives import EsViTObjective
 from esvit_pl.profiling.data_sheets import DataSheet
+from esvit_pl.profiling.recipe import forward_passes
 
 BFLOAT16_BYTES = 2
 BATCHED = (torch.ops.aten.bmm, torch.ops.aten.baddbmm)
@@ -97,7 +97,7 @@ class Products(TorchDispatchMode):
     """
 
     def __init__(self, *, logits: bool) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.logits = logits
         self.found: list[Product] = []
 

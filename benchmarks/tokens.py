@@ -26,7 +26,8 @@ class PaddedBlock(SwinBlock):
         rows, columns = (length // self.window for length in padded)
         mixed = mixed.unflatten(1, (rows, columns)).unflatten(3, (self.window, self.window)).transpose(2, 3)
         mixed = mixed.flatten(3, 4).flatten(1, 2).roll((self.shift, self.shift), (1, 2))
-        return mixed[:, : x.shape[1], : x.shape[2]]
+        cut: Tensor = mixed[:, : x.shape[1], : x.shape[2]]
+        return cut
 
 
 def with_padding(backbone: Swin) -> Swin:

@@ -1,19 +1,13 @@
-"""How fast images are read, cropped and coloured: on one core in several ways, and by all loading processes."""
+"""How fast images are read, cropped and coloured on one core, in several ways."""
 
 from __future__ import annotations
 
 import random
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from io import BytesIO
-from itertools import islice
 from pathlib import Path
 from statistics import median
-from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from PIL import Image, ImageFilter, ImageOps
 from pytorch_lightning.utilities import move_data_to_device
@@ -25,8 +19,8 @@ from esvit_pl import datasets
 from esvit_pl.augment import Recipe, ViewRecipe
 from esvit_pl.data import ImageDataModule
 from esvit_pl.data.threads import one_thread
-from esvit_pl.datasets import Splits, Subset
 from esvit_pl.profiling.measure import seconds
+from esvit_pl.profiling.photographs import photographs_in_a_folder
 
 DECODE = "decode alone"
 PIL_RECIPE = "PIL recipe"
@@ -47,16 +41,6 @@ class CropRate(NamedTuple):
     """Median of the repeats."""
     ratio: float
     """Median over the repeats of this way's rate to that of the PIL recipe, each repeat compared within itself."""
-
-
-class LoaderRate(NamedTuple):
-    """Of the training loader, as a device that takes every batch at once would see it."""
-
-    image: str
-    """Width x height of the JPEGs in pixels."""
-    way: str
-    num_workers: int
-    images_per_second: float
 
 
 def crop_rates(
@@ -100,85 +84,9 @@ def crop_rates(
             yield CropRate(as_words(size), way, median(values), median(ratios))
 
 
-def loader_rate(
-    recipe: Recipe | None = None,
-    *,
-    image_size: tuple[int, int] = (375, 500),
-    images: int = 64,
-    batch_size: int = 64,
-    num_workers: int | None = None,
-    color_on: str = "device",
-    reduced_decoding: bool = False,
-    rounds: int = 4,
-) -> LoaderRate:
-    """Images a second of `ImageDataModule`'s training loader, its processes at work and nothing else to do.
-
-    With `color_on="device"` colour is not in it. Where there is a GPU, batches are pinned as in training.
-
-    Args:
-        recipe: `Recipe()`, the released one, if None.
-        image_size: (height, width) of the JPEGs, which are made here (`photograph`).
-        images: different JPEGs; they are read again and again, from the system's cache.
-        batch_size: images.
-        num_workers: loading processes; None as in `ImageDataModule`.
-        color_on, reduced_decoding: as in `ImageDataModule`.
-        rounds: batches of each process that are measured, after two to warm up.
-    """
-    with photographs_in_a_folder(images, image_size) as folder:
-        jpegs = datasets.folder(folder).train
-        data = ImageDataModule(
-            Splits(jpegs),
-            recipe or Recipe(),
-            batch_size=batch_size,
-            num_workers=num_workers,
-            persistent_workers=False,
-            color_on=color_on,
-            reduced_decoding=reduced_decoding,
-        )
-        at_once = max(data.num_workers, 1)
-        batches = (2 + rounds) * at_once
-        data.dataset = Splits(Subset(jpegs, [index % images for index in range(batches * batch_size)]))
-        loader = iter(data.train_dataloader())
-        # Processes answer in turns, one batch each. Whole turns are counted, from the end of one to the end of another.
-        exhaust(islice(loader, 2 * at_once))
-        rate = rounds * at_once * batch_size / seconds(lambda: exhaust(loader))
-    way = f"{color_on}_color" + (", reduced_decoding" if reduced_decoding else "")
-    return LoaderRate(as_words(image_size), way, data.num_workers, rate)
-
-
-def exhaust(iterator: Iterator[Any]) -> None:
-    """Take everything, keep nothing."""
-    deque(iterator, maxlen=0)
-
-
-@contextmanager
-def photographs_in_a_folder(number: int, size: tuple[int, int]) -> Iterator[Path]:
-    """A folder of so many JPEGs of (height, width), as long as it is needed."""
-    with TemporaryDirectory() as folder:
-        for image in range(number):
-            (Path(folder) / f"{image}.jpg").write_bytes(photograph(image, size))
-        yield Path(folder)
-
-
 def as_words(size: tuple[int, int]) -> str:
     """(height, width) as ``width x height``"""
     return f"{size[1]} x {size[0]}"
-
-
-def photograph(seed: int, size: tuple[int, int]) -> bytes:
-    """A JPEG of quality 90 and (height, width): coloured noise in all coarsenesses, as strong as it is coarse."""
-    generator = np.random.default_rng(seed)
-    height, width = size
-    pixels = np.full((height, width, 3), 128.0)
-    cell = max(size) // 2
-    while cell >= 1:
-        coarse = generator.normal(0, 1, (height // cell + 2, width // cell + 2, 3)) * 6 * cell**0.4
-        layers = [Image.fromarray(coarse[..., c].astype(np.float32)).resize((width, height)) for c in range(3)]
-        pixels += np.stack([np.asarray(layer) for layer in layers], axis=-1)
-        cell //= 2
-    stream = BytesIO()
-    Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(stream, "JPEG", quality=90)
-    return stream.getvalue()
 
 
 class PILViews(Dataset[list[Tensor]]):
@@ -202,7 +110,7 @@ def _pil_transform(view: ViewRecipe, recipe: Recipe) -> Callable[[Image.Image], 
 
     jitter = transforms.ColorJitter(recipe.brightness, recipe.contrast, recipe.saturation, recipe.hue)
     bicubic = transforms.InterpolationMode.BICUBIC
-    return transforms.Compose(
+    compose: Callable[[Image.Image], Tensor] = transforms.Compose(
         [
             transforms.RandomResizedCrop(view.size, view.scale, recipe.aspect, bicubic),
             transforms.RandomHorizontalFlip(recipe.flip),
@@ -214,6 +122,7 @@ def _pil_transform(view: ViewRecipe, recipe: Recipe) -> Callable[[Image.Image], 
             transforms.Normalize(recipe.mean, recipe.std),
         ]
     )
+    return compose
 
 
 def _ways(folder: Path, recipe: Recipe, batch_size: int, device: torch.device) -> dict[str, Callable[[], None]]:
@@ -223,7 +132,7 @@ def _ways(folder: Path, recipe: Recipe, batch_size: int, device: torch.device) -
     def module(**settings: Any) -> ImageDataModule:
         return ImageDataModule(data, recipe, batch_size=batch_size, num_workers=0, **settings)
 
-    def load(loader: DataLoader) -> Callable[[], None]:
+    def load(loader: DataLoader[Any]) -> Callable[[], None]:
         def run() -> None:
             for batch in loader:
                 move_data_to_device(batch, device)

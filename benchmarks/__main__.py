@@ -1,0 +1,243 @@
+"""Ours against the straightforward form, on this machine: ``python -m benchmarks loss tokens``, from a checkout.
+
+    loss        prototype losses: streamed, against all logits
+    crops       views of JPEGs: here, in the worker, on the device, and as PIL recipes are usually written
+    tokens      Swin: tokens only, against tokens and padding
+    step        one step of a training, part by part and whole, against the straightforward form
+    switches    module.compile and module.grad_checkpointing: time, memory, error (compiling takes minutes)
+    roofline    what the products of a step take at least on a GPU (gpu=H100), by its data sheet; on paper
+    vil         ViL's sliding attention against a full one
+
+Settings are those of esvit-bench: batch_size=, repeats=, gpu=, peak_tflops=, peak_gbytes=, out=, and every setting of
+esvit-pretrain. loss and step know EsViT's objective alone.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from omegaconf import DictConfig
+
+from esvit_pl.commands.bench import (
+    Benchmark,
+    bf16,
+    build_backbone,
+    chosen,
+    data_sheet,
+    device,
+    gpu_here,
+    in_words,
+    report,
+    run,
+    switches_in_words,
+    unknown,
+)
+from esvit_pl.configs.command_line import UserError, command, words_as_setting
+
+if TYPE_CHECKING:
+    from esvit_pl.augment import Recipe
+    from esvit_pl.backbones import Backbone
+    from esvit_pl.profiling.report import Report
+
+
+def main() -> None:
+    if not sys.argv[1:] or {"-h", "--help"} & set(sys.argv[1:]):
+        print(__doc__)
+        return
+    sys.argv[1:] = words_as_setting(sys.argv[1:], "benchmarks")
+    show()
+
+
+@command("bench", summary="", needs=lambda cfg: unknown("python -m benchmarks", cfg, BENCHMARKS))
+def show(cfg: DictConfig) -> None:
+    run(cfg, BENCHMARKS)
+
+
+def loss(cfg: DictConfig) -> Iterator[Report]:
+    from benchmarks.loss import loss_costs
+    from esvit_pl.configs import assemble
+
+    recipe, backbone = assemble.construct(cfg, "augment"), build_backbone(cfg)
+    counts = region_counts(backbone, recipe)
+    batch_size = cfg.batch_size or 8
+    yield report(
+        cfg,
+        "loss",
+        f"losses with their prototype layers, {cfg.loss.num_prototypes:,} prototypes of width {cfg.loss.out_dim}, "
+        f"batch {batch_size}, views of {in_words(counts)} regions, {cfg.trainer.precision}; forward and backward; "
+        "straightforward holds all logits and every pair's targets, ours streams them; memory beyond the inputs",
+        loss_costs(
+            batch_size=batch_size,
+            num_prototypes=cfg.loss.num_prototypes,
+            dim=cfg.loss.out_dim,
+            regions=counts,
+            repeats=cfg.repeats,
+            device=device(cfg),
+            bf16=bf16(cfg),
+        ),
+    )
+
+
+def crops(cfg: DictConfig) -> Iterator[Report]:
+    from benchmarks.crops import crop_rates
+    from esvit_pl.configs import assemble
+
+    recipe: Recipe = assemble.construct(cfg, "augment")
+    batch_size = cfg.batch_size or 16
+    yield report(
+        cfg,
+        "crops",
+        f"views of {in_words(recipe.sizes)} px of JPEGs made here, batch {batch_size}, one thread, no other processes",
+        crop_rates(
+            recipe, images=(4 * batch_size, batch_size), batch_size=batch_size, repeats=cfg.repeats, device=device(cfg)
+        ),
+    )
+
+
+def tokens(cfg: DictConfig) -> Iterator[Report]:
+    from benchmarks.tokens import token_savings
+    from esvit_pl.backbones.swin import Swin
+    from esvit_pl.configs import assemble
+
+    backbone = build_backbone(cfg)
+    if not isinstance(backbone, Swin):
+        raise UserError(f"tokens measures the padding of Swin, got backbone.name={cfg.backbone.name}; choose a Swin")
+    recipe: Recipe = assemble.construct(cfg, "augment")
+    batch_size = cfg.batch_size or 4
+    sizes = recipe.sizes
+    yield report(
+        cfg,
+        "tokens",
+        f"{chosen(cfg, 'backbone')}, batch {batch_size}, views of {in_words(sizes)} px; forward and backward; "
+        "straightforward computes padding, ours the tokens only; memory beyond the weights",
+        token_savings(
+            backbone,
+            crops=tuple((sizes.count(side), side) for side in dict.fromkeys(sizes)),
+            batch_size=batch_size,
+            repeats=cfg.repeats,
+            device=device(cfg),
+        ),
+    )
+
+
+def step(cfg: DictConfig) -> Iterator[Report]:
+    from benchmarks.step import step_costs
+    from esvit_pl.configs import assemble
+
+    views: Recipe = assemble.construct(cfg, "augment")
+    batch_size = cfg.batch_size or 4
+    yield report(
+        cfg,
+        "step",
+        f"{chosen(cfg, 'backbone')}, {cfg.loss.num_prototypes:,} prototypes, batch {batch_size}, views of "
+        f"{in_words(views.sizes)} px, {switches_in_words(cfg)}; memory is all that is held, "
+        "weights and moments too",
+        step_costs(
+            build_backbone(cfg),
+            assemble.construct(cfg, "loss"),
+            sides=views.sizes,
+            num_global=views.num_global,
+            batch_size=batch_size,
+            repeats=cfg.repeats,
+            device=device(cfg),
+            bf16=bf16(cfg),
+            compile=cfg.module.compile,
+            grad_checkpointing=cfg.module.grad_checkpointing,
+        ),
+    )
+
+
+def switches(cfg: DictConfig) -> Iterator[Report]:
+    import torch
+
+    from benchmarks import switches
+    from esvit_pl.configs import assemble
+
+    views: Recipe = assemble.construct(cfg, "augment")
+    batch_size = cfg.batch_size or 4
+    spec = build_backbone(cfg).spec
+    yield report(
+        cfg,
+        "switches",
+        f"{chosen(cfg, 'backbone')} with its heads, batch {batch_size}, views of {in_words(views.sizes)} px, "
+        f"{cfg.trainer.precision}; the student's forward and backward; memory beyond weights, views and gradients",
+        switches.rows(
+            backbone=spec["name"],
+            batch_size=batch_size,
+            sides=views.sizes,
+            repeats=cfg.repeats,
+            device=device(cfg),
+            autocast=torch.bfloat16 if bf16(cfg) else None,
+            **{key: value for key, value in spec.items() if key != "name"},
+        ),
+    )
+
+
+def roofline(cfg: DictConfig) -> Iterator[Report]:
+    from benchmarks.roofline import bounds
+    from esvit_pl.configs import assemble
+    from esvit_pl.profiling.data_sheets import DATA_SHEETS
+    from esvit_pl.profiling.report import Report
+
+    views: Recipe = assemble.construct(cfg, "augment")
+    batch_size = cfg.batch_size or cfg.datamodule.batch_size
+    gpu = cfg.gpu or gpu_here(cfg)
+    sheet = data_sheet(cfg, gpu)
+    if not all(sheet):
+        raise UserError(
+            f"roofline reads a GPU's data sheet, and there is none of {gpu or 'a CPU'}; choose gpu= one of "
+            f"{', '.join(DATA_SHEETS)}, or give peak_tflops= and peak_gbytes="
+        )
+    yield Report(
+        "roofline",
+        f"{chosen(cfg, 'backbone')}, {cfg.loss.num_prototypes:,} prototypes, batch {batch_size}, views of "
+        f"{in_words(views.sizes)} px; what the products of a step take at least in bfloat16, all else free; on paper",
+        {"gpu": f"{gpu or 'a GPU'} with {sheet.tflops:g} TFLOP/s and {sheet.gbytes:g} GB/s"},
+        bounds(
+            build_backbone(cfg),
+            assemble.construct(cfg, "loss"),
+            views.sizes,
+            views.num_global,
+            batch_size=batch_size,
+            sheet=sheet,
+        ),
+    )
+
+
+def vil(cfg: DictConfig) -> Iterator[Report]:
+    from benchmarks.vil import attention_costs
+
+    yield report(
+        cfg,
+        "vil",
+        "ViL's sliding attention against a full one; 96 channels, 3 heads, chunks of 7, batch 2; forward and backward",
+        attention_costs(repeats=cfg.repeats, device=device(cfg)),
+    )
+
+
+BENCHMARKS: dict[str, Benchmark] = {
+    "loss": loss,
+    "crops": crops,
+    "tokens": tokens,
+    "step": step,
+    "switches": switches,
+    "roofline": roofline,
+    "vil": vil,
+}
+
+
+def region_counts(backbone: Backbone, recipe: Recipe) -> tuple[int, ...]:
+    """Regions of each view. Nothing is computed."""
+    from copy import deepcopy
+
+    import torch
+
+    shape = deepcopy(backbone).to("meta").eval()
+    seen = {side: shape(torch.empty(1, recipe.channels, side, side, device="meta")) for side in set(recipe.sizes)}
+    return tuple(seen[side].regions.shape[1] for side in recipe.sizes)
+
+
+if __name__ == "__main__":
+    main()
