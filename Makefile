@@ -62,6 +62,7 @@ tables: $(VENV)/.installed-dev  ## write the tables of docs/ and the expected ac
 notebooks: $(VENV)/.installed-dev  ## run the scripts in notebooks/ and keep them as notebooks with outputs
 	$(BIN)/python notebooks/execute.py
 
+COMPARE = $(BIN)/python -m benchmarks
 bench: $(VENV)/.installed  ## measure losses, tokens, steps, crops, memory, throughput (a quarter of an hour)
 	$(BIN)/esvit-bench recipe throughput repeats=3 $(ARGS)
 	$(BIN)/esvit-bench memory measured=true datamodule.batch_size=4 $(ARGS)
@@ -69,7 +70,6 @@ bench: $(VENV)/.installed  ## measure losses, tokens, steps, crops, memory, thro
 	$(COMPARE) tokens step backbone=swin_tiny_w14 repeats=3 out=logs/bench/w14 $(ARGS)
 	$(COMPARE) step switches backbone=swin_micro_w7 repeats=3 out=logs/bench/micro $(ARGS)
 
-COMPARE = $(BIN)/python -m benchmarks
 ON_GPU = trainer=gpu batch_size=64 repeats=5
 bench-gpu: $(VENV)/.installed-dev  ## the tests that need a GPU, then what docs/benchmarks.md shows of one
 	$(BIN)/pytest -k "gpu or kernels" tests/losses/test_kernels.py tests/modules/test_pretrain.py

@@ -143,7 +143,7 @@ def wheel(tmp_path_factory):
     for name in ("setup.cfg", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
     no_caches = shutil.ignore_patterns("__pycache__", "*.egg-info")
-    for name in ("src", "conf"):
+    for name in ("src", "conf", "benchmarks"):
         shutil.copytree(ROOT / name, source / name, ignore=no_caches)
     subprocess.run(
         [sys.executable, "-m", "build", "--no-isolation", "--outdir", dist, source],
@@ -186,8 +186,13 @@ def test_the_wheel_holds_every_config_and_the_type_marker(wheel):
     }
     modules = {path.relative_to(ROOT / "src").as_posix() for path in (ROOT / "src" / "esvit_pl").rglob("*.py")}
     assert configs
-    assert configs | modules | {"esvit_pl/py.typed", "esvit_pl/conf/__init__.py"} <= held
+    assert configs | modules | {"esvit_pl/py.typed", "esvit_pl/__init__.pyi", "esvit_pl/conf/__init__.py"} <= held
     assert [name for name in held if name.endswith("licenses/LICENSE")]
+
+
+def test_the_wheel_holds_nothing_beside_the_package(wheel):
+    tops = {name.partition("/")[0] for name in zipfile.ZipFile(wheel).namelist()}
+    assert {top for top in tops if not top.endswith(".dist-info")} == {"esvit_pl"}
 
 
 def test_the_commands_are_those_of_the_wheel(installed, shell):
