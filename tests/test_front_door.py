@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import re
+import os
 import subprocess
 import sys
 from importlib import import_module
@@ -32,22 +32,32 @@ def test_the_import_loads_nothing_heavy_and_changes_nothing():
     assert HEAVY & set(out.split()) == set()
 
 
-@pytest.mark.parametrize("name", sorted(esvit_pl._NAMES))
+@pytest.mark.parametrize("name", sorted({*esvit_pl.__all__} - {"__version__"}))
 def test_every_name_leads_to_the_same_thing_as_its_room(name):
     thing = getattr(esvit_pl, name)
-    assert thing is getattr(import_module(esvit_pl._NAMES[name]), name)
+    assert thing is getattr(import_module(esvit_pl._HOMES[name]), name)
     assert vars(esvit_pl)[name] is thing  # kept: the second access costs nothing
 
 
-def test_rooms_answer_by_name():
+def test_rooms_answer_by_name_and_a_star_does_not_bring_them():
     assert esvit_pl.backbones is import_module("esvit_pl.backbones")
-    assert set(esvit_pl._ROOMS) < set(dir(esvit_pl))
+    assert {"backbones", "visualize", "Pretrainer", "__version__"} < set(dir(esvit_pl))
+    assert {"Pretrainer", "__version__"} < set(esvit_pl.__all__)
+    assert "backbones" not in esvit_pl.__all__
 
 
-def test_editors_are_told_the_same_names():
-    source = Path(str(esvit_pl.__file__)).read_text()
-    told = {name: room for room, name in re.findall(r"^    from (\S+) import (\w+) as \2$", source, re.MULTILINE)}
-    assert told == esvit_pl._NAMES
+@pytest.mark.slow
+def test_type_checkers_know_the_names(tmp_path):
+    pytest.importorskip("mypy")
+    (tmp_path / "guest.py").write_text(
+        "import esvit_pl\n\nreveal_type(esvit_pl.build)\nreveal_type(esvit_pl.losses)\nesvit_pl.Swim\n"
+    )
+    command = [sys.executable, "-m", "mypy", "--follow-imports=silent", "--cache-dir=/dev/null", "guest.py"]
+    environment = {**os.environ, "MYPYPATH": str(Path(str(esvit_pl.__file__)).parents[1])}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert "-> esvit_pl.backbones.interface.Backbone" in done.stdout
+    assert 'Module has no attribute "Swim"' in done.stdout
+    assert "Found 1 error" in done.stdout
 
 
 def test_an_unknown_name_is_answered_with_the_known_ones():

@@ -36,7 +36,11 @@ def import_names(lines: str) -> set[str]:
 
 
 CORE = import_names(SETUP["options"]["install_requires"])
-PARTS_OF_CORE = {"lightning_fabric", "safetensors", "huggingface_hub"}  # of pytorch-lightning's wheel; timm needs them
+PARTS_OF_CORE = {"lightning_fabric"} | {
+    "safetensors",
+    "huggingface_hub",
+    "yaml",
+}  # pytorch-lightning's; timm needs them
 WITH_TORCH = {"kernels.py": {"triton"}}  # comes with torch where there are GPUs; imported only where a kernel runs
 EXTRAS = set().union(*(import_names(lines) for name, lines in SETUP["options.extras_require"].items() if name != "dev"))
 

@@ -2,87 +2,34 @@
 
 The front door is for guests: it names what most people need and loads it when it is first used, so that
 ``import esvit_pl`` costs milliseconds and loads no torch. Code of this package imports from the rooms themselves.
+
+The list of public names is ``__init__.pyi``. Editors and type checkers read it, and so does this file.
 """
 
 from __future__ import annotations
 
+import ast
 from importlib import import_module
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from esvit_pl.api import compose as compose
-    from esvit_pl.api import evaluate as evaluate
-    from esvit_pl.api import list_backbones as list_backbones
-    from esvit_pl.api import plan as plan
-    from esvit_pl.api import pretrain as pretrain
-    from esvit_pl.backbones import Backbone as Backbone
-    from esvit_pl.backbones import Features as Features
-    from esvit_pl.backbones import build as build
-    from esvit_pl.callbacks import CollapseMonitor as CollapseMonitor
-    from esvit_pl.callbacks import LearningCurve as LearningCurve
-    from esvit_pl.callbacks import LogFigures as LogFigures
-    from esvit_pl.callbacks import OnlineKNN as OnlineKNN
-    from esvit_pl.callbacks import OnlineLinear as OnlineLinear
-    from esvit_pl.checkpoints import load_backbone as load_backbone
-    from esvit_pl.data import ImageDataModule as ImageDataModule
-    from esvit_pl.modules import KNNEvaluator as KNNEvaluator
-    from esvit_pl.modules import LinearProbe as LinearProbe
-    from esvit_pl.modules import Pretrainer as Pretrainer
-    from esvit_pl.objectives import EsViTObjective as EsViTObjective
+from pathlib import Path
 
 __version__ = "0.1.0"
 
-# Public name -> the module that holds it. The imports above say the same to editors and type checkers.
-_NAMES = {
-    "Backbone": "esvit_pl.backbones",
-    "CollapseMonitor": "esvit_pl.callbacks",
-    "EsViTObjective": "esvit_pl.objectives",
-    "Features": "esvit_pl.backbones",
-    "ImageDataModule": "esvit_pl.data",
-    "KNNEvaluator": "esvit_pl.modules",
-    "LearningCurve": "esvit_pl.callbacks",
-    "LinearProbe": "esvit_pl.modules",
-    "LogFigures": "esvit_pl.callbacks",
-    "OnlineKNN": "esvit_pl.callbacks",
-    "OnlineLinear": "esvit_pl.callbacks",
-    "Pretrainer": "esvit_pl.modules",
-    "build": "esvit_pl.backbones",
-    "compose": "esvit_pl.api",
-    "evaluate": "esvit_pl.api",
-    "list_backbones": "esvit_pl.api",
-    "load_backbone": "esvit_pl.checkpoints",
-    "plan": "esvit_pl.api",
-    "pretrain": "esvit_pl.api",
-}
-# Rooms that answer to `esvit_pl.<room>` without an import of their own.
-_ROOMS = (
-    "augment",
-    "backbones",
-    "callbacks",
-    "checkpoints",
-    "datasets",
-    "evaluation",
-    "losses",
-    "metrics",
-    "modules",
-    "objectives",
-    "visualize",
-)
+_imports = ast.parse(Path(__file__).with_suffix(".pyi").read_text(encoding="utf-8")).body
+_HOMES = {alias.name: str(node.module) for node in _imports if isinstance(node, ast.ImportFrom) for alias in node.names}
+"""Public name -> the module that holds it; a room's name -> this package."""
 
-__all__ = ["__version__", *_NAMES]  # pyright: ignore[reportUnsupportedDunderAll]
+__all__ = ["__version__", *(name for name, home in _HOMES.items() if home != __name__)]  # pyright: ignore
 
 
 def __getattr__(name: str) -> object:
-    """Load ``name`` on first use (PEP 562) and keep it."""
-    if name in _NAMES:
-        value = getattr(import_module(_NAMES[name]), name)
-    elif name in _ROOMS:
-        value = import_module(f"{__name__}.{name}")
-    else:
+    """Load `name` when it is first used (PEP 562), and keep it."""
+    if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {', '.join(__dir__())}")
+    home = _HOMES[name]
+    value = import_module(f"{__name__}.{name}") if home == __name__ else getattr(import_module(home), name)
     globals()[name] = value
     return value
 
 
 def __dir__() -> list[str]:
-    return sorted({"__version__", *_NAMES, *_ROOMS})
+    return sorted({"__version__", *_HOMES})

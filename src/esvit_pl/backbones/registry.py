@@ -9,9 +9,11 @@ under names that start with ``esvit_``, and changes nothing else there.
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib.resources import files
 from typing import Any
 
 import torch
+import yaml
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import build_model_with_cfg, generate_default_cfgs, is_model, register_model
 from torch import Tensor, nn
@@ -24,48 +26,23 @@ PREFIX = "esvit_"
 POOLS = ("token", "avg", "")
 
 
-def _swin(width: int, depths: list[int], heads: list[int], window: int, drop: float, **other: Any) -> dict[str, Any]:
-    sizes = {"embed_dim": width, "depths": depths, "num_heads": heads, "window": window, "drop_path_rate": drop}
-    rest = {"img_size": 224, "patch_size": 4, "in_chans": 3, "mlp_ratio": 4.0, "init": "trunc_normal"}
-    return {"name": "swin", **sizes, **rest, **other}
-
-
-def _cvt(dims: list[int], depths: list[int], heads: list[int], windows: list[int], drop: float) -> dict[str, Any]:
-    sizes = {"dims": dims, "depths": depths, "num_heads": heads, "windows": windows, "drop_path_rate": drop}
-    return {"name": "cvt", **sizes, "in_chans": 3, "mlp_ratio": 4.0}
-
-
-def _vil(depths: list[int], heads: list[int], position: str, *, mode: int) -> dict[str, Any]:
-    stages = {"patch_sizes": [4, 2, 2, 2], "windows": [7] * 4, "num_globals": [1, 1, 1, 0]}
-    attention = {"sliding": [True, True, False, False], "positions": [position] * 4, "mode": mode}
-    switches = {"share_projections": True, "norm_embed": True, "avg_pool": False}
-    rest = {"img_size": 224, "in_chans": 3, "mlp_ratio": 4.0, "drop_path_rate": 0.1}
-    sizes = {"dims": [96, 192, 384, 768], "depths": depths, "num_heads": heads}
-    return {"name": "vil", **sizes, **stages, **attention, **switches, **rest}
-
-
-SIZES: dict[str, dict[str, Any]] = {
-    "swin_micro_32px": _swin(48, [1, 1], [3, 6], 8, 0.0, img_size=32, init="fan_in"),
-    "swin_micro_w7": _swin(24, [1, 1, 2, 1], [1, 2, 4, 8], 7, 0.0, init="fan_in"),
-    "swin_tiny_w7": _swin(96, [2, 2, 6, 2], [3, 6, 12, 24], 7, 0.1),
-    "swin_tiny_w14": _swin(96, [2, 2, 6, 2], [3, 6, 12, 24], 14, 0.1),
-    "swin_small_w7": _swin(96, [2, 2, 18, 2], [3, 6, 12, 24], 7, 0.2),
-    "swin_small_w14": _swin(96, [2, 2, 18, 2], [3, 6, 12, 24], 14, 0.2),
-    "swin_base_w7": _swin(128, [2, 2, 18, 2], [4, 8, 16, 32], 7, 0.2),
-    "swin_base_w14": _swin(128, [2, 2, 18, 2], [4, 8, 16, 32], 14, 0.2),
-    "swin_large_w7": _swin(192, [2, 2, 18, 2], [6, 12, 24, 48], 7, 0.2),
-    "swin_large_w14": _swin(192, [2, 2, 18, 2], [6, 12, 24, 48], 14, 0.2),
-    "cvt_tiny_w7": _cvt([64, 192, 384, 768], [2, 2, 6, 2], [1, 3, 6, 12], [7, 7, 7, 7], 0.1),
-    "cvt_tiny_w14": _cvt([64, 192, 384, 768], [2, 2, 6, 2], [1, 3, 6, 12], [14, 14, 14, 7], 0.1),
-    "cvt_small_w7": _cvt([64, 128, 256, 512], [2, 2, 10, 4], [2, 4, 8, 16], [7, 7, 7, 7], 0.2),
-    "cvt_small_w14": _cvt([64, 128, 256, 512], [2, 2, 10, 4], [2, 4, 8, 16], [14, 14, 14, 7], 0.2),
-    "vil_tiny": _vil([2, 2, 6, 2], [3, 6, 12, 24], "relative", mode=1),
-    "vil_small": _vil([1, 2, 8, 1], [3, 3, 6, 12], "absolute", mode=0),
-}
-"""Size -> what ``backbones.build`` makes it of: the numbers of ``conf/backbone/<size>.yaml``."""
-
 FIRST_CONV = {"swin": "patch_embed.proj", "cvt": "stages.0.embed.proj", "vil": "layer1.0.proj"}
 """Family -> the layer that sees the images; timm fits its weights to another number of channels."""
+
+
+def _read_sizes() -> dict[str, dict[str, Any]]:
+    """The files of ``conf/backbone/`` that are of our own families: plain YAML. Its reader comes with timm."""
+    sizes = {}
+    for path in sorted(files("esvit_pl.conf").joinpath("backbone").iterdir(), key=lambda path: path.name):
+        if path.name.endswith(".yaml"):
+            spec = yaml.safe_load(path.read_text(encoding="utf-8"))
+            if spec.pop("_target_") == "esvit_pl.backbones.build" and spec["name"] in FIRST_CONV:
+                sizes[path.name.removesuffix(".yaml")] = spec
+    return sizes
+
+
+SIZES = _read_sizes()
+"""Size -> what ``backbones.build`` makes it of: the numbers of ``conf/backbone/<size>.yaml``, which is their home."""
 
 
 class ModelForTimm(nn.Module):

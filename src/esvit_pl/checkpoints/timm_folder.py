@@ -29,13 +29,8 @@ from esvit_pl.checkpoints import safetensors_file
 from esvit_pl.checkpoints.pickled import read_pickled
 
 CONFIG, WEIGHTS, PICKLED = "config.json", "model.safetensors", "pytorch_model.bin"
-SWINS = {
-    (96, 6): "swin_tiny_patch4_window7_224",
-    (96, 18): "swin_small_patch4_window7_224",
-    (128, 18): "swin_base_patch4_window7_224",
-    (192, 18): "swin_large_patch4_window7_224",
-}
-"""(channels of the first stage, blocks of the third) -> timm's Swin that is named after this size."""
+SWINS = ("tiny", "small", "base", "large")
+"""Sizes of Swin after which timm names its own."""
 NOT_OURS = ("num_classes", "global_pool", "drop_rate", "drop_path_rate", "dynamic_img_size", "strict_img_size")
 """Arguments of a timm model that are no business of a backbone, or that it settles by itself."""
 
@@ -159,17 +154,21 @@ def _for_timm(backbone: Backbone) -> tuple[str, dict[str, Any], dict[str, Any], 
 
 
 def _swin(spec: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    depths = spec["depths"]
-    third = depths[2] if len(depths) == 4 else 0
     args = {name: spec[name] for name in ("img_size", "patch_size", "in_chans", "embed_dim", "depths", "num_heads")}
     args |= {"window_size": spec["window"], "mlp_ratio": spec["mlp_ratio"], "strict_img_size": False}
-    return SWINS.get((spec["embed_dim"], third), SWINS[96, 6]), args
+    same = [size for size in SWINS if _width_and_depths(SIZES[f"swin_{size}_w7"]) == _width_and_depths(spec)]
+    return f"swin_{(same or SWINS)[0]}_patch4_window7_224", args
+
+
+def _width_and_depths(spec: Mapping[str, Any]) -> tuple[int, list[int]]:
+    return spec["embed_dim"], list(spec["depths"])
 
 
 def _ours(spec: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    """The registered size that is most like it; all numbers are written, so that a size of one's own comes back."""
+    """The registered size that is most like it, tiny before small; all numbers are written, so that a size of one's own
+    comes back."""
     args = {name: value for name, value in spec.items() if name not in ("name", "drop_path_rate")}
-    sizes = [size for size in SIZES if SIZES[size]["name"] == spec["name"]]
+    sizes = sorted((size for size in SIZES if SIZES[size]["name"] == spec["name"]), reverse=True)
     nearest = max(sizes, key=lambda size: sum(SIZES[size].get(name) == value for name, value in args.items()))
     return f"{PREFIX}{nearest}", args
 
