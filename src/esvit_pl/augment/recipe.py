@@ -159,7 +159,7 @@ class Recipe:
     @property
     def views(self) -> tuple[ViewRecipe, ...]:
         """Every view of one image, the global ones first."""
-        shared = {"jitter": self.jitter, "grayscale": self.grayscale, "noise": self.noise}
+        shared: dict[str, Any] = {"jitter": self.jitter, "grayscale": self.grayscale, "noise": self.noise}
         views = [
             ViewRecipe(
                 self.global_size,

@@ -33,7 +33,7 @@ def make(cfg: DictConfig, data: ImageDataModule) -> Trainer:
         default_root_dir=cfg.paths.output_dir,
         **_checkpointing(cfg),
     )
-    made.log_every_n_steps = min(made.log_every_n_steps, steps_an_epoch(made, data))
+    made.log_every_n_steps = min(made.log_every_n_steps, steps_an_epoch(made, data))  # type: ignore[attr-defined]
     return made
 
 
