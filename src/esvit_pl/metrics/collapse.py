@@ -201,7 +201,8 @@ def entropy_share(probabilities: Tensor) -> Tensor:
         Scalar in 0-1.
     """
     p = wide(probabilities)
-    return torch.special.entr(p).sum(-1).mean() / largest_entropy(p.shape[-1])
+    entropy: Tensor = torch.special.entr(p).sum(-1).mean()
+    return entropy / largest_entropy(p.shape[-1])
 
 
 def largest_entropy(k: int) -> float:
