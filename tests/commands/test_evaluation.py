@@ -110,3 +110,28 @@ def test_the_table_as_text():
         "pretrained backbone     100.0%      0.0%",
     ]
     assert evaluation.as_text({"knn": {"pretrained": 0.5}}).splitlines()[1:] == ["pretrained backbone     50.0%"]
+
+
+def test_a_probe_of_somebody_elses_is_one_class_and_one_yaml(commands, pictures, tmp_path, monkeypatch):
+    (tmp_path / "theirs.py").write_text(
+        "class Spread:\n"
+        "    reads = ('pooled',)\n"
+        "    def __init__(self, scale): self.scale = scale\n"
+        "    def check(self, encoder, num_classes): assert num_classes == 3\n"
+        "    def run(self, encoder, data):\n"
+        "        return {'spread': self.scale * float(data.features(encoder, 'query').features.std())}\n"
+    )
+    (tmp_path / "conf" / "evaluator").mkdir(parents=True)
+    (tmp_path / "conf" / "evaluator" / "spread.yaml").write_text("_target_: theirs.Spread\nscale: 0.5\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("ESVIT_TRUSTED_TARGETS", "theirs.")
+    words = ["+evaluator@evaluation.spread=spread", "evaluation.probes=[knn,spread]", "evaluation.baselines=true"]
+    words += [f"hydra.searchpath=[file://{tmp_path}/conf]", "evaluation.spread.scale=0.25", "trainer.max_epochs=1"]
+    outcome = commands.pretrain(pictures, *words)
+    assert outcome.code == 0, outcome.err
+    rows = outcome.results["spread"]
+    assert (
+        list(rows) == list(outcome.results["knn"]) == ["chance", "raw_pixels", "histogram", "untrained", "pretrained"]
+    )
+    assert len(set(rows.values())) == 5
+    assert any(line.split() == ["k-NN", "spread"] for line in outcome.out.splitlines())
