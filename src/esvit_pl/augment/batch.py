@@ -1,4 +1,4 @@
-"""What a training loader gives for b images, and what an objective is handed."""
+"""The batch that a training loader gives and that an objective receives."""
 
 # b images | v views | c channels | h, w rows and columns | p columns of `augment.PARAMS`
 
@@ -12,7 +12,10 @@ from torch import Tensor
 class Batch(TypedDict, total=False):
     """The views of b images, and how they were made. Only `views` is always there.
 
-    batch: Batch = {"views": [torch.zeros(8, 3, 224, 224)] * 2 + [torch.zeros(8, 3, 96, 96)] * 8}
+    >>> import torch
+    >>> batch: Batch = {"views": [torch.zeros(8, 3, 224, 224)] * 2 + [torch.zeros(8, 3, 96, 96)] * 8}
+    >>> len(batch["views"])
+    10
     """
 
     views: list[Tensor]
@@ -26,7 +29,7 @@ class Batch(TypedDict, total=False):
     flipped: Tensor
     """(b v) bool: whether the crop was mirrored."""
     params: Tensor
-    """(b v p): every other random number behind a view; the columns are named in `augment.PARAMS`."""
+    """(b v p): the other random numbers that a view was made with; the columns are named in `augment.PARAMS`."""
     masks: list[Tensor | None]
     """For every view (b h w) bool on the grid of the backbone's last stage, True where the image is hidden, or None for
     a view without a mask. Absent where the recipe draws no masks."""

@@ -1,4 +1,4 @@
-"""Random resized crops: where they lie (pure numbers) and how they are cut (uint8 in, uint8 out)."""
+"""Random resized crops: choosing a box (numbers only), and cutting it out (uint8 in, uint8 out)."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ def random_box(
 ) -> Box:
     """The box of a random resized crop, as torchvision draws it.
 
-    Area uniform in `scale`, aspect log-uniform in `aspect`; a box that does not fit is drawn again, ten times at most;
-    then the largest central box whose aspect is allowed.
+    The area is uniform in `scale`, the aspect log-uniform in `aspect`. A box that does not fit is drawn again, ten
+    times at most. If none fits, the box is the largest central one whose aspect is allowed.
 
     Args:
-        uniforms: `2 * TRIES + 2` numbers in 0-1: area and aspect of every try, then the place along y and x.
+        uniforms: `2 * TRIES + 2` numbers in 0-1: area and aspect of every try, then the position along y and x.
         image_size: (height, width).
     """
     height, width = image_size
@@ -50,9 +50,9 @@ def relative(box: Box, image_size: tuple[int, int]) -> list[float]:
 
 
 def absolute(box: Sequence[float], image_size: tuple[int, int]) -> Box:
-    """The pixel box behind a relative one; exact, also from float32, for sides up to a million pixels.
+    """The pixel box of a relative one; undoes `relative` exactly, from float32 too, for sides up to a million pixels.
 
-    In an image of another size each edge of the box lies at the nearest whole pixel.
+    For an image of another size, each edge of the box is rounded to the nearest pixel.
     """
     (x, y, w, h), (height, width) = box, image_size
     left, top, right, bottom = round(x * width), round(y * height), round((x + w) * width), round((y + h) * height)
@@ -62,7 +62,7 @@ def absolute(box: Sequence[float], image_size: tuple[int, int]) -> Box:
 def crop_resize(image: Tensor, box: Box, size: int, flip: bool = False) -> Tensor:
     """Cut `box` out of `image` uint8 (c h w), resize it to (c size size), mirror it left to right if `flip`.
 
-    Bicubic with antialiasing on uint8, which is torchvision's `resized_crop` to the last bit.
+    Bicubic with antialiasing on uint8: equal to torchvision's `resized_crop` to the last bit.
     """
     x, y, w, h = box
     crop = resize(image[:, y : y + h, x : x + w], (size, size))
@@ -70,9 +70,9 @@ def crop_resize(image: Tensor, box: Box, size: int, flip: bool = False) -> Tenso
 
 
 def resize(image: Tensor, size: tuple[int, int]) -> Tensor:
-    """`image` uint8 (c h w) to (c *size), bicubic with antialiasing; unchanged if it has that size."""
+    """`image` uint8 (c h w) to (c *size), bicubic with antialiasing; unchanged if it has that size already."""
     if tuple(image.shape[-2:]) == tuple(size):
         return image
-    # Channels last, which decoded images have, is the layout with fast uint8 kernels; a slice of one must be marked so.
+    # torch has fast uint8 kernels for channels last, the layout of decoded images. A slice has to be put into it again.
     batch = image[None].contiguous(memory_format=torch.channels_last)
     return F.interpolate(batch, size=size, mode="bicubic", antialias=True)[0]

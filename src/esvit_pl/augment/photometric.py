@@ -1,8 +1,8 @@
-"""Colour operations on float images (b c h w) in 0-1, RGB, with one parameter for each sample (b,).
+"""Colour operations on float RGB images (b 3 h w) in 0-1, with one parameter for each sample (b,).
 
-They run wherever the images are. Parameters are read in main memory: give them there, and no GPU is waited for. At
-equal parameters they are torchvision's functional operations; a sample whose parameter means "off" (factor 1, hue 0,
-blur 0, ...) passes unchanged, bit for bit, and costs nothing.
+They run on the device of the images. Parameters are read in main memory, so pass them there: then the CPU does not wait
+for a GPU. With the same parameters the results equal those of torchvision's functional operations. A sample whose
+parameter means "off" (factor 1, hue 0, blur 0, ...) is not computed and stays the same to the last bit.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# The columns of `params`, and the value of each that leaves a view alone. `order` is a place in ORDERS.
+# The columns of `params`, and the value of each that changes nothing. `order` is an index into ORDERS.
 PARAMS = ("brightness", "contrast", "saturation", "hue", "order", "grayscale", "blur", "solarize", "noise")
 OFF = (1.0, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
 ORDERS = tuple(permutations(range(4)))  # every order of brightness, contrast, saturation, hue
@@ -41,11 +41,11 @@ def apply_color(image: Tensor, params: Tensor) -> Tensor:
 def jitter(
     image: Tensor, brightness: Tensor, contrast: Tensor, saturation: Tensor, hue: Tensor, order: Tensor
 ) -> Tensor:
-    """The four operations with their parameters (b,), for each sample in the order `ORDERS[order]`."""
+    """Brightness, contrast, saturation and hue with their parameters (b,), each sample in its order `ORDERS[order]`."""
     operations = (_brightness, _contrast, _saturation, _turn_hue)
     values = (brightness, contrast, saturation, hue)
     on = [(value != off).tolist() for value, off in zip(values, OFF[:4], strict=True)]
-    # Operations that no sample wants take no turn, so that a recipe with two of them takes two turns and not four.
+    # Operations that no sample needs are left out of the turns: a recipe with two of them takes two turns, not four.
     used = [number for number in range(4) if any(on[number])]
     sequences = [[number for number in ORDERS[int(place)] if number in used] for place in order.tolist()]
     for turn in range(len(used)):
@@ -83,25 +83,25 @@ def grayscale(image: Tensor, on: Tensor) -> Tensor:
 def gaussian_blur(image: Tensor, sigma: Tensor) -> Tensor:
     """Gaussian blur with standard deviation `sigma` in pixels (Pillow's radius), edges mirrored.
 
-    The kernel reaches `ceil(3 sigma)` pixels to each side, for each sample its own, so that a sample's result does not
-    depend on the others in the batch.
+    Each sample has its own kernel, which reaches `ceil(3 sigma)` pixels to each side. So its result does not depend on
+    the other samples of the batch.
     """
     return _where(sigma > 0, _blur, image, sigma)
 
 
 def solarize(image: Tensor, on: Tensor) -> Tensor:
-    """Invert the values from 128/255 on, where `on` is not 0."""
+    """Invert the values of 128/255 and above where `on` is not 0."""
     return _where(on != 0, lambda x, _: torch.where(x >= SOLARIZE_FROM, 1 - x, x), image, on)
 
 
 def luma(image: Tensor) -> Tensor:
-    """(b 3 h w) to (b 1 h w): the grey value, with the weights of ITU-R 601."""
+    """(b 3 h w) to (b 1 h w): grey values, with the weights of ITU-R 601."""
     red, green, blue = image.unbind(1)
     return (0.2989 * red + 0.587 * green + 0.114 * blue)[:, None]
 
 
 def _where(on: Tensor, operation: Operation, image: Tensor, value: Tensor) -> Tensor:
-    return _on_rows([row for row, it in enumerate(on.tolist()) if it], operation, image, value)
+    return _on_rows([row for row, is_on in enumerate(on.tolist()) if is_on], operation, image, value)
 
 
 def _on_rows(rows: list[int], operation: Operation, image: Tensor, value: Tensor) -> Tensor:
@@ -110,18 +110,17 @@ def _on_rows(rows: list[int], operation: Operation, image: Tensor, value: Tensor
         return image
     if len(rows) == len(image):
         return operation(image, value)
-    at = _beside(image, torch.tensor(rows))
+    at = _to_device_of(image, torch.tensor(rows))
     return image.index_copy(0, at, operation(image[at], value[rows]))
 
 
-def _beside(image: Tensor, numbers: Tensor) -> Tensor:
-    """The same numbers where the image is."""
+def _to_device_of(image: Tensor, numbers: Tensor) -> Tensor:
     return numbers.to(image.device, non_blocking=True)
 
 
 def _each(image: Tensor, value: Tensor) -> Tensor:
-    """(b,) to (b 1 1 1), where the image is."""
-    return _beside(image, value)[:, None, None, None]
+    """(b,) to (b 1 1 1) on the image's device."""
+    return _to_device_of(image, value)[:, None, None, None]
 
 
 def _brightness(image: Tensor, factor: Tensor) -> Tensor:
@@ -142,17 +141,17 @@ def _blend(image: Tensor, other: Tensor, factor: Tensor) -> Tensor:
 
 
 def _turn_hue(image: Tensor, turn: Tensor) -> Tensor:
-    # The channels go around the circle of hues h in 0-6 as value - chroma * clamp(d, 0, 1), where d is
-    # 2 - |h - 3| (red), |h - 2| - 1 (green), |h - 4| - 1 (blue). In-place steps, and no comparisons, which are slow.
+    # With the hue h in 0-6, each channel is value - chroma * clamp(d, 0, 1), where d is 2 - |h - 3| for red,
+    # |h - 2| - 1 for green and |h - 4| - 1 for blue. In-place operations, and no comparisons, because those are slow.
     red, green, blue = image.unbind(1)
     value = torch.maximum(torch.maximum(red, green), blue)
     lowest = torch.minimum(torch.minimum(red, green), blue)
     chroma = value - lowest
-    divisor = chroma.clamp(min=torch.finfo(image.dtype).tiny)  # grey has no hue; whatever comes out has chroma 0
+    divisor = chroma.clamp(min=torch.finfo(image.dtype).tiny)  # grey: the quotient is multiplied by chroma 0 below
     r, g, b = (image - lowest[:, None]).div_(divisor[:, None]).unbind(1)  # 0-1; the largest is exactly 1
-    h = torch.lerp((r - g).add_(4), (b - r).add_(2), g.floor())  # blue is largest, or green
-    h = torch.lerp(h, g - b, r.floor())  # or red
-    h.add_(6 * _beside(image, turn)[:, None, None])
+    h = torch.lerp((r - g).add_(4), (b - r).add_(2), g.floor())  # where blue is largest; where green is
+    h = torch.lerp(h, g - b, r.floor())  # where red is
+    h.add_(6 * _to_device_of(image, turn)[:, None, None])
     h.sub_((h / 6).floor_().mul_(6))  # h mod 6
     d = torch.stack([h - center for center in (3, 2, 4)], dim=1).abs_()
     d[:, 0].neg_().add_(2)
@@ -161,19 +160,21 @@ def _turn_hue(image: Tensor, turn: Tensor) -> Tensor:
 
 
 def _blur(image: Tensor, sigma: Tensor) -> Tensor:
-    reach = torch.ceil(3 * sigma).clamp(max=min(image.shape[-2:]) - 1)  # a mirrored edge is shorter than the image
+    reach = torch.ceil(3 * sigma).clamp(
+        max=min(image.shape[-2:]) - 1
+    )  # what is mirrored at an edge must be shorter than the image
     most = int(reach.max())
     offset = torch.arange(-most, most + 1)
     kernel = torch.exp(-0.5 * (offset / sigma[:, None]) ** 2) * (offset.abs() <= reach[:, None])  # (b k)
-    kernel = _beside(image, (kernel / kernel.sum(1, keepdim=True)).to(image.dtype))
+    kernel = _to_device_of(image, (kernel / kernel.sum(1, keepdim=True)).to(image.dtype))
     padded = F.pad(image, [most] * 4, mode="reflect")
     return _weighted_sum(_weighted_sum(padded, kernel, 3), kernel, 2)
 
 
 def _weighted_sum(image: Tensor, kernel: Tensor, dim: int) -> Tensor:
-    """Correlate every image (b c h w) with its own kernel (b k) along `dim`; k - 1 pixels shorter there.
+    """Correlate every image (b c h w) with its own kernel (b k) along `dim`, which becomes k - 1 pixels shorter.
 
-    Shifted images are added up: on a CPU many times faster than a convolution with a group for each channel.
+    The sum of shifted images is many times faster on a CPU than a convolution with a group for each channel.
     """
     length = image.shape[dim] - kernel.shape[1] + 1
     total = torch.zeros_like(image.narrow(dim, 0, length), memory_format=torch.contiguous_format)

@@ -1,4 +1,4 @@
-"""What happens to an image before the network sees it: the numbers, and nothing that computes.
+"""The numbers that say what happens to an image before the network sees it. Nothing is computed here.
 
 The defaults are the released EsViT recipe on ImageNet (two global crops of 224 px, eight local ones of 96 px).
 """
@@ -14,7 +14,13 @@ Range = tuple[float, float]
 
 @dataclass(frozen=True)
 class ViewRecipe:
-    """One view of an image: how large it is, what part of the image it may show, and how likely each change is."""
+    """One view of an image: its size, the share of the image that it may show, and the probability of each change.
+
+    `noise` is a largest standard deviation and `mask_cell` a number of pixels, as in `Recipe`.
+
+    >>> ViewRecipe(size=96, scale=(0.05, 0.4), blur=0.5).jitter
+    0.0
+    """
 
     size: int
     scale: Range
@@ -32,20 +38,25 @@ class Recipe:
 
     Scales are shares of the image's area, aspects are width / height, probabilities and pixel values lie in 0-1.
 
+    >>> recipe = Recipe(num_local=[4, 4], local_size=[96, 64], normalize="image")
+    >>> recipe.sizes
+    (224, 224, 96, 96, 96, 96, 64, 64, 64, 64)
+
     Args:
         num_global, global_size, global_scale: the views that student and teacher see; size in pixels.
         num_local, local_size, local_scale: the views that only the student sees; 0 for none. Lists of equal length make
-            several kinds of local crops, e.g. `[4, 4]`, `[96, 64]`, `[[0.2, 0.4], [0.05, 0.2]]`; a single number or
-            range beside a list holds for every kind.
+            several kinds of local crops, e.g. `[4, 4]`, `[96, 64]`, `[[0.2, 0.4], [0.05, 0.2]]`. A single number or
+            range holds for every kind.
         aspect, flip: range of the aspect (drawn log-uniformly), probability of a mirror image.
         jitter: probability of the colour jitter, whose factors are drawn from 1 - x to 1 + x for `brightness`,
             `contrast`, `saturation`, and from -x to x turns of the colour circle for `hue`, applied in random order.
         grayscale: probability.
         global_blur, local_blur, blur_radius: probability of Gaussian blur, and the range of its standard deviation in
-            pixels (Pillow's radius). `global_blur` has one entry for each global view; the last holds for all further.
-        global_solarize, local_solarize: probability that values from 128/255 on are inverted; entries as above.
+            pixels (Pillow's radius). `global_blur` has one entry for each global view; the last one also holds for any
+            further views.
+        global_solarize, local_solarize: probability that values of 128/255 and above are inverted; entries as above.
         noise: Gaussian noise is added to the finished view; its standard deviation is drawn from 0 to `noise`, in units
-            of the normalised view. 0 for none. One field for all channels.
+            of the normalised view. 0 for none. All channels get the same noise.
         mask_cell: side in pixels of the cells that a mask hides in global views: that of the backbone's regions (32 for
             a Swin of four stages, 16 for a ViT with patches of 16). 0 draws no masks.
         mask_chance: probability that a global view gets a mask that hides anything.
@@ -56,7 +67,8 @@ class Recipe:
         normalize: "dataset" subtracts `mean` and divides by `std`; "image" takes both numbers from the whole image
             before crop and colour; "view" from each finished view.
         eval_resize, eval_crop: evaluation resizes the shorter side to the first and cuts the second from the centre.
-        supervised_size, supervised_scale: the random resized crop (with `flip`, no colour) the linear probe trains on.
+        supervised_size, supervised_scale: the random resized crop that the linear probe trains on, with `flip` and
+            without colour changes.
 
     Raises:
         ValueError: a size below 1 pixel, a negative number, a probability above 1, a range that is empty or outside
@@ -96,7 +108,7 @@ class Recipe:
     supervised_scale: Range = (0.08, 1.0)
 
     def __post_init__(self) -> None:
-        for field in fields(self):  # lists, also those of a configuration file, become plain tuples
+        for field in fields(self):  # lists, which also come from config files, become tuples
             object.__setattr__(self, field.name, _plain(getattr(self, field.name)))
         if self.num_global < 1:
             raise ValueError(f"num_global must be 1 or more, got {self.num_global}")

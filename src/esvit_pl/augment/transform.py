@@ -1,4 +1,4 @@
-"""The evaluation view as a transform, for code that takes ``transform(image)``: notebooks, torchvision's data sets."""
+"""The evaluation view as a function of an image, as notebooks and torchvision's data sets want it."""
 
 from __future__ import annotations
 
@@ -16,22 +16,23 @@ from esvit_pl.datasets.folder import as_rgb
 
 @dataclass(frozen=True)
 class EvaluationTransform:
-    """One image -> what a backbone of this recipe is evaluated on; the same pixels as ``esvit-knn`` sees.
+    """Prepares one image for a backbone that was trained with this recipe, exactly as ``esvit-knn`` prepares it.
 
-        transform = EvaluationTransform(Recipe())
-        features = backbone(transform(Image.open("dog.jpg"))[None])
+    >>> transform = EvaluationTransform(Recipe())
+    >>> transform(Image.new("RGB", (640, 480))).shape
+    torch.Size([3, 224, 224])
 
     Args:
-        recipe: its evaluation part and its normalisation count.
+        recipe: only its evaluation settings and its normalisation are used.
     """
 
     recipe: Recipe
 
     def __call__(self, image: Image.Image | Tensor) -> Tensor:
-        """A PIL image of any mode, or uint8 (3 h w) -> float32 (c s s), s = `recipe.eval_crop`, normalised.
+        """A PIL image of any mode, or a uint8 tensor (3 h w) -> float32 (c s s), s = `recipe.eval_crop`, normalised.
 
         Raises:
-            ValueError: something else.
+            ValueError: `image` is something else.
         """
         if isinstance(image, Image.Image):
             image = torch.from_numpy(np.array(as_rgb(ImageOps.exif_transpose(image)))).permute(2, 0, 1)

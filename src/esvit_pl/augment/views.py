@@ -1,11 +1,11 @@
-"""The views of one image: draw every random number first, then make the pixels from numbers alone.
+"""The views of one image: `draw` chooses every random number first, and then the pixels follow from these numbers.
 
-`draw` is cheap and runs in the worker, as does `cut_views`, which needs the image. `finish_views` colours and
-normalises a batch of crops wherever they are: in the worker for one image, or on the GPU for a whole batch.
+`draw` is cheap and runs in the worker. So does `cut_views`, which needs the image. `finish_views` colours and
+normalises crops on the device where they are: one image at a time in the worker, or a whole batch on the GPU.
 
     parameters = draw(recipe.views, recipe, image.shape[-2:], seed=0, epoch=3, index=7)
-    views = make_views(recipe, image, parameters)                       # what the network gets: cut, then finished
-    views = make_views(recipe, image, parameters, normalized=False)     # in 0-1, to be looked at
+    views = make_views(recipe, image, parameters)                       # for the network: cut_views and finish_views
+    views = make_views(recipe, image, parameters, normalized=False)     # in 0-1, to look at
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from esvit_pl.augment.recipe import Recipe, ViewRecipe
 from esvit_pl.seeding import numpy_generator
 
 BOX_UNIFORMS = 2 * TRIES + 2
-REDUCTIONS = (8, 4, 2)  # of the sides, that JPEG decoders know beside 1
-# Every decision reads its own number, so that switching one operation off moves no other.
+REDUCTIONS = (8, 4, 2)  # JPEG decoders can divide both sides by these
+# Every decision has its own random number, so that switching one operation off does not change another.
 DECISIONS = (
     "flip",
     "jitter",
@@ -45,7 +45,12 @@ DECISIONS = (
 
 
 class ViewParameters(NamedTuple):
-    """Every random number behind the v views of one image.
+    """Every random number that the v views of one image are made with.
+
+    >>> recipe = Recipe(num_local=2)
+    >>> parameters = draw(recipe.views, recipe, (480, 640), seed=0, epoch=3, index=7)
+    >>> parameters.size, tuple(parameters.boxes.shape)
+    ((224, 224, 96, 96), (4, 4))
 
     `size` v sides in pixels; `boxes` (v 4) x, y, width, height in 0-1 of the image; `flipped` (v,) bool; `params`
     (v p), columns named in `PARAMS`; `noise` for each view (1 size size), already scaled, or None; `masks` for each
@@ -91,10 +96,10 @@ def draw(
 
 
 def make_views(recipe: Recipe, image: Tensor, parameters: ViewParameters, *, normalized: bool = True) -> list[Tensor]:
-    """Cut, colour and normalise: float32 (c size size) for every view from `image` uint8 (3 h w).
+    """Cut, colour and normalise: from `image` uint8 (3 h w) a float32 (c size size) for every view.
 
-    c is `recipe.channels`. Without `normalized` the views stay in 0-1 and get no noise (which is in units of the
-    normalised view).
+    c is `recipe.channels`. With `normalized=False` the views stay in 0-1 and get no noise, because noise is in units of
+    the normalised view.
     """
     crops = [crop[None] for crop in cut_views(image, parameters)]
     moments, noise = image_moments(recipe, image), None
@@ -105,7 +110,7 @@ def make_views(recipe: Recipe, image: Tensor, parameters: ViewParameters, *, nor
 
 
 def cut_views(image: Tensor, parameters: ViewParameters) -> list[Tensor]:
-    """Cut, resize and mirror: uint8 (3 size size) for every view from `image` uint8 (3 h w), of whatever size."""
+    """Cut, resize and mirror: from `image` uint8 (3 h w) of any size, a uint8 (3 size size) for every view."""
     image_size = (image.shape[-2], image.shape[-1])
     rows = zip(parameters.boxes.tolist(), parameters.size, parameters.flipped.tolist(), strict=True)
     return [crop_resize(image, absolute(box, image_size), size, flip) for box, size, flip in rows]
@@ -114,8 +119,8 @@ def cut_views(image: Tensor, parameters: ViewParameters) -> list[Tensor]:
 def largest_reduction(parameters: ViewParameters, image_size: Sequence[int]) -> int:
     """8, 4, 2 or 1: how much smaller an image of (height, width) may be decoded before `cut_views`.
 
-    The largest divisor of both sides that leaves every crop as many pixels as its view, or more, in both directions. So
-    none is enlarged that would not be; a view that is enlarged from the whole image allows no reduction.
+    The result is the largest reduction after which every crop still has at least as many pixels as its view in both
+    directions. So no crop is enlarged because of it. If the full image would have to be enlarged for a view, it is 1.
     """
     height, width = image_size
     boxes = parameters.boxes.tolist()
@@ -136,23 +141,26 @@ def finish_views(
     *,
     normalized: bool = True,
 ) -> list[Tensor]:
-    """Colour and normalise what `cut_views` cut out of b images, where the crops are: v views float32 (b c size size).
+    """Colour and normalise the crops that `cut_views` cut out of b images, on their device.
 
     Args:
-        crops: v crops uint8 (b 3 size size).
-        params: (b v p), see `ViewParameters`. On a GPU, give a copy in main memory too: it is read there, and the
-            GPU need not be waited for.
+        crops: for each of v views uint8 (b 3 size size).
+        params: (b v p), see `ViewParameters`. Pass it in main memory even if the crops are on a GPU: it is read by the
+            CPU, which would otherwise wait for the GPU.
         moments: (b 2) of the images, see `image_moments`.
         noise: v fields (b 1 size size) that are added at the end, or None.
         normalized: False to stay in 0-1.
+
+    Returns:
+        For each view float32 (b c size size).
     """
     views: list[Tensor] = list(crops)
     sides = [crop.shape[-1] for crop in crops]
-    for side in dict.fromkeys(sides):  # views of one size are coloured together
-        rows = [view for view, it in enumerate(sides) if it == side]
-        of_each = None if moments is None else moments.repeat(len(rows), 1)
+    for side in dict.fromkeys(sides):  # views of the same size are coloured together
+        rows = [view for view, other in enumerate(sides) if other == side]
+        repeated = None if moments is None else moments.repeat(len(rows), 1)
         batch = torch.cat([crops[row] for row in rows])
-        done = _finish(recipe, batch, params[:, rows].transpose(0, 1).flatten(0, 1), of_each, normalized)
+        done = _finish(recipe, batch, params[:, rows].transpose(0, 1).flatten(0, 1), repeated, normalized)
         for row, view in zip(rows, done.chunk(len(rows)), strict=True):
             field = None if noise is None else noise[row]
             views[row] = view if field is None else view + field
@@ -162,10 +170,10 @@ def finish_views(
 def _finish(recipe: Recipe, crops: Tensor, params: Tensor, moments: Tensor | None, normalized: bool) -> Tensor:
     if crops.device.type != "cpu":
         return _finish_together(recipe, crops, params, moments, normalized)
-    # One after the other, so that each stays in the processor's cache: twice as fast for crops of 224 pixels.
-    of_each = [None] * len(crops) if moments is None else moments.split(1)
-    rows = zip(crops.split(1), params.split(1), of_each, strict=True)
-    return torch.cat([_finish_together(recipe, crop, row, its, normalized) for crop, row, its in rows])
+    # One crop after the other, so that each stays in the processor's cache: twice as fast for crops of 224 pixels.
+    separate = [None] * len(crops) if moments is None else torch.split(moments, 1)
+    rows = zip(torch.split(crops, 1), torch.split(params, 1), separate, strict=True)
+    return torch.cat([_finish_together(recipe, crop, row, moment, normalized) for crop, row, moment in rows])
 
 
 def _finish_together(recipe: Recipe, crops: Tensor, params: Tensor, moments: Tensor | None, normalized: bool) -> Tensor:
@@ -174,7 +182,7 @@ def _finish_together(recipe: Recipe, crops: Tensor, params: Tensor, moments: Ten
 
 
 def _colour(view: ViewRecipe, recipe: Recipe, chance: dict[str, float]) -> list[float]:
-    """One row of `params`: "off", and the drawn value of every operation that takes place."""
+    """One row of `params`: the drawn value of every operation that takes place, and the value "off" of the others."""
     row = dict(zip(PARAMS, OFF, strict=True))
     if chance["jitter"] < view.jitter:
         for name, center in (("brightness", 1.0), ("contrast", 1.0), ("saturation", 1.0), ("hue", 0.0)):

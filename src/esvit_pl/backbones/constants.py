@@ -1,4 +1,4 @@
-"""Tables that follow from sizes alone: made once, and constants of compiled graphs."""
+"""Tables that depend on sizes alone: computed once, and constants of compiled graphs."""
 
 from __future__ import annotations
 
@@ -11,20 +11,21 @@ import torch
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
-def made_once(function: Function) -> Function:
-    """Keep what a function of sizes, a device and a dtype gave (``cache_clear``, ``cache_info`` as in ``lru_cache``).
+def cached_constant(function: Function) -> Function:
+    """A cache for a function of sizes, a device and a dtype, with ``cache_clear`` and ``cache_info`` of ``lru_cache``.
 
-    torch.compile looks through ``lru_cache``, and would make the tables anew in every step.
+    ``lru_cache`` alone is not enough: torch.compile looks through it, and would compute the tables again in every step.
     """
-    kept = lru_cache(maxsize=256)(function)
+    cached = lru_cache(maxsize=256)(function)
 
-    @torch.compiler.assume_constant_result
-    def boxed(*sizes: Any) -> tuple[Any]:  # bare tensors that come from one function are one to torch.compile
-        return (kept(*sizes),)
+    def in_a_tuple(*sizes: Any) -> tuple[Any]:  # torch.compile would take two tensors from one function for the same
+        return (cached(*sizes),)
+
+    constant: Callable[..., tuple[Any]] = cast(Any, torch.compiler.assume_constant_result)(in_a_tuple)
 
     @wraps(function)
     def look_up(*sizes: Any) -> Any:
-        return boxed(*sizes)[0]
+        return constant(*sizes)[0]
 
-    cast(Any, look_up).cache_clear, cast(Any, look_up).cache_info = kept.cache_clear, kept.cache_info
+    cast(Any, look_up).cache_clear, cast(Any, look_up).cache_info = cached.cache_clear, cached.cache_info
     return cast(Function, look_up)

@@ -1,6 +1,6 @@
 """CvT (Wu et al., arXiv 2103.15808) with window attention and the arithmetic of the EsViT release.
 
-Position enters through the zero padding of convolutions only: there is no position table, no class token and no shift
+Only the zero padding of the convolutions tells positions apart: there is no position table, no class token and no shift
 of the windows. docs/recipes.md, "CvT", has the numbers.
 """
 
@@ -16,7 +16,8 @@ from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
-from timm.layers import DropPath, LayerNorm2d
+from timm.layers.drop import DropPath
+from timm.layers.norm import LayerNorm2d
 from torch import Tensor, nn
 
 from esvit_pl.backbones.interface import Attention, Backbone, Features, check_block_count, width_of_last
@@ -26,20 +27,25 @@ EPS = 1e-5
 
 
 class CvT(Backbone):
-    """A CvT of any size for inputs of any size from 4 px on.
+    """A CvT of any size, for images of 4 px and more.
+
+    >>> cvt = CvT(dims=[8, 16], depths=[1, 1], num_heads=[1, 2], windows=[7, 7])
+    >>> features = cvt(torch.randn(2, 3, 64, 64))
+    >>> tuple(features.pooled.shape), tuple(features.regions.shape), features.grid
+    ((2, 16), (2, 64, 16), (8, 8))
 
     Args:
         dims: channels of each stage.
         depths: blocks of each stage.
         num_heads: attention heads of each stage.
         windows: side of an attention window in tokens, for each stage. A map with a shorter side gets windows of that
-            side. As in the release, every input decides anew.
+            side. As in the release, this is decided for each input.
         in_chans: channels of the images.
-        mlp_ratio: width of the MLP's hidden layer over the block's.
+        mlp_ratio: width of the MLP's hidden layer, divided by the block's width.
         drop_path_rate: stochastic depth of the last block; it grows linearly from 0 at the first (docs/recipes.md).
 
-    The batch norm in front of queries, keys and values has statistics of its own in student and teacher, each from the
-    views that it sees. On several GPUs set ``trainer.sync_batchnorm=true``, as released.
+    There is a batch norm in front of queries, keys and values. Student and teacher have their own running statistics,
+    from the views that each of them sees. On several GPUs set ``trainer.sync_batchnorm=true``, as released.
     """
 
     def __init__(
@@ -82,7 +88,7 @@ class CvT(Backbone):
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Features:
         if mask is not None:
-            self.learn_mask()  # says which families can
+            self.learn_mask()  # raises, and names the families that take masks
         for stage in self.stages:
             x = stage(x)
         regions = self.norm(x).flatten(2).mT  # (b n c)
@@ -130,7 +136,8 @@ class Embedding(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(b c h w) -> (b width h/stride w/stride)"""
-        return self.norm(self.proj(x))
+        out: Tensor = self.norm(self.proj(x))
+        return out
 
 
 class Stage(nn.Module):
@@ -143,7 +150,8 @@ class Stage(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(b c h w) -> (b width h/stride w/stride)"""
-        return self.blocks(self.embed(x))
+        out: Tensor = self.blocks(self.embed(x))
+        return out
 
 
 class Block(Recomputable):
@@ -160,7 +168,8 @@ class Block(Recomputable):
     def forward(self, x: Tensor) -> Tensor:
         """(b c h w) -> (b c h w)"""
         x = x + self.drop_path(self.attn(self.norm1(x)))
-        return x + self.drop_path(self.mlp(self.norm2(x)))
+        out: Tensor = x + self.drop_path(self.mlp(self.norm2(x)))
+        return out
 
     def attention(self, x: Tensor) -> Attention:
         """(b c h w) -> the block's attention weights (b windows heads w2 w2) and its map of windows."""
@@ -170,8 +179,8 @@ class Block(Recomputable):
 class WindowAttention(nn.Module):
     """Attention inside windows that do not overlap; queries, keys and values are made by convolution.
 
-    Two peculiarities of the release: the scale is the whole width ** -0.5, not a head's, and the zeros that fill up the
-    last windows go in before the convolution and take part like any other token.
+    Two peculiarities of the release: logits are scaled by the whole width ** -0.5, not by a head's width, and the zeros
+    that fill up the last windows are added before the convolution and are attended to like any other token.
     """
 
     def __init__(self, width: int, heads: int, window: int) -> None:
@@ -186,32 +195,34 @@ class WindowAttention(nn.Module):
         """(b c h w) -> (b c h w)"""
         (query, key, value), grid = self.query_key_value(x)
         mixed = F.scaled_dot_product_attention(query, key, value, scale=self.scale)  # (b*windows heads w2 d)
-        return self.proj(self.unwindow(mixed, grid)[..., : x.shape[2], : x.shape[3]])
+        out: Tensor = self.proj(self.unwindow(mixed, grid)[..., : x.shape[2], : x.shape[3]])
+        return out
 
     def weights(self, x: Tensor) -> Attention:
         """(b c h w) -> the attention weights (b windows heads w2 w2) and the map of windows."""
         (query, key, _), grid = self.query_key_value(x)
         weights = (query @ key.mT * self.scale).softmax(-1)
-        return Attention(weights.unflatten(0, (len(x), -1)), grid)
+        return Attention(torch.unflatten(weights, 0, (len(x), -1)), grid)
 
     def query_key_value(self, x: Tensor) -> tuple[tuple[Tensor, ...], tuple[int, int]]:
         """(b c h w) -> three of (b*windows heads w2 d), and the map of windows (p/s, q/s)."""
         side = min(self.window, x.shape[2], x.shape[3])
         x = F.pad(x, (0, -x.shape[3] % side, 0, -x.shape[2] % side))  # (b c p q)
-        qkv = self.qkv(self.bn(self.depthwise(x)))  # (b 3c p q)
-        qkv = qkv.unflatten(3, (-1, side)).unflatten(2, (-1, side)).unflatten(1, (3, self.heads, -1))
+        qkv: Tensor = self.qkv(self.bn(self.depthwise(x)))  # (b 3c p q)
+        for axis, parts in ((3, (-1, side)), (2, (-1, side)), (1, (3, self.heads, -1))):
+            qkv = torch.unflatten(qkv, axis, parts)
         grid = (qkv.shape[4], qkv.shape[6])  # (b 3 heads d p/s s q/s s)
         return qkv.permute(1, 0, 4, 6, 2, 5, 7, 3).flatten(5, 6).flatten(1, 3).unbind(0), grid
 
     def unwindow(self, mixed: Tensor, grid: tuple[int, int]) -> Tensor:
-        """(b*windows heads w2 d) -> (b c p q): the way back."""
+        """(b*windows heads w2 d) -> (b c p q)"""
         side = isqrt(mixed.shape[2])
-        x = mixed.unflatten(2, (side, side)).unflatten(0, (-1, *grid))  # (b p/s q/s heads s s d)
+        x = torch.unflatten(torch.unflatten(mixed, 2, (side, side)), 0, (-1, *grid))  # (b p/s q/s heads s s d)
         return x.permute(0, 1, 4, 2, 5, 3, 6).flatten(5).flatten(3, 4).flatten(1, 2).permute(0, 3, 1, 2)
 
 
 class MLP(nn.Module):
-    """Two Linear layers at each position, as 1 x 1 convolutions, with CLIP's cheap GELU between them."""
+    """Two Linear layers at each position, as 1 x 1 convolutions; between them CLIP's approximation of GELU."""
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
@@ -221,7 +232,8 @@ class MLP(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(b c h w) -> (b c h w)"""
         x = self.fc1(x)
-        return self.fc2(x * torch.sigmoid(1.702 * x))
+        out: Tensor = self.fc2(x * torch.sigmoid(1.702 * x))
+        return out
 
 
 RELEASED_PARTS = {
@@ -240,7 +252,7 @@ RELEASED_PARTS = {
 def from_released(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Released parameter names of a CvT without its heads -> ours. Values and shapes are the same.
 
-    A name that the release's published models do not have stays as it is, so that strict loading can tell it.
+    A name that the published models do not have stays as it is, so that strict loading reports it.
     """
     renamed = {}
     for name, value in state.items():
@@ -253,7 +265,7 @@ def from_released(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def to_released(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The way back of `from_released`."""
+    """Undo `from_released`."""
     released = {ours: theirs for theirs, ours in RELEASED_PARTS.items()}
     renamed = {}
     for name, value in state.items():

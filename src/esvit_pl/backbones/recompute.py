@@ -1,6 +1,6 @@
-"""Activation checkpointing: what is inside a block is computed again in backward instead of being kept until then.
+"""Activation checkpointing: backward computes the inside of a block again, so that forward need not keep it.
 
-Exact: losses, gradients and buffers are those without it, to the last bit, random numbers included.
+It changes nothing: losses, gradients, buffers and random numbers are the same to the last bit.
 """
 
 from __future__ import annotations
@@ -16,9 +16,19 @@ LENT = "_buffers_during_recomputation"
 
 
 class Recomputable(nn.Module):
-    """A block that forgets its inside and keeps its inputs, if `Backbone.set_grad_checkpointing` says so.
+    """A block that keeps only its inputs for backward, once `Backbone.set_grad_checkpointing` has been called.
 
-    Only where there will be a backward: not in evaluation, not without gradients.
+    Without a backward to come (in evaluation, or under ``no_grad``) it is an ordinary module.
+
+    >>> class Block(Recomputable):
+    ...     def __init__(self):
+    ...         super().__init__()
+    ...         self.linear = nn.Linear(4, 4)
+    ...     def forward(self, x):
+    ...         return x + self.linear(x).relu()
+    >>> block = Block()
+    >>> block.grad_checkpointing = True
+    >>> block(torch.ones(2, 4)).sum().backward()  # computes self.linear(x).relu() a second time
     """
 
     grad_checkpointing = False
@@ -31,11 +41,11 @@ class Recomputable(nn.Module):
 
 
 def hold_statistics(model: nn.Module) -> None:
-    """Let batch norms take up each batch once, in forward, and not a second time when backward computes it again.
+    """Make batch norms count each batch once, in forward, and not a second time when backward computes it again.
 
-    Call it before each forward: norms may have been replaced since the last one (``sync_batchnorm``).
+    Call it before each forward, because ``sync_batchnorm`` may have replaced the norms since the last one.
     """
-    if torch.compiler.is_compiling():  # a compiled graph writes each buffer once
+    if torch.compiler.is_compiling():  # a compiled graph writes each buffer only once
         return
     for module in model.modules():
         if isinstance(module, _BatchNorm) and _lend_copies not in module._forward_pre_hooks.values():
@@ -44,7 +54,10 @@ def hold_statistics(model: nn.Module) -> None:
 
 
 def _lend_copies(norm: nn.Module, inputs: Any) -> None:
-    """Of the statistics, for backward to write on. (Without any, autograd would keep fewer tensors than in forward.)"""
+    """Give the second forward pass copies of the running statistics, which it may overwrite.
+
+    Without any statistics autograd would save fewer tensors than in the first pass, and torch would raise an error.
+    """
     if _in_backward():
         norm.__dict__[LENT] = dict(norm.named_buffers(recurse=False))
         for name, buffer in norm.__dict__[LENT].items():
@@ -52,11 +65,12 @@ def _lend_copies(norm: nn.Module, inputs: Any) -> None:
 
 
 def _take_back(norm: nn.Module, inputs: Any, output: Any) -> None:
+    """Put the running statistics back in the place of the copies."""
     if _in_backward():
         for name, buffer in norm.__dict__.pop(LENT).items():
             setattr(norm, name, buffer)
 
 
 def _in_backward() -> bool:
-    # Private, and the one place that knows: timm calls `checkpoint` itself, without a context of ours.
+    # A private function of torch, used here only. A context manager of ours would miss timm's calls.
     return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1

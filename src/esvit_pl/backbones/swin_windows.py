@@ -18,7 +18,7 @@ import torch
 from timm.models.swin_transformer import get_relative_position_index
 from torch import Tensor
 
-from esvit_pl.backbones.constants import made_once
+from esvit_pl.backbones.constants import cached_constant
 
 
 class Strip(NamedTuple):
@@ -60,7 +60,7 @@ class WindowPlan(NamedTuple):
     """One for every strip of rows and every strip of columns."""
 
 
-@made_once
+@cached_constant
 def window_plan(
     height: int, width: int, window: int, shift: int, device: torch.device, dtype: torch.dtype
 ) -> WindowPlan:

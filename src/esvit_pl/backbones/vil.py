@@ -1,7 +1,8 @@
 """ViL, the Vision Longformer (Zhang et al., arXiv 2103.15358), with the arithmetic of the EsViT release.
 
-Early stages attend within sliding chunks, late ones fully (vil_attention.py). Every stage starts with learnt global
-tokens of its own, in front of the map's tokens, and drops them at its end. Parameter names are the released ones.
+In early stages a token attends to the chunks around it, in late ones to all tokens (vil_attention.py). Every stage puts
+its own learnt global tokens in front of the map's tokens, and drops them at its end. Parameter names are the released
+ones.
 """
 
 # b images | g globals | h, w rows and columns of a map | n = h * w locals | c channels
@@ -14,7 +15,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, cast
 
 import torch
-from timm.layers import DropPath, Mlp
+from timm.layers.drop import DropPath
+from timm.layers.mlp import Mlp
 from torch import Tensor, nn
 
 from esvit_pl.backbones.interface import Attention, Backbone, Features, check_block_count, width_of_last
@@ -34,27 +36,35 @@ PER_STAGE = ("dims", "depths", "num_heads", "patch_sizes", "windows", "num_globa
 
 
 class ViL(Backbone):
-    """A ViL of any size for inputs of any size, square or not, from one token in the last stage on.
+    """A ViL of any size, for images of any size and shape that leave at least one token in the last stage.
+
+    >>> vil = ViL(
+    ...     dims=[8, 16], depths=[1, 1], num_heads=[1, 2], patch_sizes=[4, 2], windows=[7, 7], num_globals=[1, 0],
+    ...     sliding=[True, False], positions=["relative", "relative"],
+    ... )
+    >>> features = vil(torch.randn(2, 3, 64, 64))
+    >>> tuple(features.pooled.shape), tuple(features.regions.shape), features.grid
+    ((2, 16), (2, 64, 16), (8, 8))
 
     Args:
         dims: channels of each stage.
         depths: blocks of each stage.
         num_heads: attention heads of each stage.
-        patch_sizes: each stage merges patches of so many pixels or tokens a side. As released, rows and columns that
-            fill no whole patch are left out.
+        patch_sizes: side of the patches that each stage merges, in pixels (first stage) or tokens. As released, rows
+            and columns that do not fill a whole patch are left out.
         windows: side of a chunk in tokens, in stages with sliding attention.
         num_globals: global tokens of each stage.
         sliding: whether a stage attends within sliding chunks, or fully.
         positions: of each stage, "relative" for a bias in the attention or "absolute" for an embedding of rows and
             columns.
-        mode: which chunks a local token sees besides its own: 0 the 8 around it; -1 none; 1 while training one of the
-            8, drawn anew in every attention and pass, student and teacher alike, and in evaluation all.
-        share_projections: whether globals are projected like locals; it saves parameters, as released.
+        mode: which chunks a local token sees besides its own. 0: the 8 around it. -1: none. 1: in evaluation the 8
+            around it, in training one of them, drawn again in every attention and pass of student and teacher.
+        share_projections: whether globals and locals use the same projections; it saves parameters, as released.
         norm_embed: layer norm after the merging of patches.
         avg_pool: pool the mean of all tokens of the last stage even if it has globals, instead of the first global.
-        img_size: nominal input side in pixels, for which position tables are made; others resize them.
+        img_size: nominal side of the images in pixels, for which position tables are made; for others they are resized.
         in_chans: channels of the images.
-        mlp_ratio: width of the MLP's hidden layer over the block's.
+        mlp_ratio: width of the MLP's hidden layer, divided by the block's width.
         drop_path_rate: stochastic depth of the last block; it grows linearly from 0 at the first (docs/recipes.md).
 
     The global tokens of a last stage that has them are no regions.
@@ -112,7 +122,7 @@ class ViL(Backbone):
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Features:
         if mask is not None:
-            self.learn_mask()  # says which families can
+            self.learn_mask()  # raises, and names the families that take masks
         for _, tokens, grid in self.walk(x):
             last, shape = tokens, grid
         z = self.norm(last)
@@ -133,7 +143,7 @@ class ViL(Backbone):
         """Weights of a block with full attention, (b heads g+n g+n): the stage's g global tokens come first.
 
         Raises:
-            NotImplementedError: for a block with sliding attention, whose weights are no matrix of tokens by tokens.
+            NotImplementedError: for a block with sliding attention, whose weights are not a matrix of tokens by tokens.
         """
         branches = [branch for stage in self.stages for branch, _ in stage.blocks]
         if not -len(branches) <= block < len(branches):
@@ -186,7 +196,7 @@ class ViL(Backbone):
 
 
 class Stage(nn.Sequential):
-    """An embedding, then attention and MLP in turn: items 0, 2j + 1 and 2j + 2, as released."""
+    """An embedding (item 0), then attention (items 1, 3, ...) and MLP (items 2, 4, ...) in turn, as released."""
 
     @property
     def embed(self) -> Embedding:
@@ -202,8 +212,8 @@ class Stage(nn.Sequential):
         return self.embed.num_globals
 
     def as_map(self, tokens: Tensor, grid: Grid) -> Tensor:
-        """(b g+n c) -> (b c h w): the stage's globals end here."""
-        return tokens[:, self.num_globals :].mT.unflatten(2, grid)
+        """(b g+n c) -> (b c h w), without the stage's globals."""
+        return torch.unflatten(tokens[:, self.num_globals :].mT, 2, grid)
 
 
 class Embedding(nn.Module):
@@ -241,10 +251,10 @@ class Embedding(nn.Module):
         return (tokens if positions is None else tokens + positions), grid
 
     def positions(self, grid: Grid) -> Tensor | None:
-        """(1 g+n c): the globals' own, then for every token its row's (first half of the channels) and its column's.
+        """(1 g+n c): those of the globals, then of every token: half of the channels tell its row, half its column.
 
-        As released, the table is resized by sqrt((g + n) / native^2): with globals it is resampled even at the nominal
-        size. The release knows square maps only; here each axis is resized by its own part of that number.
+        As released, the table is resized by sqrt((g + n) / native^2), so that with globals it is resampled even at the
+        nominal size. The release only has square maps; here each axis is resized by its own share of that factor.
         """
         if self.x_pos_embed is None or self.y_pos_embed is None:
             return None
@@ -259,14 +269,14 @@ class Embedding(nn.Module):
 def resized(table: Tensor, length: int, stretch: float) -> Tensor:
     """(1 native c) -> (1 length c): bicubic, at `stretch` times the scale that would fit it to the length.
 
-    A bicubic picture of rows and columns that are added or concatenated is two bicubic lines.
+    Rows and columns can be resized separately, because a bicubic resize of their sum or concatenation does the same.
     """
     native = table.shape[1]
     return cubic_weights(length, native, stretch * length / native, table.device, table.dtype) @ table
 
 
 class AttentionBranch(Recomputable):
-    """x + attention(norm(x)), the second part dropped for some images."""
+    """x + attention(norm(x)); stochastic depth drops the second term for some images."""
 
     def __init__(self, attention: SlidingAttention | FullAttention, dim: int, rate: float) -> None:
         super().__init__()
@@ -276,11 +286,12 @@ class AttentionBranch(Recomputable):
 
     def forward(self, x: Tensor, grid: Grid) -> Tensor:
         """(b g+n c) -> (b g+n c)"""
-        return x + self.drop_path(self.attn(self.norm(x), grid))
+        out: Tensor = x + self.drop_path(self.attn(self.norm(x), grid))
+        return out
 
 
 class MlpBranch(Recomputable):
-    """x + mlp(norm(x)), the second part dropped for some images."""
+    """x + mlp(norm(x)); stochastic depth drops the second term for some images."""
 
     def __init__(self, dim: int, hidden: int, rate: float) -> None:
         super().__init__()
@@ -290,19 +301,20 @@ class MlpBranch(Recomputable):
 
     def forward(self, x: Tensor) -> Tensor:
         """(b g+n c) -> (b g+n c)"""
-        return x + self.drop_path(self.mlp(self.norm(x)))
+        out: Tensor = x + self.drop_path(self.mlp(self.norm(x)))
+        return out
 
 
 def parse_arch(arch: str) -> dict[str, list[Any]]:
     """Arguments of `ViL` from a released architecture string, for example ``l1,h3,d96,n2,s1,g1,p4,f7,a0_l2,...``.
 
-    Stages are joined by ``_``; a letter and a number each, what is not there has the released default: l stage (1), h
-    heads (3), d channels (192), n blocks (1), s 1 for sliding attention (1), g globals (1), p patch (2), f chunk (7), a
-    1 for absolute positions, 0 for the relative bias (1). As released, all stages after the first s0 are full, whatever
-    they say.
+    Stages are joined by ``_``. In a stage each letter is followed by its number; a letter that is missing has the
+    released default, here in brackets: l stage (1), h heads (3), d channels (192), n blocks (1), s 1 for sliding and 0
+    for full attention (1), g globals (1), p side of a patch (2), f side of a chunk (7), a 1 for absolute positions and
+    0 for the relative bias (1). As released, all stages after the first s0 have full attention, whatever their s says.
 
     Raises:
-        ValueError: with the stage and the part of it that cannot be.
+        ValueError: a part of the string is not understood; the message names it and its stage.
     """
     stages = [_parse_stage(text, number) for number, text in enumerate(arch.split("_"), start=1)]
     sliding = [all(stage["s"] for stage in stages[: index + 1]) for index in range(len(stages))]
@@ -320,7 +332,7 @@ def from_released(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def to_released(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Our weights -> released ones: the way back of `from_released`."""
+    """Our weights -> released ones; undoes `from_released`, and adds what it left out."""
     released = dict(state)
     for name, value in state.items():
         module, _, parameter = name.rpartition(".")

@@ -1,8 +1,8 @@
 """The two attentions of the Vision Longformer (Zhang et al., arXiv 2103.15358): sliding chunks, and all tokens.
 
-A stage's tokens are g globals followed by the n locals of a map, row by row. In sliding attention the map is cut into
-chunks, and a local sees the globals and the locals of its own and the neighbouring chunks; the globals see everything.
-Nothing of size n x n is ever made: every chunk gets one copy of the keys that it sees.
+A stage's tokens are g globals, followed by the n locals of a map, row by row. In sliding attention the map is cut into
+chunks. A local sees the globals, and the locals of its own and the neighbouring chunks; the globals see everything.
+No matrix of n x n is made: every chunk gets a copy of the keys that it sees.
 """
 
 # b images | m heads | g globals | h, w rows and columns of a map | n = h * w locals | s side of a chunk | c channels
@@ -16,14 +16,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from esvit_pl.backbones.constants import made_once
+from esvit_pl.backbones.constants import cached_constant
 
 Grid = tuple[int, int]
 Offsets = tuple[tuple[int, int], ...]
 
 OWN: Offsets = ((0, 0),)
 AROUND: Offsets = tuple(product((-1, 0, 1), (-1, 0, 1)))
-"""(row, column) of the chunks around a chunk and of itself, in chunks, row by row."""
+"""A chunk and the 8 around it, as (row, column) relative to it, row by row."""
 NEIGHBOURS: Offsets = tuple(offset for offset in AROUND if offset not in OWN)
 
 
@@ -31,10 +31,10 @@ def chunk_offsets(mode: int, training: bool) -> Offsets:
     """Which chunks a local sees in this pass.
 
     Args:
-        mode: 0 its own chunk and the 8 around it; -1 its own only; 1 its own, and while training one of the 8, drawn
-            from torch's generator for the whole batch: seeded with the step, it is the same after resuming. (The
-            release draws from Python's generator, which it does not seed.)
-        training: outside training, mode 1 is mode 0.
+        mode: 0: its own chunk and the 8 around it. -1: only its own. 1: in training its own and one of the 8, which is
+            drawn from torch's generator for the whole batch; since each step seeds that generator, a resumed run draws
+            the same. (The release draws from Python's generator, which it does not seed.)
+        training: without it, mode 1 is mode 0.
     """
     if mode < 0:
         return OWN
@@ -56,15 +56,15 @@ def sliding_attention(
 ) -> Tensor:
     """Softmax attention of the locals, scaled by d^-0.5, to the globals and to the chunks around their own.
 
-    It equals dense attention under a mask: a query sees a key whose chunk lies at one of `offsets` from its own. Chunks
-    are cut from the top left, the last ones may be partial; what lies outside the map is not there.
+    It equals dense attention with a mask: a query sees a key if the key's chunk lies at one of `offsets` from its own.
+    Chunks are cut from the top left, and the last ones may be partial. Nothing outside the map is seen.
 
     Args:
-        query: (b m n d) of the locals.
-        key, value: (b m g+n d) of all tokens, globals first.
+        query: (b m n d), of the locals.
+        key, value: (b m g+n d), of all tokens, globals first.
         grid: (h, w) of the map.
-        side: s, of a chunk.
-        offsets: of the chunks to see, in chunks, the own one (0, 0) among them.
+        side: s, side of a chunk.
+        offsets: (row, column) of the chunks that are seen, relative to the own one, which is (0, 0) and among them.
         table: ((4s-1)^2 m) relative position bias, by the offset between two tokens.
         global_bias: (m g) bias towards each global; comes with `table`.
 
@@ -74,7 +74,7 @@ def sliding_attention(
     h, w = grid
     num_globals = key.shape[2] - query.shape[2]
     p, q = -(-h // side), -(-w // side)
-    # A map of one row of chunks has none above and below: they would only be masked.
+    # In a map with a single row of chunks, those above and below would all be masked.
     offsets = tuple((row, column) for row, column in offsets if abs(row) < p and abs(column) < q)
     queries = chunks(query, grid, side)  # (b m p q s2 d)
     keys, values = (seen(tokens, num_globals, grid, side, offsets) for tokens in (key, value))  # (b m p q k d)
@@ -84,34 +84,35 @@ def sliding_attention(
     mask = absent(grid, side, offsets, num_globals, query.device, query.dtype)
     if mask is not None:
         bias = mask.expand(query.shape[1], -1, -1, -1) if bias is None else bias + mask
-    # Heads and chunks share an axis, so that one bias serves all images.
+    # Heads and chunks are joined in one axis, so that one bias broadcasts over all images.
     bias = None if bias is None else bias.flatten(0, 1)
     mixed = attend(queries.flatten(1, 3), keys.flatten(1, 3), values.flatten(1, 3), bias)
-    return unchunked(mixed.unflatten(1, (-1, p, q)), grid, side)
+    return unchunked(torch.unflatten(mixed, 1, (-1, p, q)), grid, side)
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Tensor:
     """softmax(d^-0.5 query key^T + bias) value, for (b m n d) and a bias that broadcasts to (m n k).
 
-    On a CPU torch's fused kernel takes no bias that learns, and what it falls back to is slower than the formula.
+    On a CPU torch's fused kernel does not take a bias with gradient, and its fallback is slower than the formula.
     """
     if bias is None or bias.is_cuda or not bias.requires_grad:
         mask = None if bias is None else bias[None].to(query.dtype)
         return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
-    return (query * query.shape[-1] ** -0.5 @ key.mT + bias).softmax(-1) @ value
+    weights: Tensor = (query * query.shape[-1] ** -0.5 @ key.mT + bias).softmax(-1)
+    return weights @ value
 
 
 def chunks(x: Tensor, grid: Grid, side: int) -> Tensor:
-    """(b m n d) -> (b m p q s2 d), filled up with zeros at the right and the bottom."""
+    """(b m n d) -> (b m p q s2 d), padded with zeros at the right and the bottom."""
     h, w = grid
-    x = F.pad(x.unflatten(2, grid), (0, 0, 0, -w % side, 0, -h % side))
-    x = x.unflatten(3, (-1, side)).unflatten(2, (-1, side))  # (b m p s q s d)
+    x = F.pad(torch.unflatten(x, 2, grid), (0, 0, 0, -w % side, 0, -h % side))
+    x = torch.unflatten(torch.unflatten(x, 3, (-1, side)), 2, (-1, side))  # (b m p s q s d)
     return x.transpose(3, 4).flatten(4, 5)
 
 
 def unchunked(x: Tensor, grid: Grid, side: int) -> Tensor:
-    """(b m p q s2 d) -> (b m n d): the way back of `chunks`, filling cut off."""
-    x = x.unflatten(4, (side, side)).transpose(3, 4).flatten(4, 5).flatten(2, 3)
+    """(b m p q s2 d) -> (b m n d): undoes `chunks`, without the padding."""
+    x = torch.unflatten(x, 4, (side, side)).transpose(3, 4).flatten(4, 5).flatten(2, 3)
     return x[:, :, : grid[0], : grid[1]].flatten(2, 3)
 
 
@@ -119,17 +120,17 @@ def seen(x: Tensor, num_globals: int, grid: Grid, side: int, offsets: Offsets) -
     """(b m g+n d) -> (b m p q k d): for every chunk the globals, then the chunks at `offsets` from it."""
     tiles = chunks(x[:, :, num_globals:], grid, side)
     p, q = tiles.shape[2:4]
-    tiles = F.pad(tiles, (0, 0, 0, 0, 1, 1, 1, 1))  # a chunk of zeros beyond every border
+    tiles = F.pad(tiles, (0, 0, 0, 0, 1, 1, 1, 1))  # chunks of zeros around the map
     parts = [tiles[:, :, 1 + row : 1 + row + p, 1 + column : 1 + column + q] for row, column in offsets]
     everywhere = x[:, :, None, None, :num_globals].expand(-1, -1, p, q, -1, -1)
     return torch.cat([everywhere, *parts], dim=4)
 
 
-@made_once
+@cached_constant
 def absent(
     grid: Grid, side: int, offsets: Offsets, num_globals: int, device: torch.device, dtype: torch.dtype
 ) -> Tensor | None:
-    """(p*q 1 k): -inf for keys that a chunk would see outside the map, 0 for the others; None if there are none."""
+    """(p*q 1 k): -inf for keys outside the map, 0 for the others; None if all keys are inside."""
     with torch.inference_mode(False):
         tokens = torch.ones(1, 1, num_globals + grid[0] * grid[1], 1, device="cpu")
         real = seen(tokens, num_globals, grid, side, offsets).flatten(0, 3).mT
@@ -144,12 +145,13 @@ def relative_bias(table: Tensor, global_bias: Tensor | None, side: int, offsets:
     return torch.cat([global_bias[:, None].expand(-1, side * side, -1), bias], dim=2)
 
 
-@made_once
+@cached_constant
 def relative_index(side: int, offsets: Offsets, reach: int, device: torch.device) -> Tensor:
     """(s2 len(offsets)*s2): row of the bias table for every query of a chunk and key of the chunks at `offsets`.
 
-    The table's rows are the differences (query minus key), in rows of the map from -reach to reach, and inside in
-    columns. (Made outside inference mode, whoever asks first: training must be able to use it.)
+    The table has a row for each difference between query and key: ordered by the difference in map rows from -reach to
+    reach, then by that in columns. (Computed outside inference mode, so that training can use it even if an evaluation
+    asks first.)
     """
     with torch.inference_mode(False):
         inside = torch.tensor(list(product(range(side), range(side))), device="cpu")  # (s2 2)
@@ -158,12 +160,12 @@ def relative_index(side: int, offsets: Offsets, reach: int, device: torch.device
         return (row * (2 * reach + 1) + column).to(device)
 
 
-@made_once
+@cached_constant
 def cubic_weights(length: int, native: int, scale: float, device: torch.device, dtype: torch.dtype) -> Tensor:
     """(length native): the matrix of bicubic interpolation along one axis, as torch's ``interpolate`` does it.
 
-    Output i lies at (i + 0.5) / scale - 0.5 of the input, whose borders go on beyond; no antialiasing. A matrix can
-    give any length at any scale, and its backward is deterministic.
+    Output i lies at (i + 0.5) / scale - 0.5 of the input; beyond its borders the input repeats its first and last
+    value. No antialiasing. Length and scale of a matrix can be chosen separately, and its backward is deterministic.
     """
     a = -0.75
     with torch.inference_mode(False):
@@ -182,7 +184,7 @@ class BiasedAttention(nn.Module):
         dim: channels.
         num_heads: m.
         num_globals: g.
-        reach: largest difference in rows or columns that the table of local biases knows; None: no bias at all.
+        reach: largest difference in rows or columns for which the table has a local bias; None: no bias at all.
     """
 
     def __init__(self, dim: int, num_heads: int, num_globals: int, reach: int | None) -> None:
@@ -199,7 +201,7 @@ class BiasedAttention(nn.Module):
 
     def split(self, x: Tensor, parts: int) -> tuple[Tensor, ...]:
         """(b n parts*c) -> `parts` of (b m n d)"""
-        return x.unflatten(-1, (parts, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        return torch.unflatten(x, -1, (parts, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
 
     def from_globals(self, n: int) -> Tensor | None:
         """(m g g+n) bias of the globals towards all tokens, or None."""
@@ -221,7 +223,7 @@ class SlidingAttention(BiasedAttention):
         dim: channels.
         num_heads: m.
         num_globals: g.
-        side: s, of a chunk.
+        side: s, side of a chunk.
         mode: which chunks a local sees (`chunk_offsets`).
         relative: whether there is a relative position bias.
         shared: whether the globals use the projections of the locals: the same parameters under two names, as released.
@@ -260,7 +262,7 @@ class SlidingAttention(BiasedAttention):
             table=self.local_relative_position_bias_table,
             global_bias=self.towards_globals(),
         )
-        local = self.proj(_merge(mixed))
+        local: Tensor = self.proj(_merge(mixed))
         if not self.num_globals:
             return local
         if self.kv_global is not self.kv:
@@ -288,20 +290,21 @@ class FullAttention(BiasedAttention):
     def forward(self, x: Tensor, grid: Grid) -> Tensor:
         """(b g+n c) -> (b g+n c)"""
         query, key, value = self.split(self.qkv(x), 3)
-        return self.proj(_merge(attend(query, key, value, self.bias(grid[0] * grid[1]))))
+        out: Tensor = self.proj(_merge(attend(query, key, value, self.bias(grid[0] * grid[1]))))
+        return out
 
     def weights(self, x: Tensor, grid: Grid) -> Tensor:
         """(b g+n c) -> (b m g+n g+n) attention weights."""
         query, key, _ = self.split(self.qkv(x), 3)
-        logits = query * query.shape[-1] ** -0.5 @ key.mT
+        logits: Tensor = query * query.shape[-1] ** -0.5 @ key.mT
         bias = self.bias(grid[0] * grid[1])
         return (logits if bias is None else logits + bias).softmax(-1)
 
     def bias(self, n: int) -> Tensor | None:
         """(m g+n g+n), or None.
 
-        As released, at other sizes than the nominal one the matrix of local biases (native^2 native^2) is resized like
-        a picture, to (n n): the map's shape does not enter, only the number of its tokens.
+        As released, for maps of another size the matrix of local biases (native^2 native^2) is resized like a picture
+        to (n n). So only the number of tokens matters, not the shape of the map.
         """
         table = self.local_relative_position_bias_table
         if table is None or self.native is None:

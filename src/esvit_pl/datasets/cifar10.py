@@ -13,10 +13,10 @@ def cifar10(root: str | Path = "data/cifar10", *, download: bool = True) -> Spli
     """Read CIFAR-10 through torchvision from `root`; 180 MB in memory. The test images are the query.
 
     Args:
-        download: fetch it (170 MB) where it is not there yet.
+        download: download it (170 MB) if it is not in `root` yet.
 
     Raises:
-        ValueError: it is not there and cannot be downloaded, or may not be.
+        ValueError: it is not in `root`, and downloading is off or has failed.
     """
     from torchvision.datasets import CIFAR10
 

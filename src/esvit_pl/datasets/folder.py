@@ -1,13 +1,15 @@
 """Images in a folder, with or without labels, and ImageNet's usual layout.
 
 What a folder means:
-  root/train/..., root/val/...    the two splits; so read if `train` stands alone or beside `val`, `valid`, `validation`
-                                  or `test` only (`val`, then `valid`, then `validation` is taken; `test` is never read)
-  anything else                   everything below root is for training, bank and query are parted by file name
+  root/train/..., root/val/...    the two splits, if the only folders in root are `train` and any of `val`, `valid`,
+                                  `validation` and `test`. The first of `val`, `valid`, `validation` is used; `test` is
+                                  never read
+  anything else                   all images below root are for training; a hash of the file names splits them into
+                                  bank and query
 and within a split, with `labels="auto"`:
-  <class>/<file> only             labels, if there are two or more such folders
-  anything else                   no labels: images that lie flat, deeper than one folder, or in one folder only
-`labels="folders"` takes the first folder below the split as the class, however deep the image lies; `labels="none"`
+  <class>/<file> only             the folders are classes, if there are two or more
+  anything else                   no labels: images directly in the split, deeper than one folder, or in a single folder
+`labels="folders"` takes the first folder below the split as the class, even for images deeper down; `labels="none"`
 ignores folders. Hidden files and folders are left out.
 """
 
@@ -28,15 +30,22 @@ from esvit_pl.datasets.interface import ImageDataset, Picture, Splits
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 VAL_FOLDERS = ("val", "valid", "validation")
-SHRINKING = ("JPEG", "MPO")  # formats, as Pillow names them, that are decoded at 1/2, 1/4 or 1/8; MPO is a phone's JPEG
+SHRINKING = ("JPEG", "MPO")  # Pillow's names of formats that can be decoded at 1/2, 1/4 or 1/8; phones write MPO
 
 
 class FolderDataset(ImageDataset):
-    """The image files `names` (paths below `root`) with `labels` of the same length, or None."""
+    """The image files `names` (paths below `root`), with a class number for each in `labels`, or None without labels.
+
+    Files are opened when they are asked for.
+
+    >>> images = FolderDataset("photos", ["cat/1.jpg", "dog/1.jpg"], labels=[0, 1])
+    >>> len(images), images.name(1), images.labels
+    (2, 'dog/1.jpg', [0, 1])
+    """
 
     def __init__(self, root: str | Path, names: Sequence[str], labels: Sequence[int] | None = None) -> None:
         self.root = str(root)
-        # One block of bytes instead of a million Python strings: workers that were forked share it without copying.
+        # One block of bytes instead of a million Python strings: forked workers share it without copying.
         self._names = np.array([os.fsencode(name) for name in names])
         self._labels = None if labels is None else np.array(labels, dtype=np.int64)
 
@@ -51,7 +60,7 @@ class FolderDataset(ImageDataset):
 
     @property
     def labels(self) -> list[int] | None:
-        return None if self._labels is None else self._labels.tolist()
+        return None if self._labels is None else [int(label) for label in self._labels]
 
     def name(self, index: int) -> str:
         return os.fsdecode(self._names[index])
@@ -64,15 +73,15 @@ class FolderDataset(ImageDataset):
 
 
 def folder(root: str | Path, *, labels: str = "auto", val_fraction: float = 0.1) -> Splits:
-    """All images below `root` (see the top of this file for what a folder means), files in the order of their names.
+    """All images below `root`, in the order of their names; the top of this file says what a folder means.
 
     Args:
         labels: "auto", "folders" or "none".
         val_fraction: the share of images that become the query where there is no `val` folder.
 
     Raises:
-        ValueError: `root` is missing, no folder or without images; labels are asked for and images lie outside class
-            folders; `val` has classes that `train` lacks, or only one of the two is labelled.
+        ValueError: `root` does not exist, is not a folder or holds no image; `labels="folders"` and there are images
+            outside class folders; `val` has classes that `train` does not have, or only one of the two has labels.
     """
     if labels not in ("auto", "folders", "none"):
         raise ValueError(f"labels must be 'auto', 'folders' or 'none', got {labels!r}")
@@ -89,10 +98,10 @@ def folder(root: str | Path, *, labels: str = "auto", val_fraction: float = 0.1)
 
 
 def imagenet(root: str | Path) -> Splits:
-    """ImageNet-1k as it is usually stored: `root/train/<wnid>/*.JPEG` and `root/val/<wnid>/*.JPEG`.
+    """ImageNet-1k in its usual layout: `root/train/<wnid>/*.JPEG` and `root/val/<wnid>/*.JPEG`.
 
     Raises:
-        ValueError: one of the two folders is missing, or the validation images still lie in one flat folder.
+        ValueError: one of the two folders is missing, or the validation images are not sorted into class folders.
     """
     root = _existing(root)
     missing = [name for name in ("train", "val") if not (root / name).is_dir()]
@@ -102,20 +111,20 @@ def imagenet(root: str | Path) -> Splits:
 
 
 def decode(path: str) -> Tensor:
-    """The picture in a file as uint8 (3 h w), RGB, turned as its EXIF orientation says; a GIF's first frame.
+    """The picture in a file as uint8 (3 h w), RGB, turned as its EXIF orientation says. A GIF gives its first frame.
 
-    The memory stays in Pillow's order (channels last), which torch's resizing of uint8 images is fastest with.
+    The memory keeps Pillow's order (channels last), with which torch resizes uint8 images fastest.
 
     Raises:
-        ValueError: the file is missing, broken or no image; the message names it.
+        ValueError: the file is missing, broken or not an image; the message names it.
     """
-    with _blaming(path), Image.open(path) as file:
+    with _naming(path), Image.open(path) as file:
         return _pixels(file)
 
 
 def as_rgb(image: Image.Image) -> Image.Image:
-    """The image in RGB; itself, if it is."""
-    if image.mode.startswith("I"):  # 16-bit grey: Pillow would cut it at 255 instead of scaling it
+    """The image converted to RGB; the same object if it is RGB already."""
+    if image.mode.startswith("I"):  # 16-bit grey: Pillow would clip it at 255 instead of scaling it
         image = Image.fromarray(np.clip(np.asarray(image).astype(np.int64) >> 8, 0, 255).astype(np.uint8))
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")
@@ -123,34 +132,35 @@ def as_rgb(image: Image.Image) -> Image.Image:
 
 
 def _opened(path: str, label: int | None) -> Picture:
-    """The picture in a file, not decoded yet if its format can be decoded at a smaller scale."""
-    with _blaming(path), Image.open(path) as file:
+    """The picture in a file. It is decoded later if its format can be decoded at a smaller scale."""
+    with _naming(path), Image.open(path) as file:
         if file.format not in SHRINKING:
             return Picture.of(_pixels(file), label)
         return Picture(_upright_size(file), label, partial(_shrunk, path))
 
 
 def _shrunk(path: str, reduction: int) -> Tensor:
-    with _blaming(path), Image.open(path) as file:
+    with _naming(path), Image.open(path) as file:
         if reduction > 1:
             file.draft(None, (max(file.width // reduction, 1), max(file.height // reduction, 1)))
         return _pixels(file)
 
 
 def _upright_size(file: Image.Image) -> tuple[int, int]:
-    """(height, width) of the picture as it is shown; the pixels need not be decoded."""
-    lies = file.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)  # the four with a quarter turn
-    return (file.width, file.height) if lies else (file.height, file.width)
+    """(height, width) of the picture as it is shown, without decoding its pixels."""
+    lies_on_its_side = file.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)  # the four with a quarter turn
+    return (file.width, file.height) if lies_on_its_side else (file.height, file.width)
 
 
 def _pixels(file: Image.Image) -> Tensor:
-    # Nothing is copied that need not be: with large pictures a copy takes as long as the decoding.
+    # In place, because copying a large picture takes as long as decoding it.
     ImageOps.exif_transpose(file, in_place=True)
     return torch.from_numpy(np.array(as_rgb(file))).permute(2, 0, 1)
 
 
 @contextmanager
-def _blaming(path: str) -> Iterator[None]:
+def _naming(path: str) -> Iterator[None]:
+    """Turn any error inside into a `ValueError` that names the file."""
     try:
         yield
     except Exception as error:  # Pillow's plugins raise many kinds for a broken file
@@ -162,7 +172,7 @@ def _existing(root: str | Path) -> Path:
     if not root.exists():
         raise ValueError(f"the folder '{root}' does not exist")
     if not root.is_dir():
-        raise ValueError(f"'{root}' is a file, a folder of images is wanted")
+        raise ValueError(f"'{root}' is a file; give a folder of images")
     return root
 
 
@@ -179,13 +189,14 @@ def _find(root: Path) -> list[str]:
     """The image files below `root`, as sorted paths with forward slashes."""
     names = sorted(_walk(root, "", ()))
     if not names:
-        raise ValueError(f"no image below '{root}': looked for {' '.join(ext[1:] for ext in EXTENSIONS)} in any case")
+        endings = " ".join(ending[1:] for ending in EXTENSIONS)
+        raise ValueError(f"no image below '{root}': looked for {endings}, in upper or lower case")
     return names
 
 
 def _walk(folder: Path, prefix: str, above: tuple[str, ...]) -> Iterator[str]:
     real = os.path.realpath(folder)
-    if real in above:  # a link to a folder that it lies in
+    if real in above:  # a symbolic link to one of its own parents
         return
     with os.scandir(folder) as entries:
         for entry in entries:
@@ -206,7 +217,7 @@ def _class_names(root: Path, names: list[str]) -> list[str]:
     flat = [name for name in names if "/" not in name]
     if flat:
         raise ValueError(
-            f"{len(flat):,} images lie directly in '{root}', the first is '{flat[0]}', where class folders are wanted "
+            f"{len(flat):,} images lie directly in '{root}' (the first is '{flat[0]}') and not in class folders "
             f"('{root}/<class>/<image>'): sort them into folders, or pass labels='none'"
         )
     return [name.split("/")[0] for name in names]
@@ -218,7 +229,8 @@ def _labelled(root: Path, names: list[str], classes: list[str]) -> FolderDataset
     unknown = sorted(set(of_images) - number.keys())
     if unknown:
         raise ValueError(
-            f"'{root}' has {len(unknown)} class folders that the training images lack: {', '.join(unknown[:5])}; "
+            f"'{root}' has {len(unknown)} class folders that the training images do not have: "
+            f"{', '.join(unknown[:5])}; "
             f"there are {len(classes)}: {', '.join(classes[:5])}{', ...' if len(classes) > 5 else ''}"
         )
     return FolderDataset(root, names, [number[name] for name in of_images])

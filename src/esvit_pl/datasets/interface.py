@@ -1,7 +1,8 @@
-"""What every data set gives: `(image, label or None)` by index, and a name for each image. Nothing else.
+"""The interface of data sets: `(image, label or None)` by index, and a name for each image. Nothing else.
 
-Crops, colour and batches are other rooms' work. A data set of your own needs `__len__`, `__getitem__`, `labels` and
-`name`; put it into `Splits` and every command can use it. `open` is for data that can be decoded at a smaller scale.
+Crops, colour and batches are made elsewhere (`augment`, `data`). A data set of your own needs `__len__`, `__getitem__`,
+`labels` and `name`; put it into `Splits`, and every command can use it. Override `open` if your images can be decoded
+at a smaller scale.
 """
 
 from __future__ import annotations
@@ -20,24 +21,36 @@ from torch.utils.data import Dataset
 
 
 class Picture(NamedTuple):
-    """An image whose size is known, and whose pixels need not be there yet."""
+    """An image whose size is known and whose pixels may be decoded later."""
 
     size: tuple[int, int]
     """(height, width) of `decode(1)`."""
     label: int | None
     decode: Callable[[int], Tensor]
-    """Reduction 1, 2, 4 or 8 -> uint8 (3 h w), RGB: its sides, divided by it or by a smaller one, and rounded up."""
+    """Reduction 1, 2, 4 or 8 -> uint8 (3 h w), RGB, each side divided by the reduction (or a smaller one) and rounded
+    up."""
 
     @classmethod
     def of(cls, image: Tensor, label: int | None) -> Picture:
-        """An image (3 h w) that is decoded already, and stays as large as it is."""
+        """An image (3 h w) that is decoded already; `decode` returns it in full size, whatever the reduction."""
         return cls((image.shape[-2], image.shape[-1]), label, lambda reduction: image)
 
 
 class ImageDataset(Dataset[tuple[Tensor, "int | None"]], ABC):
     """A map from an index to `(image, label)`.
 
-    `image` is uint8 (3 h w), RGB, of any size; `label` is a class number, or None where the data have no labels.
+    `image` is uint8 (3 h w), RGB, of any size; `label` is a class number, or None if the data have no labels.
+
+    >>> class Grey(ImageDataset):
+    ...     labels = None
+    ...     def __len__(self):
+    ...         return 10
+    ...     def __getitem__(self, index):
+    ...         return torch.full((3, 32, 32), index, dtype=torch.uint8), None
+    ...     def name(self, index):
+    ...         return f"grey/{index}"
+    >>> Splits(train=Grey()).describe()
+    'data: 10 images to train on, no labels; bank: 9, query: 1, parted by a hash of the file names (no val; ...'
     """
 
     @abstractmethod
@@ -47,24 +60,28 @@ class ImageDataset(Dataset[tuple[Tensor, "int | None"]], ABC):
     def __getitem__(self, index: int) -> tuple[Tensor, int | None]: ...
 
     def open(self, index: int) -> Picture:
-        """The same image and label; an override leaves decoding for when it is known how many pixels are needed."""
+        """The same image and label. An override can decode later, when it is known how many pixels are needed."""
         return Picture.of(*self[index])
 
     @property
     @abstractmethod
     def labels(self) -> list[int] | None:
-        """The class of every image without decoding any, or None where the data have no labels."""
+        """The class of every image, without decoding any; None if the data have no labels."""
 
     @abstractmethod
     def name(self, index: int) -> str:
-        """What the image is called on every machine: its path below the data set's root, with forward slashes."""
+        """A name that is the same on every machine: the path below the data set's root, with forward slashes."""
 
 
 class ArrayDataset(ImageDataset):
-    """Images that lie in memory: `images` uint8 (n 3 h w), `names` and, if there are any, `labels` of the same length.
+    """Images in memory: `images` uint8 (n 3 h w), and `names` and `labels` (or None) of the same length.
+
+    >>> images = torch.zeros(2, 3, 32, 32, dtype=torch.uint8)
+    >>> ArrayDataset(images, ["a", "b"], labels=[0, 1])[1][1]
+    1
 
     Raises:
-        ValueError: another type or shape, or lengths that differ.
+        ValueError: `images` has another type or shape, or the lengths differ.
     """
 
     def __init__(self, images: Tensor, names: Sequence[str], labels: Sequence[int] | None = None) -> None:
@@ -91,7 +108,12 @@ class ArrayDataset(ImageDataset):
 
 
 class Subset(ImageDataset):
-    """The images of `dataset` at `indices`, in that order."""
+    """The images of `dataset` at `indices`, in that order.
+
+    >>> images = ArrayDataset(torch.zeros(3, 3, 32, 32, dtype=torch.uint8), ["a", "b", "c"])
+    >>> Subset(images, [2, 0]).name(0)
+    'c'
+    """
 
     def __init__(self, dataset: ImageDataset, indices: Sequence[int]) -> None:
         self.dataset, self.indices = dataset, list(indices)
@@ -118,10 +140,15 @@ class Subset(ImageDataset):
 class Splits:
     """A data set as the commands use it.
 
-    `train` is what pretraining sees. k-NN and the linear probe learn from the `bank` and are measured on the `query`:
-    these are `train` and `val` where there is a `val`, else two parts of `train`, parted by a hash of each image's name
-    (about `val_fraction` of them are the query), so that the same folder is parted in the same way on every machine and
-    an added image moves no other. `classes` are the classes' names, None without labels.
+    Pretraining sees `train`. k-NN and the linear probe learn from the `bank` and are measured on the `query`. With a
+    `val`, these are `train` and `val`. Without one they are two parts of `train`: a hash of each image's name decides,
+    and about `val_fraction` of the images become the query. So a folder is split in the same way on every machine, and
+    an added image does not move another one. `classes` are the names of the classes, None without labels.
+
+    >>> images = ArrayDataset(torch.zeros(20, 3, 8, 8, dtype=torch.uint8), [f"{i}.png" for i in range(20)])
+    >>> splits = Splits(images, val_fraction=0.25)
+    >>> len(splits.bank) + len(splits.query), splits.has_labels
+    (20, False)
     """
 
     train: ImageDataset
@@ -135,7 +162,7 @@ class Splits:
         if len(self.train) == 0 or (self.val is not None and len(self.val) == 0):
             raise ValueError(f"the {'val' if len(self.train) else 'train'} split holds no image")
         if self.val is not None and (self.train.labels is None) != (self.val.labels is None):
-            raise ValueError("train and val must both have labels, or neither: only one of them has")
+            raise ValueError("train and val must both have labels, or neither of them: only one has")
 
     @property
     def bank(self) -> ImageDataset:
@@ -156,7 +183,7 @@ class Splits:
         return split_by_name(self.train, self.val_fraction)
 
     def describe(self) -> str:
-        """One plain line: how many images there are, of how many classes, and where bank and query come from."""
+        """One line: how many images there are, of how many classes, and where bank and query come from."""
         what = f"{len(self.classes)} classes" if self.classes else ("with labels" if self.has_labels else "no labels")
         if self.val is not None:
             origin = f"bank: the {len(self.bank):,} training images, query: the {len(self.query):,} of val"
@@ -173,7 +200,7 @@ class Splits:
 def split_by_name(dataset: ImageDataset, fraction: float) -> tuple[Subset, Subset]:
     """`(rest, part)`: an image belongs to `part` if a hash of its name, read as a number in 0-1, is below `fraction`.
 
-    Neither side is ever empty: the image with the smallest hash always belongs to `part`, the largest to the rest.
+    Neither is ever empty: the image with the smallest hash always belongs to `part`, that with the largest to `rest`.
 
     Raises:
         ValueError: fewer than two images.

@@ -5,7 +5,7 @@ of 64 pixels; tile (row i, column j) belongs to the test part if (i + 2j) % 4 ==
 one tile, so training and test patches share no pixel. It is shrunk to 32 pixels and standardised, because brightness
 and contrast alone would tell many photographs apart. Nearly uniform patches are left out.
 
-The task is small and honest, and it is no natural-image benchmark: grey-level statistics alone go far on it.
+The task is small, and it is not a benchmark of natural images: grey-level statistics alone reach a fair accuracy on it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from PIL import Image
 from esvit_pl.datasets.interface import ArrayDataset, Splits
 from esvit_pl.seeding import derive_seed
 
-# name -> (package, file below it); the class number is the place in this list
+# name -> (package, file in it); the class number is the position in this list
 PHOTOGRAPHS = {
     "astronaut": ("skimage", "data/astronaut.png"),
     "brick": ("skimage", "data/brick.png"),
@@ -44,16 +44,16 @@ PHOTOGRAPHS = {
     "text": ("skimage", "data/text.png"),
 }
 
-# Their authors gave these away (CC0) or nobody has rights in them (public domain, no known restriction). Pictures that
-# are published show these alone; the other five state no licence or an unclear one.
+# Photographs that may be published: CC0, public domain, or without known restriction. The other five state no licence
+# or an unclear one, so published pictures do not show them.
 FREE_TO_SHOW = frozenset(
     ("chelsea", "coffee", "camera", "brick", "grass", "gravel", "cell", "retina")  # CC0
     + ("astronaut", "rocket", "hubble", "coins", "text", "ihc")  # public domain or no known restriction
 )
 
 TILE, PATCH, SIZE, LONGEST = 64, 48, 32, 640
-DEVIATION = 40  # of the grey values of a finished patch, of 255: three deviations fit on each side
-MIN_DEVIATION = 0.03  # of the grey values in 0-1; below it there is next to nothing in a patch
+DEVIATION = 40  # standard deviation of a finished patch's grey values in 0-255: three of them fit on each side
+MIN_DEVIATION = 0.03  # standard deviation of grey values in 0-1; a patch below it shows next to nothing
 
 
 def photographs(*, train_patches: int = 250, test_patches: int = 60, seed: int = 0) -> Splits:
@@ -86,7 +86,7 @@ def _part(pictures: dict[str, Image.Image], part: str, number: int, seed: int) -
 
 
 def _patches(picture: Image.Image, part: str, number: int, generator: np.random.Generator) -> Iterator[np.ndarray]:
-    """At most `number` patches, each at a random place of a random tile of this part; six tries for each."""
+    """At most `number` patches, each at a random position in a random tile of this part, in six times as many tries."""
     rows, columns = picture.height // TILE, picture.width // TILE
     tiles = [(i, j) for i in range(rows) for j in range(columns) if ((i + 2 * j) % 4 == 0) == (part == "test")]
     found = 0
@@ -102,14 +102,15 @@ def _patches(picture: Image.Image, part: str, number: int, generator: np.random.
 
 
 def standardised(patch: np.ndarray) -> np.ndarray:
-    """Every patch with the same mean grey and the same contrast: mean 127.5, standard deviation 40 of 255, clipped."""
+    """The patch with mean 127.5 and standard deviation 40 of 255, clipped; so all patches have the same contrast."""
     levels = patch.astype(np.float32)
     levels = (levels - levels.mean()) / max(float(levels.std()), 1.0)
-    return np.clip(np.round(127.5 + DEVIATION * levels), 0, 255).astype(np.uint8)
+    clipped: np.ndarray = np.clip(np.round(127.5 + DEVIATION * levels), 0, 255).astype(np.uint8)
+    return clipped
 
 
 def _grey(package: str, file: str) -> Image.Image:
-    """The photograph in grey, its longer side at most 640 pixels. The package is looked up, not imported."""
+    """The photograph in grey, its longer side at most 640 pixels. Its package is located without importing it."""
     spec = find_spec(package)
     if spec is None or not spec.submodule_search_locations:
         distribution = {"skimage": "scikit-image", "sklearn": "scikit-learn"}[package]

@@ -1,4 +1,4 @@
-"""What a job leaves behind, for whoever called it from Python."""
+"""What `esvit_pl.pretrain` and `esvit_pl.evaluate` return."""
 
 from __future__ import annotations
 
@@ -15,21 +15,28 @@ from esvit_pl.backbones import Backbone
 
 @dataclass(frozen=True)
 class Result:
-    """A finished pretraining or evaluation. As the last line of a notebook's cell it shows its numbers and pictures."""
+    """A finished pretraining or evaluation. As the last line of a notebook's cell it shows its numbers and pictures.
+
+    >>> from esvit_pl.backbones import build
+    >>> swin = build("swin", embed_dim=8, depths=[1], num_heads=[1], window=4, img_size=32)
+    >>> Result(Path("logs/run"), swin, checkpoint=None, metrics={"knn/top1": 0.591, "train/lr": 0.001})
+    Result('logs/run', checkpoint='None', knn/top1=0.591)
+    """
 
     folder: Path
-    """Where everything lies: config.yaml, environment.json, results.json, metrics.csv, checkpoints, figures."""
+    """The run folder, with config.yaml, environment.json, results.json, metrics.csv, checkpoints and figures."""
     backbone: Backbone
-    """The teacher's (or whose was asked for), on the CPU, in eval mode, without gradients."""
+    """The encoder (or the network that was asked for), on the CPU, in eval mode, without gradients."""
     checkpoint: Path | None
-    """The newest checkpoint of a pretraining, the evaluated one of an evaluation; None if none was kept."""
+    """The newest checkpoint of a pretraining, or the checkpoint that was evaluated; None if none was kept."""
     metrics: dict[str, float]
-    """Last value of everything that was logged, e.g. ``metrics["knn/top1"]``; accuracies are fractions in 0-1."""
+    """The last value of everything that was logged, e.g. ``metrics["knn/top1"]``; accuracies are fractions in 0-1."""
 
     @property
     def results(self) -> dict[str, Any]:
         """What ``results.json`` holds: the probes' tables, the metrics, the status."""
-        return json.loads((self.folder / "results.json").read_text(encoding="utf-8"))
+        results: dict[str, Any] = json.loads((self.folder / "results.json").read_text(encoding="utf-8"))
+        return results
 
     @property
     def figures(self) -> dict[str, Path]:
