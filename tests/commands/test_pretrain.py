@@ -21,8 +21,8 @@ from PIL import Image
 from esvit_pl.checkpoints import read_checkpoint
 from esvit_pl.checkpoints.released import to_released
 from esvit_pl.commands import evaluation
-from esvit_pl.commands.evaluation import NAMES
 from esvit_pl.commands.pretrain import main
+from esvit_pl.evaluation.names import ROWS
 from esvit_pl.modules import Pretrainer
 from esvit_pl.objectives import EsViTObjective
 
@@ -53,7 +53,7 @@ def test_the_plan_is_printed_before_the_first_epoch_and_the_table_and_the_files_
         )
     table = next(i for i, line in enumerate(lines) if line.split() == ["k-NN", "linear"])
     rows = [line.split("  ")[0] for line in lines[table + 1 : lines.index("", table)]]
-    assert rows == [name for row, name in NAMES.items() if row != "initial"]
+    assert rows == [titles.table for row, titles in ROWS.items() if row != "initial"]
     assert f"{pretrained.folder}/" in lines[table:]
     assert "  checkpoints/last.ckpt" in lines[table:]
     assert pretrained.err == ""
