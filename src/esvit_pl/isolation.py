@@ -1,4 +1,4 @@
-"""Looking at a network without leaving a trace: no graph, every mode put back, every random generator put back."""
+"""Look at a network and leave no trace: no graph is kept, modes and random generators are put back."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def untracked() -> Iterator[None]:
 
 @contextmanager
 def same_random_state() -> Iterator[None]:
-    """The generators of torch (CPU and every initialised GPU), numpy and Python are afterwards as they were."""
+    """Put the random generators of torch (CPU and every initialised GPU), numpy and Python back afterwards."""
     states = (torch.get_rng_state(), np.random.get_state(), random.getstate())  # noqa: NPY002, others may use it
     gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_available() and torch.cuda.is_initialized() else []
     try:
@@ -39,10 +39,10 @@ def same_random_state() -> Iterator[None]:
 
 @contextmanager
 def undisturbed(module: nn.Module) -> Iterator[None]:
-    """`module` in eval mode inside; afterwards each of its submodules in the mode that it had, and no randomness drawn.
+    """Put `module` in eval mode; afterwards give each of its submodules the mode that it had.
 
-    Each one, because a frozen part in eval mode inside a module in train mode would not survive ``module.train()``.
-    Random generators are as before, so that a training goes on bit for bit as if nobody had looked.
+    Each submodule has a mode of its own: ``module.train()`` would also put a frozen part, which was in eval mode, in
+    train mode. Random generators are put back too, so that training goes on as if nobody had looked.
     """
     modes = {part: part.training for part in module.modules()}
     module.eval()

@@ -16,7 +16,7 @@ class OnlineKNN(OnlineEvaluation):
     """Weighted k-NN (`evaluation.KNN`) of frozen features at the end of an epoch, in any Lightning module.
 
     Logs ``knn/top1`` and ``knn/top5`` as fractions, before ModelCheckpoint and EarlyStopping look; further features
-    and k as ``knn/<feature>/k<k>/top1``. The training goes on bit for bit as without it: its weights, modes, random
+    and k as ``knn/<feature>/k<k>/top1``. Training is bit-identical with and without it: weights, modes, random
     generators and ``global_step`` are left as they were.
 
     >>> from esvit_pl.callbacks import OnlineKNN

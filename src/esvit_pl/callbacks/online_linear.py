@@ -13,7 +13,7 @@ from esvit_pl.callbacks.lookup import Part, find_part
 from esvit_pl.callbacks.online import OnlineEvaluation
 from esvit_pl.evaluation.accuracy import accuracies_over_ranks
 from esvit_pl.evaluation.data import EvaluationData, place_of
-from esvit_pl.evaluation.features import Unpack, extract, pooled, unpack_first_view
+from esvit_pl.evaluation.features import Unpack, extract, needed_labels, pooled, unpack_first_view
 from esvit_pl.evaluation.linear import LinearHeads, as_lrs, learn_
 from esvit_pl.evaluation.loaders import held_out
 from esvit_pl.evaluation.names import linear_metrics
@@ -28,12 +28,13 @@ class OnlineLinear(OnlineEvaluation):
     At the end of an epoch their accuracy on other images is logged: ``linear/top1`` and ``linear/top5`` of the best
     head as fractions, before ModelCheckpoint and EarlyStopping look; of several heads each one's
     ``linear/<feature>/lr<lr>/top1`` and ``linear/best_lr``. The best is chosen on the images that it is measured on.
-    Nothing is learnt from labels of -1, nor from those of the query where ImageDataModule trains on its images too.
-    The network moves on while the heads learn, so this is no replacement for `LinearProbe` on the finished one.
+    The heads do not learn from labels of -1, nor from query images where ImageDataModule trains on these too. The
+    network changes while the heads learn, so their accuracy does not replace that of a `LinearProbe` on the finished
+    network.
 
-    Heads and their optimizer live here: the training goes on bit for bit as without them, nothing of them is in the
-    module's ``state_dict``, and a resumed run continues them exactly. On several processes they are the same on all,
-    at the price of one all-reduce for each batch.
+    This callback holds the heads and their optimizer: training is bit-identical with and without it, the module's
+    ``state_dict`` holds nothing of them, and a resumed run continues them exactly. They are the same on all processes,
+    which takes one all-reduce for each batch.
 
     >>> from esvit_pl.callbacks import OnlineLinear
     >>> from pytorch_lightning import Trainer
@@ -49,8 +50,8 @@ class OnlineLinear(OnlineEvaluation):
         normalize: "l2" scales every feature to length sqrt(d), for networks whose features have no norm of their own
             at the end; the same learning rates fit.
         embedding: what ``training_step`` calls the main feature in the dict that it returns. Where it is there, with
-            "label" or a label in the batch, the main heads learn from it, and the network does not run again. Make
-            sure that it is the same feature. None: always run `features` on the batch, in eval mode.
+            "label" or a label in the batch, the main heads learn from it, and the network does not run again. It must
+            be the same feature. None: always run `features` on the batch, in eval mode.
         every_n_epochs: measure after so many epochs, and after the last one.
         unpack: batch of training or of the query -> (images, labels). By default tuples (image, label), dicts with
             "image" and "label", and of a dict with "views" the first view.
@@ -133,7 +134,7 @@ class OnlineLinear(OnlineEvaluation):
         right, images = [], 0
         for part, heads in zip(self.features.values(), self.heads, strict=True):
             features, labels = data.features(find_part(self.owner, module, part), "query")
-            labels = self._needed(labels, "the batches of the query have none")
+            labels = needed_labels(self.owner, labels, "the batches of the query have none")
             images = len(labels)
             if images:
                 self._check_width(part, heads, features)
@@ -161,7 +162,7 @@ class OnlineLinear(OnlineEvaluation):
                 found = extract(networks, [batch], self.unpack, prepare=place.prepare, context=place.forward_context)
             features += [found[number][0].features for number in networks]
             label = found[0][0].labels if label is None else label
-        label = self._needed(label, "neither the step's outputs nor the batch has any")
+        label = needed_labels(self.owner, label, "neither the step's outputs nor the batch has any")
         labels = torch.as_tensor(label, device=features[0].device).long()
         if labels.shape != features[0].shape[:1]:
             raise ValueError(
@@ -209,8 +210,3 @@ class OnlineLinear(OnlineEvaluation):
                 f"OnlineLinear has num_classes={self.num_classes} and needs labels from 0 to {self.num_classes - 1}, "
                 f"or -1 for none, got {int(labels.min())} to {int(labels.max())}"
             )
-
-    def _needed(self, labels: Any, why: str) -> Any:
-        if labels is None:
-            raise ValueError(f"OnlineLinear needs labels, and {why}; give unpack= if they hide")
-        return labels

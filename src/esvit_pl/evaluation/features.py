@@ -116,6 +116,13 @@ def extract(
     return parts
 
 
+def needed_labels(owner: str, labels: Tensor | None, where: str) -> Tensor:
+    """The labels; an error if there are none, such as "k-NN needs labels, and the batches of the bank have none"."""
+    if labels is None:
+        raise ValueError(f"{owner} needs labels, and {where}; give unpack= a function that finds them")
+    return labels
+
+
 def joined(parts: Sequence[Extracted], like: Tensor) -> Extracted:
     """Parts one after the other; where there are none, features (0 0) of the type and device of `like`."""
     if not parts:

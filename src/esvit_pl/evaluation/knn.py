@@ -10,7 +10,7 @@ import torch
 from esvit_pl.distributed import gather_uneven
 from esvit_pl.evaluation.accuracy import accuracies_over_ranks
 from esvit_pl.evaluation.data import EvaluationData
-from esvit_pl.evaluation.features import Extracted
+from esvit_pl.evaluation.features import Extracted, needed_labels
 from esvit_pl.evaluation.interface import Evaluator, Kind
 from esvit_pl.evaluation.names import knn_metrics
 from esvit_pl.metrics.knn import TopK, as_ks, check_temperature, knn_correct
@@ -71,11 +71,10 @@ def knn_accuracy_over_ranks(
         query: this rank's part.
     """
     ks = as_ks(k)
-    if bank.labels is None or query.labels is None:
-        which = "bank" if bank.labels is None else "query"
-        raise ValueError(f"k-NN needs labels, and the batches of the {which} have none; give unpack= if they hide them")
-    features, labels = gather_uneven(bank.features), gather_uneven(bank.labels)
+    bank_labels = needed_labels("k-NN", bank.labels, "the batches of the bank have none")
+    query_labels = needed_labels("k-NN", query.labels, "the batches of the query have none")
+    features, labels = gather_uneven(bank.features), gather_uneven(bank_labels)
     right = torch.zeros(len(ks), 2, dtype=torch.float64, device=features.device)
-    if len(query.labels):
-        right += knn_correct(features, labels, query.features, query.labels, k=ks, temperature=temperature)
-    return dict(zip(ks, accuracies_over_ranks(right, len(query.labels)), strict=True))
+    if len(query_labels):
+        right += knn_correct(features, labels, query.features, query_labels, k=ks, temperature=temperature)
+    return dict(zip(ks, accuracies_over_ranks(right, len(query_labels)), strict=True))

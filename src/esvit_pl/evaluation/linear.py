@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from esvit_pl.distributed import num_ranks, sum_over_ranks
 from esvit_pl.evaluation.accuracy import accuracies_over_ranks, count_correct
 from esvit_pl.evaluation.data import EvaluationData
-from esvit_pl.evaluation.features import Unpack
+from esvit_pl.evaluation.features import Unpack, needed_labels
 from esvit_pl.evaluation.interface import Evaluator, Kind
 from esvit_pl.evaluation.names import linear_metrics
 from esvit_pl.isolation import same_random_state, untracked
@@ -122,8 +122,7 @@ class Linear(Evaluator):
         right = torch.zeros(len(heads), 2, dtype=torch.float64, device=data.place.device)
         images = 0
         for features, labels in data.batches(encoder, "query", self.last_blocks):
-            if labels is None:
-                raise ValueError("a linear probe needs labels, and the batches of the query have none; give unpack=")
+            labels = needed_labels("a linear probe", labels, "the batches of the query have none")
             with torch.no_grad(), data.place.forward_context():
                 right += torch.stack([count_correct(logits, labels) for logits in logits_of(heads, features)])
             images += len(labels)
@@ -187,9 +186,7 @@ def logits_of(heads: nn.ModuleList, features: Tensor) -> list[Tensor]:
 def labelled(unpack: Unpack, batch: Any) -> tuple[Any, Tensor]:
     """(images, labels) of a batch that must have labels."""
     images, labels = unpack(batch)
-    if labels is None:
-        raise ValueError("a linear probe needs labels, and the batch has none; give unpack= if it hides them")
-    return images, labels
+    return images, needed_labels("a linear probe", labels, "the batch has none")
 
 
 class LinearHeads(nn.Module):

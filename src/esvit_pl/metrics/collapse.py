@@ -1,8 +1,8 @@
 """Measures of a network's health, and what counts as healthy.
 
-A collapsed network gives every image the same answer. Its loss may look fine, so these look at the features and the
-teacher's distributions themselves. All are computed in float32 at least, carry no gradient and never wait for the GPU
-(`effective_rank` excepted: torch's singular values do).
+A collapsed network gives every image the same answer. Its loss may look fine, so these measures look at the features
+and the teacher's distributions themselves. All are computed in float32 at least and carry no gradient. None waits for
+the GPU but `effective_rank`, because torch's singular values do.
 """
 
 # n rows (images) | d, c channels | b images | r regions of an image | k prototypes
@@ -60,8 +60,8 @@ measurements; the third, ``module.momentum=0 module.momentum_end=0``, has 4 epoc
 fourth, ``loss.teacher_temp=1 loss.teacher_temp_start=1``, was stopped by the monitor in its second epoch. Larger runs
 were not measured: look at the first epochs of yours.
 
-A sharp teacher is no bad sign, so that the entropy has no lower bound: one prototype for all images shows in the
-divergence. How long the centre is says something only beside its own past.
+A sharp teacher is not a bad sign, so the entropy has no lower bound: if all images get one prototype, the divergence
+shows it. The norm of the centre says something only when it is compared with that of earlier steps.
 """
 
 ADVICE: dict[str, str] = {
@@ -94,7 +94,7 @@ ADVICE: dict[str, str] = {
 
 
 def measure_of(name: str) -> str | None:
-    """The measure that a diagnostic's name ends in: "region_kl" -> "kl"; None if it is none of ours."""
+    """The measure that a diagnostic's name ends in: "region_kl" -> "kl"; None if it ends in no measure."""
     return next((measure for measure in HEALTHY if name == measure or name.endswith(f"_{measure}")), None)
 
 
