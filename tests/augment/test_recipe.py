@@ -49,7 +49,7 @@ def test_several_kinds_of_local_crops():
     assert recipe.views[-1].scale == (0.05, 0.2)
     shared = Recipe(num_local=[2, 1], local_size=[96, 64])
     assert shared.views[-1].scale == (0.05, 0.4)
-    assert Recipe(num_local=0).num_views == 2
+    assert len(Recipe(num_local=0).views) == 2
 
 
 def test_more_global_views_take_the_last_entry():

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 import toys
 from golden_files import image, relative_error
 
-from esvit_pl.backbones.vil import ViL, from_released, parse_arch, to_released
+from esvit_pl.backbones.vil import ViL, from_released, to_released
 from esvit_pl.backbones.vil_attention import FullAttention, SlidingAttention
 from esvit_pl.ema import ema_update_, make_teacher
 from esvit_pl.network import MultiCropNetwork
@@ -36,7 +36,7 @@ def released(file):
     """Every size from the file's keys, shapes and settings."""
     weights = file.part("w")
     backbone = ViL(
-        **parse_arch(file.settings["arch"]),
+        **golden_files.vil_arch(file.settings["arch"]),
         mode=file.settings["mode"],  # the weights do not tell it
         norm_embed="layer1.0.norm_embed.weight" in weights,
         share_projections=all(
@@ -82,44 +82,10 @@ def test_with_gradients_features_are_the_released_ones_too(golden):
 
 
 def test_the_published_model_has_its_number_of_parameters():
-    backbone = on_meta(**parse_arch(PUBLISHED))
+    backbone = on_meta(**golden_files.vil_arch(PUBLISHED))
     assert sum(parameter.numel() for parameter in backbone.parameters()) == 27_569_352
     assert backbone.spec == on_meta().spec  # the signature carries the published model
     assert backbone.spec["drop_path_rate"] == 0.1
-
-
-def test_architecture_strings_are_read_as_released():
-    arch = parse_arch(PUBLISHED)
-    assert arch["sliding"] == [True, True, False, False]
-    assert arch["positions"] == ["relative"] * 4
-    assert arch["num_globals"] == [1, 1, 1, 0]
-    # defaults, and the first full stage makes the later ones full
-    arch = parse_arch("l1_l2,s0,g2,h6_l3,s1,n4,p1,f9")
-    assert arch == {
-        "dims": [192, 192, 192],
-        "depths": [1, 1, 4],
-        "num_heads": [3, 6, 3],
-        "patch_sizes": [2, 2, 1],
-        "windows": [7, 7, 9],
-        "num_globals": [1, 2, 1],
-        "sliding": [True, False, False],
-        "positions": ["absolute"] * 3,
-    }
-
-
-@pytest.mark.parametrize(
-    ("arch", "message"),
-    [
-        ("l1,h3_l3", "stage 2 says l3; stages are written in their order"),
-        ("l1,q3", "stage 1 has the part 'q3'; wanted is one of the letters l h d"),
-        ("l1,h", "stage 1 has the part 'h'"),
-        ("l1,s2", "stage 1 has s2 and a1; both are 0 or 1"),
-        ("l1,r1", "stage 1 has r1, which no published model uses"),
-    ],
-)
-def test_impossible_architecture_strings_are_refused(arch, message):
-    with pytest.raises(ValueError, match=message):
-        parse_arch(arch)
 
 
 @pytest.mark.golden

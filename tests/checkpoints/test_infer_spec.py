@@ -39,7 +39,7 @@ def test_golden_weights_tell_their_sizes(path):
     file = golden_files.read(path)
     spec, guessed = infer_spec(file.part("w"))
     if spec["name"] == "vil":
-        told = {**vil.parse_arch(file.settings["arch"]), "mode": file.settings["mode"]}
+        told = {**golden_files.vil_arch(file.settings["arch"]), "mode": file.settings["mode"]}
         spec |= {name: told[name] for name in guessed if name in told}
     backbone = build(**spec)
     renamed = {"swin": swin.from_released, "vil": vil.from_released}[spec["name"]](file.part("w"))

@@ -55,26 +55,6 @@ def jitter(
     return image
 
 
-def adjust_brightness(image: Tensor, factor: Tensor) -> Tensor:
-    """Blend with black: 0 is black, 1 the image."""
-    return _where(factor != 1, _brightness, image, factor)
-
-
-def adjust_contrast(image: Tensor, factor: Tensor) -> Tensor:
-    """Blend with the mean grey value of the image: 0 is uniform grey, 1 the image."""
-    return _where(factor != 1, _contrast, image, factor)
-
-
-def adjust_saturation(image: Tensor, factor: Tensor) -> Tensor:
-    """Blend with the grey image: 0 is grey, 1 the image."""
-    return _where(factor != 1, _saturation, image, factor)
-
-
-def adjust_hue(image: Tensor, turn: Tensor) -> Tensor:
-    """Turn every colour by `turn` of the colour circle (-0.5 to 0.5); value and saturation stay."""
-    return _where(turn != 0, _turn_hue, image, turn)
-
-
 def grayscale(image: Tensor, on: Tensor) -> Tensor:
     """Three equal channels of luma where `on` is not 0."""
     return _where(on != 0, lambda x, _: luma(x).expand_as(x), image, on)

@@ -203,10 +203,6 @@ class Recipe:
         """Channels of a view: 3, or 1 for grey images."""
         return len(self.mean)
 
-    @property
-    def num_views(self) -> int:
-        return len(self.views)
-
 
 def _plain(value: Any) -> Any:
     if isinstance(value, Sequence) and not isinstance(value, str):

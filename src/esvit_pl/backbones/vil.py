@@ -10,7 +10,6 @@ ones.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, cast
 
@@ -305,25 +304,6 @@ class MlpBranch(Recomputable):
         return out
 
 
-def parse_arch(arch: str) -> dict[str, list[Any]]:
-    """Arguments of `ViL` from a released architecture string, for example ``l1,h3,d96,n2,s1,g1,p4,f7,a0_l2,...``.
-
-    Stages are joined by ``_``. In a stage each letter is followed by its number; a letter that is missing has the
-    released default, here in brackets: l stage (1), h heads (3), d channels (192), n blocks (1), s 1 for sliding and 0
-    for full attention (1), g globals (1), p side of a patch (2), f side of a chunk (7), a 1 for absolute positions and
-    0 for the relative bias (1). As released, all stages after the first s0 have full attention, whatever their s says.
-
-    Raises:
-        ValueError: a part of the string is not understood; the message names it and its stage.
-    """
-    stages = [_parse_stage(text, number) for number, text in enumerate(arch.split("_"), start=1)]
-    sliding = [all(stage["s"] for stage in stages[: index + 1]) for index in range(len(stages))]
-    letters = {"dims": "d", "depths": "n", "num_heads": "h", "patch_sizes": "p", "windows": "f", "num_globals": "g"}
-    lists: dict[str, list[Any]] = {name: [stage[letter] for stage in stages] for name, letter in letters.items()}
-    positions = ["absolute" if stage["a"] else "relative" for stage in stages]
-    return {**lists, "sliding": sliding, "positions": positions}
-
-
 def from_released(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Released weights of the backbone -> ours: the same names, without index tables and empty tensors."""
     return {
@@ -343,27 +323,6 @@ def to_released(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
             side, offsets = ((reach + 1) // 2, AROUND) if f"{module}.query.weight" in state else (reach + 1, OWN)
             released[f"{module}.relative_position_index"] = relative_index(side, offsets, reach, value.device).clone()
     return released
-
-
-def _parse_stage(text: str, number: int) -> dict[str, int]:
-    stage = {"l": 1, "h": 3, "d": 192, "n": 1, "s": 1, "g": 1, "p": 2, "f": 7, "a": 1, "r": 0}
-    for part in text.split(","):
-        match = re.fullmatch(r"([a-z])(\d+)", part.strip())
-        if match is None or match[1] not in stage:
-            raise ValueError(
-                f"arch: stage {number} has the part {part!r}; "
-                f"wanted is one of the letters {' '.join(stage)}, followed by a number"
-            )
-        stage[match[1]] = int(match[2])
-    if stage["l"] != number:
-        raise ValueError(f"arch: stage {number} says l{stage['l']}; stages are written in their order, from l1 on")
-    if stage["s"] > 1 or stage["a"] > 1:
-        raise ValueError(f"arch: stage {number} has s{stage['s']} and a{stage['a']}; both are 0 or 1")
-    if stage["r"]:
-        raise ValueError(
-            f"arch: stage {number} has r{stage['r']}, which no published model uses; only r0 is known here"
-        )
-    return stage
 
 
 def _stage(spec: dict[str, Any], stage: int, rates: list[float]) -> Stage:
