@@ -160,9 +160,9 @@ def relative_error(value: Tensor, reference: Tensor) -> float:
 def vil_arch(arch: str) -> dict[str, list[Any]]:
     """Arguments of a ViL from a released architecture string, for example ``l1,h3,d96,n2,s1,g1,p4,f7,a0_l2,...``.
 
-    Stages are joined by ``_``. In each a letter and a number: h heads (3), d channels (192), n blocks (1), s 1 for sliding
-    attention (1), g globals (1), p patch (2), f chunk (7), a 1 for absolute positions, 0 for the relative bias (1). As
-    released, all stages after the first s0 are full, whatever they say.
+    Stages are joined by ``_``. In each a letter and a number: h heads (3), d channels (192), n blocks (1), s 1 for
+    sliding attention (1), g globals (1), p patch (2), f chunk (7), a 1 for absolute positions, 0 for the relative bias
+    (1). As released, all stages after the first s0 are full, whatever they say.
     """
     start = {"h": 3, "d": 192, "n": 1, "s": 1, "g": 1, "p": 2, "f": 7, "a": 1}
     stages = [{**start, **{part[0]: int(part[1:]) for part in text.split(",")}} for text in arch.split("_")]
