@@ -36,7 +36,7 @@ def test_a_malicious_file_is_refused_by_name_and_leaves_no_trace(tmp_path, where
     content = {"x": bad} if where == "beside the weights" else {"args": argparse.Namespace(lr=bad)}
     torch.save({"student": {}, **content}, path, _use_new_zipfile_serialization=zipped)
     with pytest.raises(
-        ValueError, match=rf"bad.pth is refused: .* {os.system.__module__}.system.* nothing of it was run"
+        ValueError, match=rf"bad.pth is refused: .* {os.system.__module__}.system.* Nothing of it was run"
     ):
         read_pickled(path)
     assert not marker.exists()

@@ -65,7 +65,7 @@ def test_other_libraries_read_it_and_theirs_is_read(tmp_path):
 
 
 def test_what_is_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"none\.safetensors is no file"):
+    with pytest.raises(ValueError, match=r"none\.safetensors is not a file"):
         safetensors_file.read(tmp_path / "none.safetensors")
     (tmp_path / "broken.safetensors").write_bytes(b"hello")
     with pytest.raises(ValueError, match=r"broken\.safetensors cannot be read as a safetensors file"):

@@ -182,13 +182,13 @@ def test_a_model_of_another_size_than_224_is_built_at_its_own(tmp_path):
 
 
 def test_what_is_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"none is no folder of timm's: it holds no config\.json"):
+    with pytest.raises(ValueError, match=r"none is not a folder that timm wrote: it holds no config\.json"):
         timm_folder.read(tmp_path / "none")
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(ValueError, match=r"config\.json cannot be read as JSON"):
         timm_folder.read(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
-    with pytest.raises(ValueError, match="names no architecture"):
+    with pytest.raises(ValueError, match="does not name an architecture"):
         timm_folder.read(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps({"architecture": "resnet10t"}))
     with pytest.raises(ValueError, match=r"holds no weights: neither model\.safetensors nor pytorch_model\.bin"):

@@ -153,9 +153,9 @@ def test_nothing_is_overwritten_unasked(commands, trained, tmp_path):
     words = [f"ckpt_path={trained}", f"out={out}"]
     refused = commands.run("convert", *words, "to=safetensors", folder=tmp_path)
     assert refused.code == 1
-    assert f"out={out} is there already; give another name, or overwrite=true" in refused.err
+    assert f"out={out} exists already; give another name, or overwrite=true" in refused.err
     folder = commands.run("convert", *words, "to=timm", "overwrite=true", folder=tmp_path)
-    assert f"out={out} is a file, and a folder is to be written there" in folder.err
+    assert f"out={out} is a file, and to= writes a folder" in folder.err
     assert out.read_text() == "mine"
     outcome = commands.run("convert", *words, "to=safetensors", "overwrite=true", folder=tmp_path)
     assert outcome.code == 0, outcome.err
@@ -166,9 +166,9 @@ def test_nothing_is_overwritten_unasked(commands, trained, tmp_path):
     ("words", "said"),
     [
         (["to=timm"], "esvit-convert needs ckpt_path= and out=\n\nFor example:"),
-        (["ckpt_path=a", "out=b", "to=tensorflow"], "to=tensorflow is no format; wanted is to=timm, to=safetensors"),
+        (["ckpt_path=a", "out=b", "to=tensorflow"], "to=tensorflow is not a format; choose to=timm, to=safetensors"),
         (["ckpt_path=a", "out=b", "to=onnx", "push=a/b"], "push=a/b uploads a timm folder; set to=timm, got to=onnx"),
-        (["ckpt_path=a", "out=b", "to=timm", "push=a"], "push=a is no repository; wanted is push=USER/REPO"),
+        (["ckpt_path=a", "out=b", "to=timm", "push=a"], "push=a does not name a repository; write push=USER/REPO"),
         (["ckpt_path=no.ckpt", "out=b", "to=safetensors"], "no.ckpt is not a file"),
     ],
 )

@@ -40,6 +40,7 @@ def ranked(rank: int, ranks: int, accumulate: int = 1, processed: int = 0, **set
     data = module(**settings)
     progress = SimpleNamespace(batch_progress=SimpleNamespace(total=SimpleNamespace(processed=processed)))
     data.trainer = SimpleNamespace(
+        training=True,
         world_size=ranks,
         global_rank=rank,
         accumulate_grad_batches=accumulate,
@@ -63,6 +64,8 @@ def passes(data: ImageDataModule, number: int) -> list[dict]:
 
 
 def equal(one: object, other: object) -> bool:
+    if one is None or other is None:
+        return one is other
     if isinstance(one, torch.Tensor):
         return torch.equal(one, other)
     if isinstance(one, dict):
@@ -173,7 +176,8 @@ EMBEDDED = {"brightness": 0.2, "saturation": 0.0, "hue": 0.0, "grayscale": 0.0, 
     Recipe(**SMALL, mean=[0.5], std=[0.25]),
     Recipe(**SMALL, mean=[0.5], std=[0.25], normalize="image"),
     Recipe(**SMALL, num_local=0),
-], ids=["released", "kinds", "embedded", "view", "image", "grey", "grey image", "global only"])  # fmt: skip
+    Recipe(**SMALL, mask_cell=4),
+], ids=["released", "kinds", "embedded", "view", "image", "grey", "grey image", "global only", "masks"])  # fmt: skip
 def test_views_of_the_device_are_those_of_the_worker_bit_for_bit(recipe):
     data = module(recipe=recipe, color_on="device", num_workers=1)
     batches, expected = passes(data, 1), passes(module(recipe=recipe), 1)
@@ -409,6 +413,12 @@ def test_a_training_batch():
     assert (y >= 0).all()
     assert (x + w <= 1 + 1e-6).all()
     assert (y + h <= 1 + 1e-6).all()
+
+
+def test_a_batch_with_masks_hides_cells_of_the_global_views():
+    batch = passes(module(recipe=Recipe(global_size=8, local_size=4, num_local=1, mask_cell=4, mask_chance=1.0)), 1)[0]
+    assert [None if mask is None else tuple(mask.shape) for mask in batch["masks"]] == [(4, 2, 2), (4, 2, 2), None]
+    assert batch["masks"][0].dtype == torch.bool
 
 
 def test_evaluation_batches_hold_every_image_once_in_order():

@@ -1,4 +1,4 @@
-"""Putting weights into a module: strictly, or with position tables resized."""
+"""Put weights into a module: strictly, or with position tables resized."""
 
 # l entries of a table | h heads | c channels | p prefix tokens
 
@@ -15,7 +15,7 @@ from esvit_pl.backbones import Backbone
 from esvit_pl.checkpoints.checkpoint import State, part, under
 
 SHOWN = 6
-"""Names of one kind that a message lists."""
+"""How many names of one kind a message lists."""
 MASK = "mask_vector"
 """A backbone's name for what stands in place of masked patches; only trainings that mask have it."""
 
@@ -25,13 +25,13 @@ def load_(module: nn.Module, state: Mapping[str, Tensor], what: str, *, resize: 
     """Load every parameter and buffer of `module`, by name.
 
     Args:
-        module: changed in place, all of it or, when this raises, nothing.
-        state: weights of exactly its names and shapes.
-        what: for the message, as in "released.pth (teacher)".
-        resize: let position tables of another size be resized (`resized`).
+        module: changed in place; if this raises, it stays as it was.
+        state: weights with exactly its names and shapes.
+        what: what the weights are called in the message, such as "released.pth (teacher)".
+        resize: whether to resize position tables of another size (`resized`).
 
     Raises:
-        ValueError: names that are missing, unexpected, or of another shape, with both shapes.
+        ValueError: weights are missing, superfluous, or of another shape; the message has names and shapes.
     """
     wanted = module.state_dict()
     state = {name: _sized(name, value, wanted.get(name)) if resize else value for name, value in state.items()}
@@ -42,7 +42,7 @@ def load_(module: nn.Module, state: Mapping[str, Tensor], what: str, *, resize: 
 
 
 def misfits(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> list[str]:
-    """Lines that say what is missing, what is too much, and what has another shape."""
+    """Lines that name the weights that are missing, that are not in the model, and that have another shape."""
     missing = [name for name in wanted if name not in state]
     unexpected = [name for name in state if name not in wanted]
     others = [
@@ -55,10 +55,11 @@ def misfits(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> list[s
 
 
 def resized(name: str, table: Tensor, shape: torch.Size) -> Tensor:
-    """A position table made for another window or image side, by bicubic interpolation; others come back as they are.
+    """Resize a position table that was made for another window or image side, by bicubic interpolation.
 
-    Relative tables (l h), l = (2 side - 1) ** 2, are resized as pictures of offsets, as Swin's authors do; absolute
-    ones (1 p+l c) as pictures of places, their p prefix tokens untouched; ViL's rows and columns (1 l c) as lines.
+    Relative tables (l h), l = (2 side - 1) ** 2, are resized as pictures of offsets, as Swin's authors do. Absolute
+    tables (1 p+l c) are resized as pictures of places, without their p prefix tokens; ViL's rows and columns (1 l c) as
+    lines. Any other table comes back as it is.
     """
     if name.endswith("relative_position_bias_table"):
         return _picture(table.T[None], isqrt(shape[0]))[0].T.contiguous()
@@ -74,9 +75,9 @@ def resized(name: str, table: Tensor, shape: torch.Size) -> Tensor:
 
 
 def fitted(network: State, backbone: Backbone) -> State:
-    """A network's backbone weights under the names that `backbone` has for them.
+    """The weights of a network's backbone, under the names that `backbone` has for them.
 
-    A model of timm's own and one of ours may be the same architecture; they differ in a prefix and the classifier.
+    A model of timm's own and one of ours may have the same architecture; they differ in a prefix and the classifier.
     """
     state, wanted = part(network, "backbone."), set(backbone.state_dict())
     choices = [state, under("model.", state), part(state, "model."), part(state, "backbone.")]
@@ -94,14 +95,14 @@ def _sized(name: str, value: Tensor, wanted: Tensor | None) -> Tensor:
 
 
 def _picture(table: Tensor, side: int) -> Tensor:
-    """(b c l) of a square picture -> (b c side*side)"""
+    """Resize square pictures: (b c l) -> (b c side*side)."""
     old = isqrt(table.shape[-1])
     picture = F.interpolate(torch.unflatten(table, -1, (old, old)).float(), size=(side, side), mode="bicubic")
     return picture.flatten(-2).to(table.dtype)
 
 
 def _prefix(old: int, new: int) -> int | None:
-    """Tokens in front of both tables after which each is a square: class, distillation and register tokens."""
+    """How many prefix tokens (class, distillation, registers) both tables have: the rest of each is a square."""
     for prefix in range(9):
         if all(isqrt(length - prefix) ** 2 == length - prefix for length in (old, new)):
             return prefix
@@ -109,7 +110,7 @@ def _prefix(old: int, new: int) -> int | None:
 
 
 def _meaning(name: str, state: Tensor, wanted: Tensor) -> str:
-    """What two shapes stand for, where it is a setting that people know."""
+    """The settings that two shapes stand for, if people know them by name."""
     if name.endswith(".relative_position_bias_table") and state.shape[1] == wanted.shape[1]:
         of, asked = ((isqrt(len(table)) + 1) // 2 for table in (state, wanted))
         return f" (windows of {of} and {asked})"

@@ -1,4 +1,4 @@
-"""A backbone as an ONNX graph, for runtimes without torch; compared with the backbone before anyone hears of it."""
+"""A backbone as an ONNX graph, for runtimes without torch. It is compared with the backbone before it is kept."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ OUTPUTS = ("pooled", "regions")
 
 
 class PooledAndRegions(nn.Module):
-    """The backbone without its grid, which is no tensor."""
+    """The backbone without its grid, which is not a tensor."""
 
     def __init__(self, backbone: Backbone) -> None:
         super().__init__()
@@ -35,16 +35,16 @@ def export(backbone: Backbone, path: str | Path, *, size: int = 224) -> float:
 
     Args:
         backbone: any; its weights are written into the file.
-        path: of the file, which is one, without weights beside it.
+        path: of the one file.
         size: side of the images in pixels.
 
     Returns:
-        The largest difference between onnxruntime and torch on the CPU, relative to the output's largest value, on
-        another number of images than the graph was made with.
+        The largest difference between onnxruntime and torch on the CPU, relative to the output's largest value. The two
+        are compared on another number of images than the graph was made with.
 
     Raises:
         ValueError: the packages for it are missing; the graph takes one number of images only; or the two differ by
-            more than `TOLERANCE`. There is no file then.
+            more than `TOLERANCE`. No file is left then.
     """
     check_packages()
     path = Path(path)
@@ -59,7 +59,7 @@ def export(backbone: Backbone, path: str | Path, *, size: int = 224) -> float:
     try:
         _write(model, traced, path)
         difference = _difference(path, compared, wanted)
-        if not difference <= TOLERANCE:  # also if it is no number
+        if not difference <= TOLERANCE:  # also if it is not a number
             raise ValueError(
                 f"the ONNX graph differs from the backbone by {difference:.2g} of the largest value, more than "
                 f"{TOLERANCE:g}: it is not written"
@@ -71,7 +71,7 @@ def export(backbone: Backbone, path: str | Path, *, size: int = 224) -> float:
 
 
 def check_packages() -> None:
-    """Refuse to begin without the optional packages."""
+    """Refuse to begin if an optional package is missing."""
     try:
         import onnx  # noqa: F401
         import onnxruntime  # noqa: F401

@@ -1,4 +1,4 @@
-"""Reading files of ``torch.save`` without running what may be in them."""
+"""Read files of ``torch.save`` without running what may be in them."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ import torch
 
 
 def read_pickled(path: str | Path) -> Any:
-    """Tensors and plain Python of a file that ``torch.save`` wrote; beside them only ``argparse.Namespace``, which
-    holds the settings in released checkpoints. Nothing in the file is called.
+    """Read tensors and plain Python from a file that ``torch.save`` wrote, without calling anything in it.
+
+    Besides, only ``argparse.Namespace`` is allowed, which holds the settings in released checkpoints.
 
     Raises:
-        ValueError: the file holds anything else, told by its name; or it is damaged.
+        ValueError: the file holds anything else (the message names it), or it is damaged.
     """
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):
@@ -26,15 +27,15 @@ def read_pickled(path: str | Path) -> Any:
             first = str(error).partition("\n")[0]
             raise ValueError(f"{path} cannot be read as a checkpoint ({type(error).__name__}: {first})") from error
         raise ValueError(
-            f"{path} is refused: beside weights it holds {', '.join(names)}, which would run when it is loaded; "
-            "nothing of it was run. If you trust whoever made it, let them save the weights alone, as safetensors"
+            f"{path} is refused: beside weights it holds {', '.join(names)}, which would run when it is loaded. "
+            "Nothing of it was run. If you trust whoever made it, ask them to save the weights alone, as safetensors"
         ) from error
 
 
 def _offending(path: str | Path, message: str) -> list[str]:
-    """Names of what the file would call, read off it without calling anything."""
+    """Names of what the file would call, found without calling anything."""
     try:
         names = torch.serialization.get_unsafe_globals_in_checkpoint(str(path))
-    except Exception:  # not of today's format, or damaged: what torch's own message says
+    except Exception:  # an old format, or damaged: torch's own message says it
         names = re.findall(r"GLOBAL ([\w.]+\.\w+)", message)
     return sorted({name for name in names if name != "argparse.Namespace"})

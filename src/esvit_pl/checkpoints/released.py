@@ -32,7 +32,7 @@ _LAST_LAYER = {
     "last_layer.parametrizations.weight.original0": "prototypes.gain",  # torch's weight norm since 2.1
     "last_layer.parametrizations.weight.original1": "prototypes.direction",
 }
-_MOMENTS = {"mu": "momentum_buffer"}  # the released LARS has a name of its own
+_MOMENTS = {"mu": "momentum_buffer"}  # how the released LARS calls it
 
 Rename = Callable[[Mapping[str, Tensor]], State]
 _BACKBONES: dict[str, tuple[Rename, Rename]] = {
@@ -50,15 +50,15 @@ def is_released(checkpoint: object) -> bool:
 
 
 def read(checkpoint: Mapping[str, Any], path: str, *, moments: bool = False) -> Checkpoint:
-    """A training checkpoint of the released code.
+    """Read a training checkpoint of the released code.
 
     Args:
-        checkpoint: as `read_pickled` gives it.
+        checkpoint: what `read_pickled` returns.
         path: for messages.
-        moments: read the optimizer, too.
+        moments: whether to read the optimizer, too.
 
     Raises:
-        ValueError: the backbone is of no known family, or the optimizer is not the student's.
+        ValueError: the family of the backbone is not known, or the optimizer is not the student's.
     """
     found = {name: checkpoint[name] for name in ("student", "teacher") if isinstance(checkpoint.get(name), Mapping)}
     networks, inferred = {}, None
@@ -81,10 +81,10 @@ def read(checkpoint: Mapping[str, Any], path: str, *, moments: bool = False) -> 
 
 
 def read_weights(state: Mapping[str, Tensor], path: str, *, form: str) -> Checkpoint:
-    """One network's weights, released or timm's names, with or without heads.
+    """Read the weights of one network, with released or timm's names, with or without heads.
 
     Raises:
-        ValueError: of no known family.
+        ValueError: the family of the backbone is not known.
     """
     network, inferred = _network(state, path)
     return Checkpoint(path, form, inferred.spec, {"backbone": network}, guessed=inferred.guessed)
@@ -93,7 +93,8 @@ def read_weights(state: Mapping[str, Tensor], path: str, *, form: str) -> Checkp
 def to_released(source: Checkpoint) -> dict[str, Any]:
     """The file that the released code would have written.
 
-    Its optimizer goes by position. Positions are known for Swin, AdamW and SGD; other optimizers are left out.
+    The released optimizer numbers its parameters. The numbers are known for Swin with AdamW or SGD; any other optimizer
+    is left out.
     """
     networks = {name: _to_released(state, source.backbone["name"]) for name, state in source.networks.items()}
     if "backbone" in networks:
@@ -102,7 +103,7 @@ def to_released(source: Checkpoint) -> dict[str, Any]:
     if "student" in networks:
         file["student"] = under("module.", networks["student"])
     if "teacher" in networks:
-        # Batch norm makes the release wrap the teacher for distributed training, too.
+        # With batch norm the release wraps the teacher, too, for distributed training.
         wrapped = source.backbone["name"] == "cvt"
         file["teacher"] = under("module.", networks["teacher"]) if wrapped else networks["teacher"]
     if source.moments is not None and source.moments.name != "lars" and source.backbone["name"] == "swin":
@@ -119,7 +120,7 @@ def to_released(source: Checkpoint) -> dict[str, Any]:
 
 
 def save(source: Checkpoint, path: str | Path) -> None:
-    """Write what came from a checkpoint of any format as the released code would have (`to_released`)."""
+    """Write a checkpoint of any format as the released code would have (`to_released`)."""
     torch.save(to_released(source), path)
 
 
@@ -129,7 +130,7 @@ def save(source: Checkpoint, path: str | Path) -> None:
 def _network(state: Mapping[str, Tensor], path: str) -> tuple[State, Inferred]:
     """One network's weights under our names, and the spec of its backbone."""
     state = {re.sub(r"^(module\.|_orig_mod\.)+", "", name): value for name, value in state.items()}
-    wrapped = part(state, "backbone.")  # DINO keeps backbone and head apart; EsViT's heads are in the backbone
+    wrapped = part(state, "backbone.")  # DINO keeps backbone and head apart; EsViT's backbone contains its heads
     backbone = wrapped or {name: value for name, value in state.items() if not _is_head(name)}
     inferred = infer_spec(backbone)
     if inferred is None:
@@ -158,7 +159,7 @@ def _as_timm_model(state: Mapping[str, Tensor]) -> State:
 
 
 def _to_head(name: str) -> str:
-    """Released name of a head's parameter -> ours. A head of one layer is no list there."""
+    """Released name of a head's parameter -> ours. The release has no list of layers in a head of one layer."""
     return _LAST_LAYER.get(name, re.sub(r"^mlp\.(weight|bias)$", r"mlp.0.\1", name))
 
 
@@ -187,10 +188,10 @@ def _from_head(name: str, *, one_layer: bool) -> str:
 
 
 def _moments(checkpoint: Mapping[str, Any], path: str) -> Moments:
-    """The optimizer's state by our names of the student's parameters.
+    """The optimizer's state, by our names of the student's parameters.
 
     Raises:
-        ValueError: its state is not of this student's shapes.
+        ValueError: the state has not the shapes of this student's parameters.
     """
     student = checkpoint["student"]
     groups = checkpoint["optimizer"]["param_groups"]
@@ -223,8 +224,10 @@ def _optimizer_name(group: Mapping[str, Any]) -> str:
 
 
 def _optimizer(moments: Moments, ours: State, released: State) -> dict[str, Any]:
-    """The released optimizer's ``state_dict()``. Learning rate and decay in it are torch's; the release sets both
-    before every step."""
+    """The released optimizer's ``state_dict()``.
+
+    Learning rate and decay in it are torch's defaults; the release sets both before every step.
+    """
     order = optimizer_order(released)
     decaying = sum(released[name].ndim > 1 and not name.endswith(".bias") for name in order)
     groups = [{"params": [released[n] for n in order[:decaying]]}, {"params": [released[n] for n in order[decaying:]]}]

@@ -1,4 +1,4 @@
-"""A backbone as one safetensors file: weights under our names, and in its metadata what they are the weights of."""
+"""A backbone as one safetensors file: weights under our names, and a description of the backbone in the metadata."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def description(backbone: Backbone, about: Mapping[str, Any] | None = None) -> d
     """What our files say of a backbone, in plain Python: format, backbone (its spec), augment (its recipe) and about.
 
     Args:
-        backbone: its `transform`, if it has one, tells the recipe.
-        about: whatever else shall be known of the weights, fit for JSON.
+        backbone: the recipe is that of its `transform`, if it has one.
+        about: anything else to write down about the weights, fit for JSON.
     """
     recipe = recipe_of(backbone)
     return {
@@ -36,7 +36,7 @@ def description(backbone: Backbone, about: Mapping[str, Any] | None = None) -> d
 
 
 def recipe_of(backbone: Backbone) -> Recipe | None:
-    """How images are prepared for a backbone, as far as its `transform` tells."""
+    """The recipe by which images are prepared for a backbone; None if its `transform` has none."""
     return getattr(backbone.transform, "recipe", None)
 
 
@@ -54,19 +54,19 @@ def save(backbone: Backbone, path: str | Path, *, about: Mapping[str, Any] | Non
 
 
 def write(state: Mapping[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
-    """A safetensors file that others may read as they may any file; the library's own writing shuts them out."""
+    """Write a safetensors file with the usual permissions; the library's own function lets only the owner read it."""
     path.write_bytes(as_bytes(separate(state), metadata=metadata))
 
 
 def read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
-    """Weights under the names of the file, and its `description`; None for the latter in a file of others.
+    """The weights under the names of the file, and its `description`; None for the latter if others wrote the file.
 
     Raises:
-        ValueError: no such file, no safetensors file, or a newer format.
+        ValueError: there is no such file, it is not a safetensors file, or it is of a newer format.
     """
     path = Path(path)
     if not path.is_file():
-        raise ValueError(f"{path} is no file; give the path of a .safetensors file")
+        raise ValueError(f"{path} is not a file; give the path of a .safetensors file")
     try:
         with safe_open(path, framework="pt") as file:
             weights = {name: file.get_tensor(name) for name in file.keys()}
@@ -77,7 +77,7 @@ def read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
 
 
 def known(said: dict[str, Any], path: Path) -> dict[str, Any]:
-    """`said` if it is of this version's format or an older one.
+    """Return a description unless it is of a newer format than this version reads.
 
     Raises:
         ValueError: it is newer.
@@ -91,8 +91,8 @@ def known(said: dict[str, Any], path: Path) -> dict[str, Any]:
 
 
 def separate(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Weights with memory of their own, as the file format wants it.
+    """Give each weight its own memory, as the file format demands.
 
-    ViL's shared projections are one tensor under two names; readers that know one of them find it under theirs.
+    ViL's shared projections are one tensor under two names; the file holds it under both.
     """
     return {name: value.detach().cpu().contiguous().clone() for name, value in state.items()}

@@ -1,15 +1,15 @@
 """A backbone as a folder that timm loads: ``timm.create_model("local-dir:FOLDER", pretrained=True)``, offline.
 
     backbone        architecture in the folder
-    Swin            timm's own Swin, so that nobody needs this package; three differences, below
+    Swin            timm's own Swin, so that nobody needs this package; it differs in three ways, see below
     timm's models   the same, bit for bit
     CvT, ViL        esvit_cvt_*, esvit_vil_*, which ``import esvit_pl.backbones`` registers with timm
 
-Weights are the same to the last bit. What timm's Swin computes of them differs in three ways from ours:
-its layer norms add 1e-5 to the variance, the released ones 1e-6: with
+Weights are the same to the last bit. timm's Swin computes with them in three other ways than ours. Its layer norms add
+1e-5 to the variance, the released ones 1e-6; with
 ``timm.create_model("local-dir:FOLDER", pretrained=True, norm_layer=timm.layers.LayerNorm)`` they add 1e-6, too, and at
-224 px the output is ours to the last bit. On maps that are no multiple of the window timm rolls before it pads, and
-the release after. And timm refuses sides that are no multiple of the patch. docs/checkpoints.md has the numbers.
+224 px the output is ours to the last bit. On maps that are not a multiple of the window timm rolls before it pads, and
+the release after. And timm refuses sides that are not a multiple of the patch. docs/checkpoints.md has the numbers.
 """
 
 from __future__ import annotations
@@ -32,19 +32,19 @@ CONFIG, WEIGHTS, PICKLED = "config.json", "model.safetensors", "pytorch_model.bi
 SWINS = ("tiny", "small", "base", "large")
 """Sizes of Swin after which timm names its own."""
 NOT_OURS = ("num_classes", "global_pool", "drop_rate", "drop_path_rate", "dynamic_img_size", "strict_img_size")
-"""Arguments of a timm model that are no business of a backbone, or that it settles by itself."""
+"""Arguments of a timm model that a backbone does not have, or that it chooses by itself."""
 
 
 class TimmFolder(NamedTuple):
-    """What a folder of timm's holds."""
+    """The contents of a folder that timm wrote, or that we wrote for timm."""
 
     architecture: str
     model_args: dict[str, Any]
     pretrained_cfg: dict[str, Any]
     state: dict[str, Tensor]
-    """Weights under timm's names, as in the file; with a classifier if it has one."""
+    """Weights under timm's names, as in the file; with a classifier if the file has one."""
     description: dict[str, Any] | None
-    """What we have written of the backbone (`safetensors_file.description`); None in a folder of others."""
+    """`safetensors_file.description` of the backbone; None if we did not write the folder."""
 
 
 def save(backbone: Backbone, folder: str | Path, *, about: Mapping[str, Any] | None = None) -> None:
@@ -52,8 +52,8 @@ def save(backbone: Backbone, folder: str | Path, *, about: Mapping[str, Any] | N
 
     Args:
         backbone: of any family; its `transform`, if it has one, tells timm how to prepare images.
-        folder: is made.
-        about: whatever else ``config.json`` shall say, under ``esvit_pl``; fit for JSON.
+        folder: where to; it is made if it does not exist.
+        about: anything else for ``config.json`` to say under ``esvit_pl``; fit for JSON.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -71,10 +71,10 @@ def save(backbone: Backbone, folder: str | Path, *, about: Mapping[str, Any] | N
 
 
 def read(folder: str | Path) -> TimmFolder:
-    """The way back, from a folder of ours or of timm's own making.
+    """Read a folder of ours or of timm's.
 
     Raises:
-        ValueError: one of the two files is missing or unreadable; the message names it.
+        ValueError: one of the two files is missing or cannot be read; the message names it.
     """
     folder = Path(folder)
     config = _config(folder)
@@ -93,8 +93,8 @@ def read(folder: str | Path) -> TimmFolder:
 def spec_of(folder: TimmFolder) -> dict[str, Any]:
     """The dict from which ``backbones.build(**spec)`` makes the folder's backbone.
 
-    Ours where ``config.json`` tells; timm's Swin in a folder of others stays timm's Swin, whose arithmetic it was
-    trained with.
+    It names our backbone if ``config.json`` says so. timm's Swin in a folder of others stays timm's Swin, because it
+    was trained with timm's arithmetic.
     """
     if folder.description is not None:
         return dict(folder.description["backbone"])
@@ -110,7 +110,7 @@ def spec_of(folder: TimmFolder) -> dict[str, Any]:
 
 
 def recipe_of_timm(pretrained_cfg: Mapping[str, Any]) -> Recipe:
-    """How timm prepares images for a pretrained model; interpolation is bicubic here, whatever it says."""
+    """How timm prepares images for a pretrained model. The interpolation is always bicubic here."""
     crop = pretrained_cfg.get("input_size", (3, 224, 224))[-1]
     mean, std = (pretrained_cfg.get(name, getattr(Recipe, name)) for name in ("mean", "std"))
     return Recipe(mean=mean, std=std, eval_crop=crop, eval_resize=round(crop / pretrained_cfg.get("crop_pct", 0.875)))
@@ -119,13 +119,13 @@ def recipe_of_timm(pretrained_cfg: Mapping[str, Any]) -> Recipe:
 def _config(folder: Path) -> dict[str, Any]:
     path = folder / CONFIG
     if not path.is_file():
-        raise ValueError(f"{folder} is no folder of timm's: it holds no {CONFIG}")
+        raise ValueError(f"{folder} is not a folder that timm wrote: it holds no {CONFIG}")
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path} cannot be read as JSON: {error}") from error
     if not isinstance(config, dict) or "architecture" not in config:
-        raise ValueError(f"{path} names no architecture; timm's own files do")
+        raise ValueError(f"{path} does not name an architecture, as timm's own files do")
     if said := config.get(safetensors_file.KEY):
         safetensors_file.known(said, path)
     return config
@@ -135,7 +135,7 @@ def _config(folder: Path) -> dict[str, Any]:
 
 
 def _for_timm(backbone: Backbone) -> tuple[str, dict[str, Any], dict[str, Any], Mapping[str, Tensor]]:
-    """Architecture, its arguments, what timm must know of its layers, and the weights under timm's names."""
+    """Architecture, its arguments, what timm must know about its layers, and the weights under timm's names."""
     family = backbone.spec["name"]
     weights = backbone.state_dict()
     weights.pop("mask_vector", None)  # timm's models mask nothing
@@ -165,7 +165,7 @@ def _width_and_depths(spec: Mapping[str, Any]) -> tuple[int, list[int]]:
 
 
 def _ours(spec: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    """The registered size that is most like it, tiny before small; all numbers are written, so that a size of one's own
+    """The registered size that is most like the backbone (tiny before small), and all its numbers, so that any size
     comes back."""
     args = {name: value for name, value in spec.items() if name not in ("name", "drop_path_rate")}
     sizes = sorted((size for size in SIZES if SIZES[size]["name"] == spec["name"]), reverse=True)
@@ -174,7 +174,7 @@ def _ours(spec: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
 
 
 def _timms(model: nn.Module) -> tuple[str, dict[str, Any]]:
-    args = getattr(model, "_model_args", {})  # timm's own record of what the model was built with
+    args = getattr(model, "_model_args", {})  # timm's own record of the arguments
     kept = {name: value for name, value in args.items() if not name.endswith(("drop_rate", "drop_path_rate"))}
     return cast(dict[str, Any], model.pretrained_cfg)["architecture"], kept
 
@@ -192,7 +192,7 @@ def _layers_of(model: nn.Module) -> dict[str, Any]:
 
 
 def _preparation(backbone: Backbone) -> dict[str, Any]:
-    """How images become inputs, in timm's words. It has none for a normalisation of each image by itself."""
+    """How images become inputs, in timm's words. timm has no word for normalising each image by itself."""
     recipe = safetensors_file.recipe_of(backbone)
     if recipe is None:
         side = backbone.spec.get("img_size", 224)

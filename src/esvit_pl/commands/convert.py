@@ -31,13 +31,13 @@ def needs(cfg: DictConfig) -> str | None:
     if missing := _required(cfg):
         return missing
     if cfg.to not in FORMATS:
-        return f"to={cfg.to} is no format; wanted is to={', to='.join(FORMATS)}"
+        return f"to={cfg.to} is not a format; choose to={', to='.join(FORMATS)}"
     if Path(cfg.out).exists() and not cfg.overwrite:
-        return f"out={cfg.out} is there already; give another name, or overwrite=true"
+        return f"out={cfg.out} exists already; give another name, or overwrite=true"
     if cfg.push is not None and cfg.to != "timm":
         return f"push={cfg.push} uploads a timm folder; set to=timm, got to={cfg.to}"
     if cfg.push is not None and not re.fullmatch(r"[\w.-]+/[\w.-]+", str(cfg.push)):
-        return f"push={cfg.push} is no repository; wanted is push=USER/REPO"
+        return f"push={cfg.push} does not name a repository; write push=USER/REPO"
     return None
 
 
@@ -53,7 +53,7 @@ def main(cfg: DictConfig) -> None:
         from esvit_pl.checkpoints import onnx_graph
 
         onnx_graph.check_packages()  # before anything takes time
-        for name in ("onnxscript", "onnx_ir"):  # they tell of every node
+        for name in ("onnxscript", "onnx_ir"):  # they log every node
             logging.getLogger(name).setLevel(logging.WARNING)
     if cfg.to == "timm":
         _check_place(out, folder=True)
@@ -61,7 +61,7 @@ def main(cfg: DictConfig) -> None:
         return
     _check_place(out, folder=False)
     out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.with_name(f"{out.name}.partial")  # whoever sees `out` sees all of it
+    partial = out.with_name(f"{out.name}.partial")  # so that `out` is never seen half written
     try:
         said = write_file(cfg, partial)
         partial.replace(out)
@@ -71,7 +71,7 @@ def main(cfg: DictConfig) -> None:
 
 
 def write_file(cfg: DictConfig, path: Path) -> str:
-    """Write one of the formats that are one file; a line about it."""
+    """Write one of the formats that are one file; returns a line about it."""
     from esvit_pl.configs import weights
 
     if cfg.to == "released":
@@ -113,9 +113,9 @@ def write_folder(cfg: DictConfig, out: Path) -> None:
 
 
 def push(folder: Path, repo: str, *, private: bool) -> str:
-    """Upload a timm folder of ours with its model card; the address.
+    """Upload a timm folder of ours with its model card; returns the address.
 
-    A card that the repository has already stays, since somebody may have written it.
+    A card that the repository has already is kept, since somebody may have written it.
 
     Raises:
         ValueError: the hub refuses, or cannot be reached.
@@ -145,7 +145,7 @@ def push(folder: Path, repo: str, *, private: bool) -> str:
 
 
 def about(cfg: DictConfig, source: Checkpoint) -> dict[str, Any]:
-    """What is known of the weights beside the backbone: plain JSON, and nobody's folders."""
+    """Where the weights come from, as plain JSON and without places on this machine."""
     from esvit_pl.checkpoints.model_card import shareable
 
     finished = source.epoch == ((source.config or {}).get("trainer") or {}).get("max_epochs")
@@ -177,10 +177,10 @@ def kind(backbone: Backbone) -> str:
 
 
 def _check_place(out: Path, *, folder: bool) -> None:
-    """With ``overwrite=true``: a folder never takes a file's place, nor a file a folder's."""
+    """Refuse to replace a file by a folder, or a folder by a file, even with ``overwrite=true``."""
     if out.exists() and out.is_dir() != folder:
         there, wanted = ("file", "folder") if folder else ("folder", "file")
-        raise ValueError(f"out={out} is a {there}, and a {wanted} is to be written there; give another name")
+        raise ValueError(f"out={out} is a {there}, and to= writes a {wanted}; give another name")
 
 
 if __name__ == "__main__":
