@@ -117,6 +117,18 @@ def test_batch_norm_is_told_of_micro_batches():
     assert line.endswith("trainer.accumulate_grad_batches=4; batch norm then sees 16 images at a time")
 
 
+def test_batch_norm_is_not_given_single_images():
+    module, asked = toys.pretrainer({"batch_norm": True}), []
+
+    def too_large(step: Any, recipe: Any, *, batch_size: int, **how: Any) -> Need:
+        asked.append(batch_size)
+        return pretended(step, recipe, batch_size=batch_size, **how)
+
+    line = str(judge(*parts(module), batch=6, available_bytes=GIB, predict=too_large))
+    assert "No batch fits, the smallest with batch norm takes 3.4 GiB" in line
+    assert min(asked) == 2
+
+
 def test_a_verdict_of_true_predictions():
     at = cache(partial(predict, *parts(small()), sides=PAIR))
 

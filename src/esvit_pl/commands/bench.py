@@ -74,7 +74,7 @@ def memory(cfg: DictConfig) -> Iterator[Report]:
 
     from esvit_pl.configs import assemble
     from esvit_pl.profiling.available_memory import available_bytes
-    from esvit_pl.profiling.batch_size import judge
+    from esvit_pl.profiling.batch_size import judge, smallest_batch
     from esvit_pl.profiling.memory import memory_needs
 
     views: Recipe = assemble.construct(cfg, "augment")
@@ -92,7 +92,7 @@ def memory(cfg: DictConfig) -> Iterator[Report]:
         memory_needs(
             step,
             recipe,
-            batches=sorted({max(1, batch_size // 4), max(1, batch_size // 2), batch_size}),
+            batches=sorted({max(smallest_batch(step), batch_size // part) for part in (4, 2, 1)}),
             measured=cfg.measured,
             accumulate=accumulate,
             **how,

@@ -31,7 +31,7 @@ class Verdict(NamedTuple):
     """The largest part of the batch that fits and divides it; 0 if no image does."""
     accumulate: int
     micro_bytes: int
-    """What a micro-batch needs; of one image if none fits."""
+    """What a micro-batch needs; the smallest possible one if none fits."""
     batch_norm: bool
     margin: float
     """Share of the memory that is to stay free."""
@@ -44,8 +44,9 @@ class Verdict(NamedTuple):
         if self.needed_bytes <= self.available_bytes:
             there += f", {100 * self.margin:g} % of them to stay free"
         if not self.micro_batch:
+            least = "the smallest with batch norm" if self.batch_norm else "one image"
             return (
-                f"{needs}; {there}. No batch fits, one image takes {as_size(self.micro_bytes)}: choose a smaller "
+                f"{needs}; {there}. No batch fits, {least} takes {as_size(self.micro_bytes)}: choose a smaller "
                 "backbone, fewer or smaller views (augment.num_local, augment.global_size), smaller heads "
                 "(settings of the loss), or trainer.precision=bf16-mixed"
             )
@@ -81,14 +82,20 @@ def judge(
     def need(size: int) -> int:
         return predict(step, recipe, batch_size=size, accumulate=1 if size == batch else 2, **how).predicted_bytes
 
-    norm = any(isinstance(part, _BatchNorm) for part in step.student.modules())
+    smallest = smallest_batch(step)
+    norm = smallest > 1
     if need(batch) <= (1 - margin) * available_bytes:
         return Verdict(batch, need(batch), available_bytes, batch, 1, need(batch), norm, margin)
-    parts = [size for size in range(1, batch + 1) if batch % size == 0]
+    parts = [size for size in range(min(smallest, batch), batch + 1) if batch % size == 0]
     fitting = fits(need, available_bytes, margin=margin, among=parts)
     if not fitting:
-        return Verdict(batch, need(batch), available_bytes, 0, 0, need(1), norm, margin)
+        return Verdict(batch, need(batch), available_bytes, 0, 0, need(parts[0]), norm, margin)
     return Verdict(batch, need(batch), available_bytes, *accumulation(batch, fitting), need(fitting), norm, margin)
+
+
+def smallest_batch(step: PretrainingStep) -> int:
+    """Images that a micro-batch must have: 1, or 2 with batch norm, which may find no variance in a single one."""
+    return 1 + any(isinstance(part, _BatchNorm) for part in step.student.modules())
 
 
 def fits(

@@ -19,7 +19,7 @@ from esvit_pl.objectives.interface import Objective, Views
 from esvit_pl.optim import OptimizerRecipe
 from esvit_pl.pretraining import PretrainingStep
 from esvit_pl.profiling.measure import peak_bytes, seconds
-from esvit_pl.profiling.training import Noise, Training
+from esvit_pl.profiling.training import Noise, Training, channels_of
 
 
 class Rate(NamedTuple):
@@ -130,7 +130,7 @@ def forward_passes(
     with torch.device("meta"):
         step = PretrainingStep(deepcopy(backbone).to("meta"), deepcopy(objective), num_global=num_global)
         step.eval().requires_grad_(False)
-        views = [torch.empty(batch_size, backbone.spec["in_chans"], side, side) for side in sides]
+        views = [torch.empty(batch_size, channels_of(backbone), side, side) for side in sides]
     for network, some, times in ((step.student, views, 3), (step.teacher, views[:num_global], 1)):
         if network is not None:
             yield ForwardPass(partial(network, some), times, logits=False)

@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from esvit_pl.backbones import Backbone
 from esvit_pl.profiling.measure import seconds
 from esvit_pl.profiling.published import DINO, ESVIT, FINE_TUNED, RIVALS, accuracy, v100_images_per_second
+from esvit_pl.profiling.training import channels_of
 from esvit_pl.visualize import Model, accuracy_against_throughput
 
 Precision = Literal["float32", "bf16"]
@@ -102,7 +103,7 @@ def multiply_adds(backbone: Backbone, side: int) -> int:
 
     As in the literature, norms, softmax, activations and sums are not counted. torch counts two operations for each.
     """
-    image = torch.empty(1, backbone.spec["in_chans"], side, side, device=_device(backbone))
+    image = torch.empty(1, channels_of(backbone), side, side, device=_device(backbone))
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         backbone(image)
     return int(counter.get_total_flops()) // 2
@@ -113,7 +114,7 @@ def images_per_second(
 ) -> float:
     """Images of a batch / median seconds of a pass in inference mode, where the backbone lies; as in `throughput`."""
     device = _device(backbone)
-    images = torch.randn(batch_size, backbone.spec["in_chans"], side, side, device=device)
+    images = torch.randn(batch_size, channels_of(backbone), side, side, device=device)
 
     def run() -> None:
         # Inside, so that every pass casts its weights, as a first one does.

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from esvit_pl.augment import PARAMS
 from esvit_pl.augment.batch import Batch
+from esvit_pl.backbones import Backbone
 from esvit_pl.objectives.interface import Losses
 from esvit_pl.optim import OptimizerRecipe, parameter_groups
 from esvit_pl.pretraining import PretrainingStep
@@ -99,7 +100,7 @@ class Noise:
         self, step: PretrainingStep, sides: Sequence[int], batch_size: int, dtype: torch.dtype = torch.float32
     ) -> None:
         self.sides, self.batch_size, self.dtype = list(sides), batch_size, dtype
-        self.channels = int(step.encoder.spec.get("in_chans", 3))
+        self.channels = channels_of(step.encoder)
         self.grids: list[tuple[int, int]] = []
         """(h, w) of the mask of each global view; empty without masks."""
         if step.objective.uses_masks:
@@ -124,3 +125,8 @@ class Noise:
             masks: list[Tensor | None] = [torch.rand(b, h, w, device=device) < 0.5 for h, w in self.grids]
             batch["masks"] = masks + [None] * (v - len(masks))
         return batch
+
+
+def channels_of(backbone: Backbone) -> int:
+    """Of the images that it takes; 3 where a foreign backbone does not say."""
+    return int(backbone.spec.get("in_chans", 3))
