@@ -111,7 +111,7 @@ def test_images_of_ones_own_and_without_labels(unlabelled, tmp_path, capsys):
 def test_what_is_missing_or_wrong_is_said(tmp_path):
     with pytest.raises(ValueError, match="pretrain needs data: a folder of images, or the name of a dataset"):
         esvit_pl.pretrain(out=tmp_path / "x")
-    with pytest.raises(ValueError, match=r"data='photograph' is no folder, .*did you mean photographs\?"):
+    with pytest.raises(ValueError, match=r"data='photograph' is neither a folder .*did you mean photographs\?"):
         esvit_pl.pretrain("photograph")
     with pytest.raises(ValueError, match=r"no value for dataset.root; give each as a setting"):
         esvit_pl.pretrain("imagenet")

@@ -1,4 +1,4 @@
-"""Metrics in one plain file, and figures to whatever logger there is."""
+"""A logger that writes one plain file, and a function that gives figures to any logger."""
 
 from __future__ import annotations
 
@@ -19,16 +19,21 @@ HEADER = ["step", "epoch", "name", "value"]
 class MetricsCSV(Logger):
     """Appends every metric as one row ``step,epoch,name,value`` to ``metrics.csv``.
 
-    Nothing in the file is ever changed or deleted: metrics may appear at any time, and a resumed run goes on in the
-    same file, where the later of two rows counts. As a table, one row a step:
+    >>> logger = MetricsCSV("run")  # Trainer(logger=logger)
+    >>> logger.log_metrics({"train/view_loss": 2.5, "epoch": 0}, step=9)
+    >>> read_metrics("run/metrics.csv")
+    [{'step': 9, 'epoch': 0, 'train/view_loss': 2.5}]
+
+    Rows are never changed or deleted. New metrics may appear at any time, and a resumed run appends to the same file,
+    where the later of two rows counts. `read_metrics` reads it; with pandas, as a table with a row for each step:
 
         pd.read_csv("metrics.csv").pivot_table(index="step", columns="name", values="value", aggfunc="last")
 
-    and without pandas `read_metrics`. Figures become PNG files in ``figures/`` beside it. Hyperparameters are not kept
-    here: the resolved config lies in the run folder.
+    Figures become PNG files in ``figures/`` beside the file. Hyperparameters are not written, because the run folder
+    holds the resolved config.
 
     Args:
-        folder: where; made if it is missing.
+        folder: of the file; it is created if it does not exist.
         name: of the file.
     """
 
@@ -71,7 +76,7 @@ class MetricsCSV(Logger):
             if file.tell() == 0:
                 writer.writerow(HEADER)
             elif not self._ends_a_line():
-                file.write("\n")  # the run before was killed while it wrote
+                file.write("\n")  # an earlier run was killed while it wrote
             writer.writerows(rows)
 
     def _ends_a_line(self) -> bool:
@@ -83,7 +88,7 @@ class MetricsCSV(Logger):
 def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, float]]:
     """The file of `MetricsCSV` as one dict a step, ``{"step": ..., "epoch": ..., name: value, ...}``, sorted by step.
 
-    Of several values of a metric at one step the last counts; rows that a kill cut short are passed over.
+    If a metric has several values at one step, the last counts. Incomplete rows, of a run that was killed, are skipped.
     """
     steps: dict[int, dict[str, float]] = {}
     with Path(path).open(newline="", encoding="utf-8") as file:
@@ -100,22 +105,24 @@ def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, float]]:
 
 
 def save_figure(folder: str | os.PathLike[str], name: str, figure: Any, step: int) -> Path:
-    """``<folder>/<name>/step_000041.png``; the path."""
+    """Write ``<folder>/<name>/step_000041.png``, and return its path."""
     return save(figure, Path(folder) / name / f"step_{step:06d}.png")
 
 
 def log_figure(logger: Any, name: str, figure: Any, step: int) -> bool:
-    """Give a figure to a logger in the way in which it takes figures; False if there is none that is known here.
+    """Give a figure to a logger of Lightning. Call it on the first process only.
 
-    Known are `MetricsCSV` and any other logger with ``log_figure(name, figure, step)``, Weights & Biases (and any
-    logger with ``log_image(key=, images=, step=)``), TensorBoard, MLflow, Comet and Neptune. To be called on the first
-    process only.
+    Supported are `MetricsCSV` and any other logger with ``log_figure(name, figure, step)``, Weights & Biases (and any
+    logger with ``log_image(key=, images=, step=)``), TensorBoard, MLflow, Comet and Neptune.
 
     Args:
-        logger: of Lightning.
+        logger: a logger of Lightning.
         name: e.g. "attention"; a slash makes a group.
         figure: of matplotlib.
         step: 0 for the first one.
+
+    Returns:
+        Whether the logger takes figures.
     """
     if hasattr(logger, "log_figure"):
         logger.log_figure(name, figure, step)

@@ -188,5 +188,5 @@ def test_named_figures() -> None:
     assert named_figures("x", None) == {}
     with pytest.raises(ValueError, match="x/a must be a figure of matplotlib, a dict of them or None, got int"):
         named_figures("x", {"a": 1})
-    with pytest.raises(ValueError, match="LogFigures needs a function .* got Figure, no callable"):
+    with pytest.raises(ValueError, match="LogFigures needs a function .* got Figure, which cannot be called"):
         LogFigures(figure)

@@ -1,4 +1,4 @@
-"""Watches a self-supervised training for collapse, and says what is wrong."""
+"""Warns when a self-supervised training collapses, and says what to look at."""
 
 from __future__ import annotations
 
@@ -29,37 +29,42 @@ FROM_EMBEDDING = ("feature_spread", "effective_rank")
 
 
 class CollapseMonitor(Callback):
-    """Measures of health (`metrics.collapse`) during training, in any Lightning module; warns, and can stop.
+    """Measures the health of a training (`metrics.collapse`) in any Lightning module, warns, and can stop it.
 
-    Reads what ``training_step`` returns and costs no further forward pass:
+    >>> monitor = CollapseMonitor(every_n_steps=50, stop=True)  # Trainer(callbacks=[monitor])
+    >>> measures = monitor.measure({"embedding": torch.ones(8, 4)}, torch.device("cpu"))  # all images look the same
+    >>> measures["feature_spread"] < 0.001
+    True
 
-    - ``outputs["embedding"]`` (b d), best the teacher's: ``feature_spread`` and ``effective_rank``;
-    - ``outputs["regions"]`` (b r c), likewise: ``region_diversity``;
-    - ``outputs["diagnostics"]``, {name: scalar}: ``teacher_entropy_share`` (`metrics.entropy_share`: entropy as a share
-      of ln k, so that nobody needs to know k), ``kl`` (teacher to student: cross entropy minus entropy, in nats),
-      ``matched_share`` and ``center_norm``; with several heads as ``view_kl``, ``region_kl``, ...
+    It reads what ``training_step`` returns, so it needs no forward pass of its own:
 
-    Logs the mean over the last ``window`` measurements as ``health/<name>``, and ``health/alarm``: 1 while any of them
-    lies outside its healthy range, else 0. ModelCheckpoint and EarlyStopping can monitor all of them. Values are those
-    of the images of all processes, so that each comes to the same decision.
+    - ``outputs["embedding"]`` (b d), preferably the teacher's, gives ``feature_spread`` and ``effective_rank``;
+    - ``outputs["regions"]`` (b r c), likewise, gives ``region_diversity``;
+    - ``outputs["diagnostics"]``, {name: scalar}, may hold ``teacher_entropy_share`` (`metrics.entropy_share`: entropy
+      divided by ln k), ``kl`` (teacher to student: cross entropy minus entropy, in nats), ``matched_share`` and
+      ``center_norm``; with several heads as ``view_kl``, ``region_kl``, ...
 
-    A teacher region lives for one step, for crops are drawn anew. So the share of teacher regions that are ever matched
-    in so many steps is the mean of ``matched_share`` over these steps.
+    It logs the mean over the last ``window`` measurements as ``health/<name>``, and ``health/alarm``: 1 while any of
+    them lies outside its healthy range, else 0. ModelCheckpoint and EarlyStopping can monitor all of these. The images
+    of all processes are measured together, so that every process comes to the same decision.
+
+    Crops are drawn again in every step, so a teacher region exists for one step only. The mean of ``matched_share``
+    over steps is therefore the share of teacher regions that were ever matched in them.
 
     Args:
-        embedding: where the embedding comes from if the step returns none: the path of a network in the module (of its
-            first output in a step; a tensor (b d) or ``Features``), or a function of the step's outputs.
-        every_n_steps: measure at the first call of ``training_step`` and at every n-th; only there does the process
-            wait for the GPU.
-        window: measurements that are averaged; nothing is judged before so many are there.
-        start_epoch: judge only from here on, for an untrained network shows nothing yet; may be a fraction.
+        embedding: where the embedding comes from if the step returns none: the path of a network in the module, whose
+            first output in a step is taken (a tensor (b d) or ``Features``), or a function of the step's outputs.
+        every_n_steps: measure at the first call of ``training_step`` and at every n-th. Only then the CPU waits for the
+            GPU.
+        window: how many measurements are averaged; there is no alarm before so many exist.
+        start_epoch: no alarms before it, because features of an untrained network say little; may be a fraction.
         stop: end the training after ``patience`` measurements in a row with an alarm.
         patience: see ``stop``.
-        thresholds: {measure or full name: (low, high)} in place of those in `HEALTHY`; None for no bound. ``kl`` is for
-            every head, ``region_kl`` for one.
+        thresholds: {measure or full name: (low, high)} that replace those in `HEALTHY`; None for no bound. ``kl`` holds
+            for every head, ``region_kl`` for one.
         prefix: of the metrics' names.
 
-    Weights, modes, random generators and ``global_step`` are as without it.
+    It does not change weights, train or eval modes, random generators or ``global_step``.
     """
 
     def __init__(
@@ -88,7 +93,7 @@ class CollapseMonitor(Callback):
         self._steps = self._alarms = 0  # calls of training_step; measurements in a row with an alarm
         self._recent: dict[str, deque[float]] = {}
         self._warned: set[str] = set()
-        self._said_what_is_missing = False
+        self._reported_missing = False
         self._hook: Any = None
         self._waits_for_output = False
         self._output: Any = None
@@ -128,11 +133,11 @@ class CollapseMonitor(Callback):
             return
         measures = self.measure(outputs if isinstance(outputs, Mapping) else {}, trainer.strategy.root_device)
         self._output = None
-        if not self._said_what_is_missing:
-            self._say_what_is_missing(trainer, pl_module, measures)
+        if not self._reported_missing:
+            self._report_missing(trainer, pl_module, measures)
         started = trainer.current_epoch + batch_idx / trainer.num_training_batches >= self.start_epoch
         if not started:
-            self._recent.clear()  # what comes before the start is logged, and never judged
+            self._recent.clear()  # measurements before the start are logged, but cause no alarm
         self._remember(measures)
         alarms = self.judge() if started else {}
         self._alarms = self._alarms + 1 if alarms else 0
@@ -148,11 +153,11 @@ class CollapseMonitor(Callback):
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
         self._unhook()
 
-    # From a step to an alarm
+    # From a step's outputs to an alarm
 
     @torch.no_grad()
     def measure(self, outputs: Mapping[str, Any], device: torch.device) -> dict[str, float]:
-        """What this step tells of the images of all processes: features are gathered, diagnostics are averaged."""
+        """{measure: value} of this step over all processes: features are gathered, diagnostics are averaged."""
         found: dict[str, Tensor] = {}
         features, regions = self._embedding(outputs), outputs.get("regions")
         if features is not None and len(features := gather_uneven(features)) > 1:
@@ -170,7 +175,7 @@ class CollapseMonitor(Callback):
         return {name: sum(values) / len(values) for name, values in self._recent.items()}
 
     def judge(self) -> dict[str, str]:
-        """Measure outside its healthy range -> what that means and what to do."""
+        """{measure outside its healthy range: what that means and what to do}."""
         alarms = {}
         for name, mean in self.means().items():
             measure = measure_of(name)
@@ -203,10 +208,10 @@ class CollapseMonitor(Callback):
             self._hook.remove()
         self._hook = self._output = None
 
-    # What is said
+    # Messages
 
-    def _say_what_is_missing(self, trainer: Any, pl_module: Any, measures: Mapping[str, float]) -> None:
-        self._said_what_is_missing = True
+    def _report_missing(self, trainer: Any, pl_module: Any, measures: Mapping[str, float]) -> None:
+        self._reported_missing = True
         seen = {measure_of(name) for name in measures}
         missing = [name for name in HEALTHY if self.healthy[name] != Healthy() and name not in seen]
         reasons = {name: _missing(name, self.embedding) for name in missing}
@@ -223,7 +228,7 @@ class CollapseMonitor(Callback):
             warnings.warn(message, stacklevel=2)
 
     def _warn(self, trainer: Any, alarms: Mapping[str, str]) -> None:
-        """Once for each measure, and again after it was healthy in between."""
+        """Warn once for each measure, and again if it was healthy in between."""
         new = [text for name, text in alarms.items() if name not in self._warned]
         self._warned = set(alarms)
         if new and trainer.is_global_zero:

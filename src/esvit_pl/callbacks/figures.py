@@ -1,4 +1,4 @@
-"""Figures while a network trains: the learning curve, and whatever a function draws."""
+"""Figures that are drawn during training: the learning curve, and those of a function of yours."""
 
 from __future__ import annotations
 
@@ -22,20 +22,24 @@ if TYPE_CHECKING:
 
 
 class LearningCurve(Callback):
-    """Draws losses and an accuracy against epochs into one PNG file that is renewed while the training runs.
+    """Draws losses and an accuracy against epochs into one PNG file, again after every epoch.
 
-    It takes any metric that the module or a callback logs, from ``trainer.callback_metrics``: needs no logger, works in
-    any project, and goes on after resuming with what it knew. Losses are taken every ``trainer.log_every_n_steps``
-    steps. Metrics of callbacks that are listed after this one are drawn one epoch later.
+    >>> curve = LearningCurve("logs/figures", accuracy=None)  # Trainer(callbacks=[curve])
+    >>> curve.path.as_posix()
+    'logs/figures/learning_curve.png'
+
+    It reads the metrics that the module or a callback has logged from ``trainer.callback_metrics``. So it needs no
+    logger and works in any project; after resuming it continues the old curve. Losses are read every
+    ``trainer.log_every_n_steps`` steps. Metrics of callbacks that are listed after this one are drawn one epoch later.
 
     Args:
-        folder: where; made if it is missing. Only the first process writes.
-        losses: names of metrics for the upper picture; those that nobody logs are left out. None is every loss that
-            the training logs, ``train/<name>_loss``; an empty list leaves the upper picture out.
+        folder: of the file; it is created if it does not exist. Only the first process writes.
+        losses: names of metrics for the upper picture; those that nobody logs are left out. None means every loss that
+            the training logs, ``train/<name>_loss``; with an empty list there is no upper picture.
         accuracy: name of a fraction 0-1 for the lower picture, or None.
         baselines: {name: accuracy in 0-1}, dashed lines in the lower picture.
         every_n_epochs: draw after so many epochs, and after the last one.
-        name: of the file; its ending is the format. Two of these callbacks in one run need two names.
+        name: of the file; its ending chooses the format. Two of these callbacks in one run need two names.
     """
 
     def __init__(
@@ -91,9 +95,9 @@ class LearningCurve(Callback):
         self._draw(trainer)
 
     def _collect(self, trainer: Any, epoch: int) -> None:
-        """Values that were logged since the last time. On all processes: Lightning may sum over them when asked."""
+        """Take the values that were logged since the last call. Runs on all processes: Lightning may sum over them."""
         values = {name: value for name, value in trainer.callback_metrics.items() if self._takes(name)}
-        # Lightning keeps a value until a new one is logged, and then gives another tensor, even of the same value.
+        # Lightning keeps a value until a new one is logged, which is another tensor even if the value is the same.
         fresh = {name: value for name, value in values.items() if value is not self._seen.get(name)}
         self._seen |= fresh
         step = trainer.global_step - 1
@@ -128,14 +132,17 @@ class LearningCurve(Callback):
 
 
 class LogFigures(Callback):
-    """Gives the figures that a function draws at the end of an epoch to every logger that can take them.
+    """Calls a function at the end of an epoch and gives the figures that it draws to the loggers.
 
-    Loggers: see `loggers.log_figure`. Where none can, or there is none, PNG files are written into `folder`. The
-    function sees the module in eval mode, under ``no_grad``; the training goes on bit for bit as without it.
+    >>> from matplotlib.figure import Figure
+    >>> figures = LogFigures(lambda trainer, module: {"empty": Figure()}, every_n_epochs=5)  # Trainer(callbacks=[...])
+
+    `loggers.log_figure` says which loggers can take figures. If none can, PNG files are written into `folder`. The
+    function gets the module in eval mode, under ``no_grad``; training continues exactly as without this callback.
 
     Args:
         function: (trainer, module) -> a figure of matplotlib, a dict {name: figure}, or None for nothing this time.
-            Called on every process, so that it may gather from all; only the first one's figures are kept.
+            It is called on every process, so that it may gather from all; only the first one's figures are kept.
         every_n_epochs: draw after so many epochs, and after the last one.
         name: of the figure in the logger; those of a dict become ``<name>/<key>``.
         folder: for PNG files; None is ``figures`` in the Trainer's ``default_root_dir``.
@@ -152,7 +159,8 @@ class LogFigures(Callback):
         check_interval("LogFigures", every_n_epochs)
         if not callable(function):
             raise ValueError(
-                f"LogFigures needs a function (trainer, module) -> figure, got {type(function).__name__}, no callable"
+                f"LogFigures needs a function (trainer, module) -> figure, got {type(function).__name__}, which "
+                "cannot be called"
             )
         self.function = function
         self.every_n_epochs = every_n_epochs
@@ -175,14 +183,14 @@ class LogFigures(Callback):
             save_figure(self.folder or Path(trainer.default_root_dir) / "figures", name, figure, step)
         pyplot = sys.modules.get("matplotlib.pyplot")
         if pyplot is not None:
-            pyplot.close(figure)  # it would keep the figures that a user made with it until the end
+            pyplot.close(figure)  # pyplot keeps every figure that was made with it until the process ends
 
 
 def named_figures(name: str, drawn: Any) -> dict[str, Any]:
     """What a drawing function returned, as {name: figure}.
 
     Raises:
-        ValueError: something in it is no figure.
+        ValueError: something in it is not a figure.
     """
     if drawn is None:
         return {}

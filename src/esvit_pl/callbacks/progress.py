@@ -1,4 +1,4 @@
-"""What a training shows while it runs: a bar where there is a terminal, else a line for every epoch."""
+"""Progress of a training: a bar in a terminal, elsewhere a line for every epoch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from esvit_pl.evaluation.names import PROBE_LOSS, PROBES, is_training_loss, loss
 
 
 def shown(metrics: Mapping[str, Any]) -> dict[str, str]:
-    """Those of the metrics that a reader wants to follow, as short names and texts."""
+    """The losses and accuracies among the metrics, as {short name: text}."""
     losses = {loss_title(name).removesuffix(" loss"): name for name in metrics if is_training_loss(name)}
     losses |= {"loss": PROBE_LOSS} if PROBE_LOSS in metrics else {}
     accuracies = {title: main_metric(probe) for probe, title in PROBES.items() if main_metric(probe) in metrics}
@@ -33,10 +33,13 @@ def epoch_line(epoch: int, epochs: int | None, metrics: Mapping[str, Any], left:
     """One line about an epoch.
 
     Args:
-        epoch: how many are done.
-        epochs: how many there will be, None if nobody knows.
+        epoch: how many epochs are done.
+        epochs: how many there will be, None if that is not known.
         metrics: values by name.
-        left: seconds until the end, if known.
+        left: seconds until the end, None if that is not known.
+
+    >>> epoch_line(3, 12, {"train/view_loss": 2.4, "knn/top1": 0.431}, left=190.0)
+    'epoch  3/12  view 2.400  k-NN 43.1%  3 min left'
     """
     parts = [f"epoch {epoch:>{len(str(epochs))}}/{epochs}" if epochs else f"epoch {epoch}"]
     parts += [f"{name} {text}" for name, text in shown(metrics).items()]
@@ -48,7 +51,12 @@ def epoch_line(epoch: int, epochs: int | None, metrics: Mapping[str, Any], left:
 
 
 class PlainProgress(ProgressBar):
-    """Prints `epoch_line` at the end of every epoch, on the first process; for files, pipes and schedulers' logs."""
+    """Prints `epoch_line` at the end of every epoch, on the first process; for log files and pipes.
+
+    >>> progress = PlainProgress()  # Trainer(callbacks=[progress])
+    >>> progress.is_enabled
+    True
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -57,7 +65,7 @@ class PlainProgress(ProgressBar):
 
     @property
     def is_enabled(self) -> bool:
-        """Asked by ``LightningModule.print``, so that a bar's line is not torn."""
+        """``LightningModule.print`` asks for it, to print beside a bar without breaking its line."""
         return self._enabled
 
     def enable(self) -> None:
@@ -80,17 +88,20 @@ class PlainProgress(ProgressBar):
 
 
 class TerminalProgress(TQDMProgressBar):
-    """Lightning's bar with both losses and the last k-NN accuracy beside it."""
+    """Lightning's bar, with the losses and the last accuracies beside it.
+
+    >>> progress = TerminalProgress(refresh_rate=10)  # Trainer(callbacks=[progress])
+    """
 
     def get_metrics(self, trainer: Any, pl_module: Any) -> dict[str, int | str | float | dict[str, float]]:
         return {**shown({**trainer.callback_metrics, **trainer.progress_bar_metrics})}
 
 
 def progress_bar(refresh_rate: int = 1) -> ProgressBar:
-    """The bar where there is a terminal, plain lines elsewhere: a notebook would keep every state of the bar.
+    """A bar in a terminal, plain lines elsewhere. In a notebook's output every state of a bar would stay.
 
     Args:
         refresh_rate: batches between two updates of the bar.
     """
-    notebook = "ipykernel" in sys.modules  # whose stdout says that it is a terminal
+    notebook = "ipykernel" in sys.modules  # its stdout claims to be a terminal
     return TerminalProgress(refresh_rate=refresh_rate) if sys.stdout.isatty() and not notebook else PlainProgress()

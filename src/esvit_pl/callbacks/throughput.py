@@ -13,13 +13,18 @@ from torch import Tensor
 class Throughput(Callback):
     """Logs ``time/images_per_second`` (of all processes) and ``time/data_wait_share`` (0-1) for every epoch.
 
-    The clock runs from the start of the epoch to the end of its last batch, without validation and without whatever
-    happens after the epoch. Between the end of a batch and the start of the next, the process waits for data: a share
-    near 0 means that the loader keeps up, a large one asks for more workers.
+    >>> import torch
+    >>> throughput = Throughput()  # Trainer(callbacks=[throughput])
+    >>> throughput.count({"views": [torch.zeros(8, 3, 32, 32)]})
+    8
+
+    Time is measured from the start of the epoch to the end of its last batch; validation and what follows the epoch do
+    not count. Between the end of a batch and the start of the next, the process waits for data. If the share of that
+    time is near 0, the loader keeps up; if it is large, more workers may help.
 
     Args:
         count: batch -> number of images; by default the length of the first tensor in it.
-        clock: seconds.
+        clock: gives the time in seconds.
     """
 
     def __init__(self, count: Callable[[Any], int] | None = None, clock: Callable[[], float] = perf_counter) -> None:
@@ -61,7 +66,7 @@ def throughput(images: int, worked: float, waited: float) -> dict[str, float]:
 
 
 def batch_length(batch: Any) -> int:
-    """Length of the first tensor in a batch, whatever it lies in; 0 if there is none."""
+    """Length of the first tensor in a batch, at any depth; 0 if there is none."""
     if isinstance(batch, Tensor):
         return len(batch) if batch.ndim else 0
     parts = batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, (tuple, list)) else ()

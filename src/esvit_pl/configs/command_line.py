@@ -1,12 +1,12 @@
-"""One wrapper round ``hydra.main`` for every command. Nothing heavy is imported here: --help and TAB wait for it.
+"""The decorator that makes every command from ``hydra.main``. Nothing slow is imported: --help and TAB wait for it.
 
     @command("knn", summary="Measure features.", examples=["esvit-knn ckpt_path=last.ckpt"], needs=what_is_missing)
     def main(cfg: DictConfig) -> float | None:
         from esvit_pl.configs import assemble  # torch, Lightning and timm are imported from here on
         ...
 
-Exit codes: 0; 1 for a wrong setting, a wrong input or a failed job; 2 for a flag that does not exist, or not beside
-another; 130 for Ctrl-C.
+Exit codes: 0; 1 for a wrong setting, a wrong input or a failed job; 2 for a flag that does not exist or that excludes
+another one; 130 for Ctrl-C.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ Task = Callable[[DictConfig], Any]
 
 
 class UserError(CompactHydraException):
-    """What whoever typed the command can put right: shown as a paragraph, without a traceback; exit code 1."""
+    """An error that the user can correct: shown as a paragraph, without a traceback; exit code 1."""
 
 
 def command(
@@ -45,14 +45,14 @@ def command(
     needs: Callable[[DictConfig], str | None] | None = None,
     config_package: str = "esvit_pl.conf",
 ) -> Callable[[Task], Callable[[], None]]:
-    """Make a console command of ``task(cfg)``.
+    """Turn ``task(cfg)`` into a console command.
 
     Args:
         config_name: primary config in ``config_package``; also the command's name: ``esvit-<config_name>``.
         summary: first line of ``--help``.
-        examples: command lines shown by ``--help`` and by the message about something that is needed.
-        needs: looks at the composed config before the task runs; a sentence says what is missing, None that nothing is.
-        config_package: the importable package that holds the configs.
+        examples: command lines, shown by ``--help`` and if something is missing.
+        needs: called with the composed config before the task; returns a sentence that says what is missing, or None.
+        config_package: importable package that holds the configs.
 
     Returns:
         A decorator. The decorated function takes no arguments and reads ``sys.argv``.
@@ -86,7 +86,7 @@ def command(
             except KeyboardInterrupt:
                 print("\ninterrupted", file=sys.stderr)
                 sys.exit(128 + signal.SIGINT)
-            except ValueError as error:  # Hydra's, of flags that exclude one another
+            except ValueError as error:  # from Hydra, about flags that exclude one another
                 if started or _wants_everything():
                     raise
                 print(f"esvit-{config_name}: {error}", file=sys.stderr)
@@ -105,9 +105,9 @@ def command(
 
 
 def words_as_setting(argv: Sequence[str], key: str) -> list[str]:
-    """The words of a command line that are neither settings nor flags, as one setting: ``folders=['logs/','more/']``.
+    """Join the words of a command line that are neither settings nor flags into one setting.
 
-    A word behind a flag belongs to the flag: ``--cfg job``.
+    ``logs/ more/`` becomes ``folders=['logs/','more/']``. A word after a flag belongs to the flag: ``--cfg job``.
     """
     behind = {index + 1 for index, word in enumerate(argv) if word.startswith("-")}
     is_bare = [
@@ -119,7 +119,7 @@ def words_as_setting(argv: Sequence[str], key: str) -> list[str]:
 
 
 def requires(program: str, *keys: str) -> Callable[[DictConfig], str | None]:
-    """A ``needs`` for `command`: names those of the keys that the config leaves out or null."""
+    """A ``needs`` for `command` that names those of the keys that are missing or null."""
 
     def needs(cfg: DictConfig) -> str | None:
         missing = [key for key in keys if OmegaConf.select(cfg, key) is None]
@@ -129,9 +129,9 @@ def requires(program: str, *keys: str) -> Callable[[DictConfig], str | None]:
 
 
 def is_for_people(error: BaseException) -> bool:
-    """Whether ``error`` speaks to whoever typed the command: one of this package's own, or a file that cannot be read.
+    """Whether the message of ``error`` is meant for the user: it is raised by this package, or a file cannot be read.
 
-    A ValueError from the inside of another library is no such message; it keeps its traceback.
+    A ValueError from inside another library keeps its traceback.
     """
     kind = type(error).__module__.partition(".")[0]
     if kind == "esvit_pl" or type(error).__name__ == "MisconfigurationException":
@@ -143,7 +143,7 @@ def is_for_people(error: BaseException) -> bool:
 
 
 def _in_worker(error: BaseException) -> str | None:
-    """What a ValueError of ours said in a loading process; torch raises it here again, its traceback as the message."""
+    """The message of our ValueError in a loading process, which torch raises again with the traceback as its text."""
     text = str(error)
     ours = "/esvit_pl/" in text.replace("\\", "/").rpartition("  File ")[2]
     return text.rpartition("\nValueError: ")[2].strip() if "in DataLoader worker process" in text and ours else None
@@ -175,7 +175,7 @@ def _hydra_main(config_package: str, config_name: str) -> Callable[[Task], Calla
 
 
 def version_base() -> dict[str, str]:
-    """1.3 asks for ``version_base``; 1.4 warns about it."""
+    """Hydra 1.3 wants ``version_base``; 1.4 warns about it."""
     return {} if hydra_has_whitelist() else {"version_base": "1.3"}
 
 
@@ -183,9 +183,9 @@ def version_base() -> dict[str, str]:
 
 
 def _check_before(cfg: DictConfig, needs: Callable[[DictConfig], str | None] | None, examples: Sequence[str]) -> None:
-    """Raise UserError for what ``needs`` misses and for settings without a value, and leave no run folder behind.
+    """Raise UserError if something is missing or a setting has no value, and remove the run folder then.
 
-    Also for a job that may not be one of a sweep; its folder stays, so that the sweep's table shows it.
+    Also for a job that cannot be part of a sweep; its folder stays, so that the sweep's table shows it.
     """
     problem = needs(cfg) if needs is not None else None
     if problem is None:
@@ -201,7 +201,7 @@ def _check_before(cfg: DictConfig, needs: Callable[[DictConfig], str | None] | N
 
 
 def discard_run_folder() -> None:
-    """Take the run folder away if nothing is in it but what Hydra has just written."""
+    """Remove the run folder if it only holds what Hydra has just written."""
     if not HydraConfig.initialized():
         return
     config = HydraConfig.get()
@@ -212,7 +212,7 @@ def discard_run_folder() -> None:
         written += [notes / name for name in ("config.yaml", "hydra.yaml", "overrides.yaml")]
     if any(path.is_file() and path not in written for path in folder.rglob("*")):
         return
-    with suppress(OSError):  # a folder that cannot be removed stays; the message matters more
+    with suppress(OSError):  # if the folder cannot be removed, the message is still shown
         for path in written:
             path.unlink(missing_ok=True)
         for inner in sorted((path for path in folder.rglob("*") if path.is_dir()), reverse=True):
@@ -245,11 +245,11 @@ def _example_lines(examples: Sequence[str]) -> list[str]:
     return ["", "For example:", *(f"  {line}" for line in examples)] if examples else []
 
 
-# -- words that are wrong
+# -- wrong words on the command line
 
 
 def _null_means_none(argv: Sequence[str], config_package: str) -> list[str]:
-    """``logger=null`` is what templates of Lightning and Hydra have taught; Hydra wants the name of an option."""
+    """Replace ``logger=null``, as templates for Lightning and Hydra write it, by the option ``logger=none``."""
     options = files(config_package)
     groups = [word.removesuffix("=null") if word.endswith("=null") else "" for word in argv]
     has_none = [bool(group) and options.joinpath(group, "none.yaml").is_file() for group in groups]
@@ -257,7 +257,7 @@ def _null_means_none(argv: Sequence[str], config_package: str) -> list[str]:
 
 
 def _refuse_dashed_settings(argv: Sequence[str]) -> None:
-    """Exit with 2 at ``--experiment=embedded``, which argparse would take for its ``--experimental-rerun``."""
+    """Exit with 2 for ``--experiment=embedded``, which argparse would take for its ``--experimental-rerun``."""
     wrong = [near_match.explain_flag(word, _known_flags()) for word in argv if word.startswith("--") and "=" in word]
     for line in filter(None, wrong):
         print(line, file=sys.stderr)
@@ -266,7 +266,7 @@ def _refuse_dashed_settings(argv: Sequence[str]) -> None:
 
 
 def hints(argv: Sequence[str], config_package: str, config_name: str) -> list[str]:
-    """Lines about what the words of a command line that Hydra has refused were probably meant to be."""
+    """Suggestions for a command line that Hydra has refused."""
     flags, settings = _split(argv)
     lines = [near_match.explain_flag(flag, _known_flags()) for flag in flags]
     if settings:
@@ -276,7 +276,7 @@ def hints(argv: Sequence[str], config_package: str, config_name: str) -> list[st
 
 
 def _split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
-    """(flags, settings). The value of a flag such as ``--config-dir DIR`` is taken for neither where it can be told."""
+    """(flags, settings). The value of a flag such as ``--config-dir DIR`` is in neither, where it can be recognised."""
     flags = [word for word in argv if word.startswith("-")]
     values = {argv[i + 1] for i, word in enumerate(argv[:-1]) if word.startswith("-") and "=" not in argv[i + 1]}
     return flags, [word for word in argv if not word.startswith("-") and word not in values]
@@ -289,7 +289,7 @@ def _known_flags() -> list[str]:
 
 
 def _config_space(settings: Sequence[str], config_package: str, config_name: str) -> near_match.ConfigSpace:
-    """Groups and keys, composed with those choices of ``settings`` that exist; no keys where even that fails."""
+    """Groups and keys, composed with those choices in ``settings`` that exist; no keys if even that fails."""
     from hydra.core.global_hydra import GlobalHydra
 
     GlobalHydra.instance().clear()
@@ -303,7 +303,7 @@ def _config_space(settings: Sequence[str], config_package: str, config_name: str
             if (name := setting.lstrip("+").partition("=")[0]) in groups and setting.partition("=")[2] in groups[name]
         ]
         for overrides in (chosen, []):
-            with suppress(Exception):  # whatever is wrong in there, Hydra has already said it
+            with suppress(Exception):  # Hydra has already reported it
                 tree = OmegaConf.to_container(hydra.compose(config_name, overrides), resolve=False)
                 flat = dict(_flatten(tree))
                 unchosen = [name for name in groups if flat.get(name) is None]

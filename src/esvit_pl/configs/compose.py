@@ -1,4 +1,4 @@
-"""From words to a composed config, and from Python values to words; Hydra's global state stays as it was."""
+"""Composes configs from words of a command line or from Python values, without changing Hydra's global state."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ CONFIGS = "esvit_pl.conf"
 
 
 def compose(command: str, *overrides: str) -> DictConfig:
-    """The config that ``esvit-<command> <overrides>`` would run with; nothing is run, and no global state is left.
+    """The config that ``esvit-<command> <overrides>`` would use. Nothing is run, and no global state is changed.
 
         cfg = esvit_pl.compose("pretrain", "backbone=swin_small_w7", "loss.region_start_epoch=20")
 
@@ -49,9 +49,10 @@ def list_backbones(pattern: str = "*") -> list[str]:
 
 
 def settings(*groups: Mapping[str, Any]) -> list[str]:
-    """Overrides of nested or dotted settings, options of groups before their values; None in the first is left out.
+    """Nested or dotted settings as words of a command line. A None in the first mapping is left out.
 
-    settings({"loss": "view"}, {"optimizer": {"lr": 0.1}})    # ["loss=view", "optimizer.lr=0.1"]
+    >>> settings({"loss": "view", "seed": None}, {"optimizer": {"lr": 0.1}})  # options of groups come first
+    ['loss=view', 'optimizer.lr=0.1']
     """
     flat: dict[str, Any] = {}
     for number, group in enumerate(groups):
@@ -83,7 +84,7 @@ def word(value: Any) -> str:
 
 
 def _quoted(text: str) -> str:
-    """Between quotes nothing is special but the quote and the backslashes before it."""
+    """In quotes. Inside them Hydra only gives a meaning to the quote itself and to backslashes before it."""
     if "'" not in text and not text.endswith("\\"):
         return f"'{text}'"
     escaped = text.replace("\\'", "\\\\'").replace("'", "\\'")
@@ -117,7 +118,7 @@ def composed(command: str, overrides: Sequence[str]) -> tuple[DictConfig, dict[s
 
 @contextmanager
 def hydra_of_our_own() -> Iterator[None]:
-    """Hydra on our configs inside; afterwards the Hydra that was there before, even that of another application."""
+    """Use Hydra with our configs, and restore its former global state afterwards, even another application's."""
     before = GlobalHydra.instance().hydra
     GlobalHydra.instance().clear()
     try:
@@ -135,7 +136,5 @@ def dataset_words(data: str) -> list[str]:
     if data not in options:
         close = near(data, options)
         hint = f"; did you mean {' or '.join(close)}?" if close else ""
-        raise ValueError(
-            f"data={data!r} is no folder, and no dataset of this name is known{hint} ({', '.join(options)})"
-        )
+        raise ValueError(f"data={data!r} is neither a folder nor the name of a dataset{hint} ({', '.join(options)})")
     return [f"dataset={data}"]

@@ -1,7 +1,7 @@
-"""The one place that turns ``_target_`` nodes into objects, and the list of targets that a config may name.
+"""Builds objects from ``_target_`` nodes, and holds the list of targets that a config may name.
 
-A config is data that people share; ``_target_`` makes it a program. So every target in a tree is looked at before
-anything is built: its name must stand under a trusted prefix, and what the name leads to must be defined there too
+People share configs as data, but a ``_target_`` can call any code. So every target in a tree is checked before anything
+is built: its name must have a trusted prefix, and the object of that name must be defined in a trusted package too
 (``esvit_pl.optim.torch.load`` would otherwise reach through a module into another library).
 """
 
@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 
 from esvit_pl.configs.near_match import near
 
-# Whole names, or packages where the name ends with a dot. Commands, benchmarks and file formats are no parts to build.
+# Whole names, or packages if the name ends with a dot. Commands, benchmarks and file formats are not for configs.
 _BUILT_IN = (
     "esvit_pl.augment.",
     "esvit_pl.backbones.",
@@ -42,11 +42,11 @@ _BUILT_IN = (
     "pytorch_lightning.strategies.",
     "torch.optim.",
 )
-# Inside a trusted package, but able to call whatever a config hands over.
+# In a trusted package, but they would call any function that a config names.
 _DENIED = ("pytorch_lightning.callbacks.LambdaCallback", "pytorch_lightning.callbacks.lambda_function.")
-# Where names that are trusted by the package offering them are defined.
+# Packages in which objects that a trusted package re-exports are defined.
 _HOMES = ("lightning_fabric.plugins.environments.",)
-# What Hydra builds for itself: the standard library's log handlers, our callback of a sweep.
+# What Hydra itself builds: the standard library's log handlers, and our callback for sweeps.
 _OF_HYDRA = ("logging.", "esvit_pl.configs.sweep.SweepTable")
 _VARIABLE = "ESVIT_TRUSTED_TARGETS"
 _PLUGINS = "ESVIT_PLUGINS"
@@ -94,14 +94,14 @@ def trusted_patterns() -> list[str]:
 
 
 def hydra_has_whitelist() -> bool:
-    """Hydra 1.4 wants to be told the targets that a config may name, too; 1.3 knows nothing of it."""
+    """Whether Hydra takes a list of allowed targets: 1.4 does, 1.3 does not."""
     import hydra
 
     return "execution_whitelist" in inspect.signature(hydra.main).parameters
 
 
 def check(tree: Any, key: str = "") -> None:
-    """Raise ValueError for the first ``_target_`` in ``tree`` that is not trusted, naming its key and the target.
+    """Raise a ValueError that names the key and the target of the first ``_target_`` that is not trusted.
 
     Args:
         tree: DictConfig, dict or list; interpolations are resolved first.
@@ -119,8 +119,8 @@ def build(node: Any, *args: Any, key: str = "", **kwargs: Any) -> Any:
     """``hydra.utils.instantiate`` after `check` of the whole tree.
 
     Args:
-        node: the config node; ``args`` and ``kwargs`` go to its target, and configs among them are checked too.
-        key: the node's dotted name in the config; messages of a failing target are prefixed with it.
+        node: the config node. ``args`` and ``kwargs`` go to its target; configs among them are checked too.
+        key: the node's dotted name in the config, which is put in front of the target's error messages.
 
     Raises:
         ValueError: a target is not trusted, does not exist, or refuses its arguments.

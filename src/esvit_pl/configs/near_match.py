@@ -1,4 +1,4 @@
-"""What a mistyped setting was meant to be: Hydra says that a name is wrong, this file says which one is near."""
+"""Suggestions for mistyped settings. Hydra only says that a name is wrong; this file says which names are similar."""
 
 from __future__ import annotations
 
@@ -9,11 +9,16 @@ from difflib import SequenceMatcher
 
 @dataclass(frozen=True)
 class ConfigSpace:
-    """The names that a command knows.
+    """The names that a command accepts.
 
-    groups: group -> its options, e.g. ``{"backbone": ["swin_tiny_w7", ...]}``
-    keys: dotted names of every node of the composed config, e.g. ``trainer.max_epochs``
-    unchosen: groups from which nothing is chosen, so that they have no keys yet
+    Attributes:
+        groups: group -> its options, e.g. ``{"backbone": ["swin_tiny_w7", ...]}``.
+        keys: dotted names of every node of the composed config, e.g. ``trainer.max_epochs``.
+        unchosen: groups without a chosen option, which have no keys yet.
+
+    >>> space = ConfigSpace(keys=["trainer.max_epochs", "optimizer.lr"])
+    >>> explain_setting("trainer.max_epoch=3", space)
+    'trainer.max_epoch: did you mean trainer.max_epochs?'
     """
 
     groups: Mapping[str, Sequence[str]] = field(default_factory=dict)
@@ -22,7 +27,7 @@ class ConfigSpace:
 
 
 _LAUNCHERS = ("joblib", "submitit_local", "submitit_slurm")
-# What a setting needs that Hydra has only with the plugins of the extra `sweep`: group and option.
+# Settings that need a plugin from the extra `sweep` -> the group and option that the plugin adds to Hydra.
 _PLUGINS = {
     **{f"hydra/launcher={name}": ("hydra/launcher", name) for name in _LAUNCHERS},
     "hydra/sweeper=optuna": ("hydra/sweeper", "optuna"),
@@ -31,7 +36,7 @@ _PLUGINS = {
 
 
 def near(word: str, options: Iterable[str]) -> list[str]:
-    """The options that look like ``word``, nearest first: the best and those almost as near; empty where none is."""
+    """The options most similar to ``word``, best first: up to three of about the same similarity, or none."""
     score = {option: SequenceMatcher(None, option.lower(), word.lower()).ratio() for option in options}
     best = max(score.values(), default=0.0)
     found = [option for option, value in score.items() if value >= max(0.6, best - 0.06)]
@@ -39,7 +44,7 @@ def near(word: str, options: Iterable[str]) -> list[str]:
 
 
 def near_keys(key: str, space: ConfigSpace) -> list[str]:
-    """What is near ``key``; a right name at a wrong place counts: ``max_epochs`` is ``trainer.max_epochs``."""
+    """Names similar to ``key``. A right name in a wrong place counts: ``max_epochs`` finds ``trainer.max_epochs``."""
     last = key.rpartition(".")[2]
     moved = sorted(
         (known for known in space.keys if known.rpartition(".")[2] == last), key=lambda known: known.count(".")
@@ -48,7 +53,7 @@ def near_keys(key: str, space: ConfigSpace) -> list[str]:
 
 
 def explain_setting(setting: str, space: ConfigSpace) -> str | None:
-    """One line about one ``key=value`` of the command line; None where nothing about it looks wrong."""
+    """One line about a wrong ``key=value`` of the command line; None if nothing looks wrong."""
     if setting.startswith("~"):
         key = setting[1:].partition("=")[0]
         known = key in space.keys or key in space.groups
@@ -72,7 +77,7 @@ def explain_setting(setting: str, space: ConfigSpace) -> str | None:
 
 
 def explain_flag(flag: str, flags: Sequence[str]) -> str | None:
-    """One line about a word with leading dashes that is no flag; None for a flag that exists."""
+    """One line about a word with leading dashes that is not a flag; None for a flag that exists."""
     name, equals, _ = flag.partition("=")
     if name in flags:
         return None

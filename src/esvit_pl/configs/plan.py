@@ -1,4 +1,4 @@
-"""What a training will be, before anything of it starts: ``esvit-pretrain dry_run=true``."""
+"""The size, memory and disk of a training before it starts: ``esvit-pretrain dry_run=true``."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MIB = 2**20
 
 @dataclass(frozen=True)
 class Plan:
-    """Numbers of a training. Sizes are in bytes."""
+    """The numbers of a training; sizes are in bytes. `make` computes it."""
 
     images: int
     processes: int
@@ -31,7 +31,7 @@ class Plan:
     steps: int
     epochs: float
     lr: float
-    """Peak, at the global batch."""
+    """Peak learning rate, for the global batch."""
     lr_per_256: float
     optimizer: str
     backbone: int
@@ -73,10 +73,10 @@ class Plan:
 
 
 def make(cfg: DictConfig, images: Splits | None = None) -> Plan:
-    """The plan of a config of ``esvit-pretrain``. Reads the list of images and no image; no weight is ever drawn.
+    """The plan of a config of ``esvit-pretrain``. It lists the images but reads none, and allocates no weights.
 
     Raises:
-        ValueError: whatever the training would refuse before its first step.
+        ValueError: a setting that the training would refuse before its first step.
     """
     import torch
 
@@ -105,7 +105,7 @@ def make(cfg: DictConfig, images: Splits | None = None) -> Plan:
     kept = module.state_dict(keep_vars=True).values()
     weights = sum(
         size(value) for value in {id(value): value for value in kept}.values()
-    )  # a shared one once, as on disk
+    )  # shared weights count once, as on disk
     state = module.optimizer.states * learning
     return Plan(
         images=len(data.train_images),

@@ -12,7 +12,7 @@ def processes(cfg: DictConfig) -> int:
 
 
 def _devices(devices: object, accelerator: str) -> int:
-    """A number, a list, or text as Lightning reads it: ``auto`` and -1 are all there are, ``0,1`` are two."""
+    """The number of devices in a setting as Lightning reads it: ``auto`` and -1 mean all, ``0,1`` means two."""
     if OmegaConf.is_list(devices) or isinstance(devices, list | tuple):
         return len(devices)  # type: ignore[arg-type]
     text = "auto" if devices is None else str(devices).strip()

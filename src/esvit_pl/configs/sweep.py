@@ -1,4 +1,4 @@
-"""What a sweep (``-m``) has beside its jobs: a table at its end, and a check that its jobs may be jobs of a sweep.
+"""The table at the end of a sweep (``-m``), and the refusal of jobs that cannot be part of one.
 
 Named in conf/hydra/default.yaml, under ``hydra.callbacks``. Hydra makes one `SweepTable` in the process that sweeps and
 sends copies to the processes of the jobs; everything that the table shows comes from the run folders, so that it does
@@ -51,15 +51,17 @@ class SweepTable(Callback):
         close()
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
-        """A job that failed before it could say so gets a ``results.json`` that says it."""
+        """Write a ``results.json`` for a job that failed before it could write one itself."""
         folder, notes = Path(config.hydra.runtime.output_dir), config.hydra.output_subdir
-        is_run = notes is not None and (folder / notes / "overrides.yaml").is_file()  # else it was taken away
+        is_run = (
+            notes is not None and (folder / notes / "overrides.yaml").is_file()
+        )  # else `discard_run_folder` has removed it
         if job_return.status is JobStatus.FAILED and is_run and not (folder / "results.json").exists():
-            RunFolder(folder).update(status="failed", error=_said(job_return._return_value))
+            RunFolder(folder).update(status="failed", error=_message(job_return._return_value))
 
 
-def _said(error: BaseException) -> str:
-    """A message to people as it is (configs/command_line.py has worded it); another error with its name."""
+def _message(error: BaseException) -> str:
+    """The text of an error that was meant for the user (configs/command_line.py); other errors with their name."""
     text = str(error).strip()
     return text if isinstance(error, CompactHydraException) else f"{type(error).__name__}: {text}"
 

@@ -1,4 +1,4 @@
-"""The running mean of the teacher's logits, which keeps one prototype from taking all (DINO)."""
+"""The running mean of the teacher's logits. Subtracting it keeps one prototype from winning for all images (DINO)."""
 
 from __future__ import annotations
 
@@ -7,16 +7,23 @@ from torch import Tensor, nn
 
 
 class Center(nn.Module):
-    """(k,) centre that moves once per optimizer step by the mean projection of the whole global batch.
+    """The centre (k,), an average of the teacher's logits that moves once per optimizer step.
 
-    The mean of logits is the logits of the mean, ``mean(W z) = W mean(z)``, so a sum of p-vectors is all that is kept.
+    Since ``mean(W z) = W mean(z)``, only the sum of the projections z has to be collected during a step, and summed
+    over ranks.
+
+    >>> center = Center(num_prototypes=8, dim=4)
+    >>> center.observe(torch.ones(2, 4), prototypes=torch.ones(8, 4))  # in each micro-batch
+    >>> center.commit(center.window())  # after the optimizer; the window is first summed over ranks
+    >>> round(center.value[0].item(), 3)  # 0.9 * 0 + 0.1 * 4
+    0.4
 
     Attributes:
         value: (k,) buffer, 0 at the start.
     """
 
     value: Tensor
-    # Plain attributes, empty between optimizer steps: no checkpoint needs them.
+    # Not buffers: they are empty between optimizer steps, so no checkpoint needs them.
     _window: Tensor | None
     _prototypes: Tensor | None
 
@@ -40,7 +47,11 @@ class Center(nn.Module):
 
     @torch.no_grad()
     def commit(self, window: Tensor) -> None:
-        """Move the centre by a window's (sum, number), that of `window` summed over ranks, and start a new one."""
+        """Move the centre, and start a new window.
+
+        Args:
+            window: (p + 1,), the result of `window`, summed over ranks.
+        """
         if self._prototypes is not None:
             mean = window[:-1] / window[-1]
             logits = (self._prototypes.to(mean.dtype) @ mean).to(self.value.dtype)

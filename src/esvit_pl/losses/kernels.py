@@ -1,7 +1,8 @@
-"""The two passes of `losses.prototypes` as Triton kernels, for GPUs: no block of logits leaves the chip.
+"""The two passes of `losses.prototypes` as Triton kernels: no block of logits is written to the GPU's memory.
 
-Factors of products have the type of the rows (bfloat16 for tensor cores); sums and exponentials are float32. Launches
-are operators of torch, so that fake tensors (`benchmarks.memory`) and compilers take them for what they are.
+Products are multiplied in the type of the rows (bfloat16 for tensor cores); sums and exponentials are float32. The
+kernels are registered as operators of torch, so that fake tensors (`benchmarks.memory`) and torch.compile know their
+results' shapes.
 """
 
 # r rows, b those of a tile | k prototypes, j those of a tile | p projection width | s splits of the prototypes
@@ -21,14 +22,14 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 LOG2_E = math.log2(math.e)
 LARGE_TILE, SMALL_TILE = (128, 64), (64, 32)
-"""Rows and prototypes of a tile in `attend`, the other way round in `add_gradient_`: for GPUs of data centres, whose
-multiprocessors have `LARGE_SHARED_BYTES` to share, and for others."""
+"""Rows and prototypes of a tile in `attend`; in `add_gradient_` prototypes and rows. The large tile is for GPUs whose
+multiprocessors have `LARGE_SHARED_BYTES` of shared memory (those of data centres), the small one for others."""
 LARGE_SHARED_BYTES = 160 * 2**10
 HOW = {"num_warps": 8, "num_stages": 2}
 TRIAL_ERROR = 0.002
-"""Of the kernels when they are tried, at most; rounding to bfloat16 makes 0.0003 of it."""
+"""Largest error of the kernels that is accepted when they are tried; rounding to bfloat16 causes 0.0003 of it."""
 WAVES = 4
-"""Prototypes are split among so many programs per multiprocessor, so that few of them idle at the end."""
+"""The prototypes are split among so many programs per multiprocessor that few multiprocessors idle at the end."""
 
 
 def attend(rows: Tensor, keys: Tensor, values: Tensor | None, bias: Tensor | None) -> tuple[Tensor, ...]:
@@ -117,7 +118,7 @@ def add_gradient_(
 
 
 def can_run(rows: Tensor) -> bool:
-    """Whether the kernels take rows (r p) on their GPU. Fake ones run nothing, and nothing is tried for them."""
+    """Whether the kernels can be used for rows (r p) on their GPU. For fake tensors the kernels are not tried out."""
     p = rows.shape[-1]
     able = torch.version.hip is None and torch.cuda.get_device_capability(rows.device) >= (8, 0)
     if not able or p & (p - 1) or not 16 <= p <= 256:
@@ -127,8 +128,11 @@ def can_run(rows: Tensor) -> bool:
 
 @cache
 def work(device: torch.device, p: int, factors: torch.dtype = torch.bfloat16) -> bool:
-    """Whether Triton makes the kernels for rows of width p, and these compute what they should: it wants a C compiler,
-    which not every cluster has, and makes new machine code for every new GPU. Warns, once, with what is wrong."""
+    """Whether Triton can compile the kernels for rows of width p, and whether their results are right.
+
+    Triton needs a C compiler, which not every cluster has, and generates machine code for each kind of GPU. If
+    something is wrong, one warning says what.
+    """
     try:
         error = _trial_error(device, p, factors)
         if error <= TRIAL_ERROR:
@@ -147,14 +151,17 @@ def work(device: torch.device, p: int, factors: torch.dtype = torch.bfloat16) ->
 
 
 def _trial_error(device: torch.device, p: int, factors: torch.dtype) -> float:
-    """The largest error of a small problem's results, relative to their norm. Draws no random numbers, and compares
-    with float64, which neither autocast nor `torch.set_float32_matmul_precision` touches."""
+    """The largest error of the kernels on a small problem, relative to the norm of the result.
+
+    It draws no random numbers, and compares with float64, which neither autocast nor
+    `torch.set_float32_matmul_precision` changes.
+    """
 
     def waves(n: int, phase: float) -> Tensor:
         made: Tensor = (torch.arange(n * p, device=device).mul(0.7).add(phase).sin() / p**0.25).view(n, p).to(factors)
         return made
 
-    # Neither rows nor prototypes fill their tiles.
+    # Numbers of rows and prototypes that are not multiples of the tiles.
     rows, keys, values, bias = waves(200, 0), waves(1000, 1), waves(1000, 2), waves(1000, 3)[:, 0].float().contiguous()
     exact_rows, exact_keys, exact_values = rows.double(), keys.double(), values.double()
     mine, wanted = [], []

@@ -11,12 +11,20 @@ from torch import Tensor
 
 @torch.no_grad()
 def match_regions(student: Tensor, teacher: Tensor) -> Tensor:
-    """(b n d), (b m d) backbone features -> (b n): for each student region the teacher region of highest cosine."""
+    """For each student region, the index of the teacher region with the highest cosine.
+
+    Args:
+        student: (b n d) backbone features.
+        teacher: (b m d) backbone features.
+
+    Returns:
+        (b n), numbers below m.
+    """
     return (F.normalize(student, dim=-1) @ F.normalize(teacher, dim=-1).mT).argmax(-1)
 
 
 def match_views(student: list[Tensor], teacher: list[Tensor]) -> dict[tuple[int, int], Tensor]:
-    """Matches {(t, s): (b n)} of every teacher view t with every other student view s != t."""
+    """`match_regions` for every teacher view t and every student view s != t, as {(t, s): (b n)}."""
     return {
         (t, s): match_regions(student[s], teacher[t])
         for t in range(len(teacher))
@@ -26,9 +34,10 @@ def match_views(student: list[Tensor], teacher: list[Tensor]) -> dict[tuple[int,
 
 
 def matched_share(matches: dict[tuple[int, int], Tensor], num_regions: list[int]) -> Tensor:
-    """Share of teacher regions that any student region was matched to, averaged over teacher views; 1 / m is collapse.
+    """Share of teacher regions that any student region was matched to, averaged over teacher views.
 
-    A teacher region lives for one step, so that the mean over steps is the share that is ever matched in them.
+    At 1 / m all student regions match the same teacher region: collapse. Crops are drawn again in every step, so the
+    mean over steps is the share of teacher regions that were ever matched in them.
 
     Args:
         matches: of `match_views`.

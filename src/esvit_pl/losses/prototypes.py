@@ -1,14 +1,15 @@
-"""Cross entropies over prototypes, without pairwise logits and without all logits at once.
+"""Cross entropies over prototypes that never hold the logits of all prototypes, and none of pairs of rows.
 
-With W the student's prototypes, z a projection, t a temperature and q a teacher's distribution,
+With the student's prototypes W, a projection z, a temperature t and a teacher's distribution q,
 
-    CE(q, softmax(W z / t)) = logsumexp(W z / t) - u . z / t        with u = W^T q,
+    CE(q, softmax(W z / t)) = logsumexp(W z / t) - u . z / t        where u = W^T q.
 
-so a student row needs its log partition once and a teacher row its expected prototype once, whatever the number of
-pairs that match them; a pair costs one product of two p-vectors. Both run over blocks of prototypes with a running
-maximum, as attention does that never holds its scores (FlashAttention, arXiv 2205.14135): a teacher's row is the query,
-W_teacher are the keys, W the values and -center the bias. Backward makes each block of logits again, so that what is
-kept for a row does not grow with k. Under bfloat16 autocast a GPU runs both passes as kernels (`losses.kernels`).
+So each student row needs its log partition once, and each teacher row its expected prototype u once, however many pairs
+they are in; a pair then costs a single product of two p-vectors. Both are computed over blocks of prototypes with a
+running maximum, like attention that never stores its scores (FlashAttention, arXiv 2205.14135): the teacher's row is
+the query, W_teacher are the keys, W the values, and -center is the bias. Backward computes each block of logits again,
+so that the memory for a row does not grow with k. On a GPU under bfloat16 autocast both passes run as kernels
+(`losses.kernels`).
 """
 
 # b student rows | c teacher rows | p projection width | k prototypes, j those of a block
@@ -25,16 +26,16 @@ from torch.autograd.function import once_differentiable
 from esvit_pl.precision import factors, wide
 
 CPU_BLOCK_BYTES = 2**23
-"""Size of a block of logits on a CPU: it passes through the cache, and a product of matrices is still a large one."""
+"""Size of a block of logits on a CPU: small enough for the cache, large enough for efficient matrix products."""
 GPU_BLOCK_BYTES = 2**28
-"""The same elsewhere: few launches, and small beside what the backbone keeps."""
+"""The same on other devices: few kernel launches, and little memory compared with the backbone's activations."""
 
 
 class Target(NamedTuple):
-    """What a teacher row asks of the student."""
+    """What the student learns from a teacher row."""
 
     u: Tensor
-    """(... p): the student's prototypes averaged under the teacher's distribution; carries gradient to them alone."""
+    """(... p): mean of the student's prototypes under the teacher's distribution; only they get gradient."""
     entropy: Tensor
     """(...): entropy of the teacher's distribution in nats, no gradient."""
 
@@ -64,13 +65,13 @@ def expected_prototype(
     *,
     block_bytes: int | None = None,
 ) -> Target:
-    """u = W^T q with q = softmax((W_teacher teacher_z - center) / temp): attention of a teacher row over prototypes.
+    """u = W^T q with q = softmax((W_teacher teacher_z - center) / temp), the mean prototype under a teacher row.
 
     Args:
         teacher_z: (... p) teacher projections.
         teacher_prototypes: (k p), W_teacher.
         center: (k,), subtracted from the teacher's logits (`losses.center`).
-        prototypes: (k p), the student's W; gradient flows to it through u, q is detached.
+        prototypes: (k p), the student's W; gradient flows to it through u, but not to the teacher through q.
         temp: teacher temperature.
         block_bytes: as in `partition_and_target`.
     """
@@ -91,20 +92,21 @@ def partition_and_target(
     *,
     block_bytes: int | None = None,
 ) -> tuple[Tensor, Target]:
-    """`log_partition` and `expected_prototype` in one pass, which makes one gradient of W instead of two.
+    """`log_partition` and `expected_prototype` together, so that there is one gradient of W instead of two.
 
-    Computed in float32 or wider; forward and backward hold one block of logits at a time. Autocast changes nothing,
-    except on a GPU in bfloat16: kernels that hold no block at all multiply in that type, and sum in float32.
+    Everything is computed in float32 or wider, whatever autocast says; forward and backward hold one block of logits at
+    a time. Only on a GPU under bfloat16 autocast, kernels that hold no block at all multiply in bfloat16 and sum in
+    float32.
 
     Args:
         z: (... p) student projections.
         prototypes: (k p), W; gradient flows to it through both results.
         temp: student temperature.
-        teacher_z: (... p) teacher projections; nothing flows to the teacher.
+        teacher_z: (... p) teacher projections; no gradient flows to the teacher.
         teacher_prototypes: (k p), W_teacher.
         center: (k,).
         teacher_temp: teacher temperature.
-        block_bytes: size of a block of logits, and no kernels; None is `CPU_BLOCK_BYTES` or `GPU_BLOCK_BYTES`.
+        block_bytes: size of a block of logits, and no kernels are used. None: `CPU_BLOCK_BYTES` or `GPU_BLOCK_BYTES`.
 
     Returns:
         Log partitions (...) and the target.
@@ -128,7 +130,7 @@ def partition_and_target(
 
 
 class _Given(NamedTuple):
-    """What both passes read; temperatures are in it already."""
+    """The inputs of both passes, divided by their temperatures."""
 
     z: Tensor
     """(b p)"""
@@ -143,9 +145,10 @@ class _Given(NamedTuple):
 
 
 class _Stream(torch.autograd.Function):
-    """-> log partitions (b,), u (c p), entropy (c,), by `_Blocks` or `_Kernels`.
+    """-> log partitions (b,), u (c p), entropy (c,), computed by `_Blocks` or `_Kernels`.
 
-    A student row's expected prototype is made, too: it is temp times the gradient of its log partition.
+    Forward also computes the expected prototype of each student row: divided by temp it is the gradient of the row's
+    log partition.
     """
 
     @staticmethod
@@ -181,10 +184,10 @@ class _Stream(torch.autograd.Function):
 
 
 class _Blocks:
-    """Block after block of prototypes, in which student and teacher rows lie side by side.
+    """Computes one block of prototypes after the other, each for student and teacher rows together.
 
     Args:
-        block_bytes: for the logits of a block.
+        block_bytes: memory for the logits of a block.
     """
 
     def __init__(self, block_bytes: int) -> None:
@@ -194,8 +197,8 @@ class _Blocks:
         return given
 
     def attend(self, given: _Given, *, student: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Log partitions (b+c,); expected prototypes of the student (b p; none unless asked for) and of the teacher
-        (c p); the teacher's entropies (c,)."""
+        """Log partitions (b+c,), expected prototypes of the student (b p, or no row without `student`) and of the
+        teacher (c p), and the teacher's entropies (c,)."""
         z, prototypes, teacher_z, *_ = given
         b = len(z)
         asked = slice(0 if student else b, None)
@@ -207,7 +210,7 @@ class _Blocks:
             before, largest = largest, torch.maximum(largest, logits.amax(0))
             log_e = logits.sub_(largest)[:, b:].clone()  # (j c)
             e = logits.exp_()  # (j b+c)
-            # Under the new largest, sums so far shrink, and logarithms in them go down by the difference.
+            # Relative to the new largest logit the sums so far shrink, and the logarithms in them decrease.
             down = largest - before
             shrink = (-down).exp()
             e_log_e -= down[b:] * total[b:]
@@ -220,7 +223,7 @@ class _Blocks:
         return largest + total.log(), expected[:of_student], expected[of_student:].clone(), entropy
 
     def gradient(self, given: _Given, log_partition: Tensor, grad: Tensor, grad_u: Tensor) -> Tensor:
-        """(k p), from the cotangents of the log partitions (b,) and of u (c p)."""
+        """The gradient of the prototypes (k p), from those of the log partitions (b,) and of u (c p)."""
         right = torch.cat([given.z * grad[:, None], grad_u])  # (b+c p)
         to = torch.empty_like(given.prototypes)
         for part, logits in self._logits(given):
@@ -228,7 +231,7 @@ class _Blocks:
         return to
 
     def _logits(self, given: _Given) -> Iterator[tuple[slice, Tensor]]:
-        """Slices of prototypes and their logits (j b+c), all in the same memory one after another."""
+        """Slices of prototypes and their logits (j b+c); each block of logits overwrites the one before."""
         z, prototypes, teacher_z, teacher_prototypes, bias = given
         rows = len(z) + len(teacher_z)
         size = min(max(1, self.block_bytes // (z.element_size() * max(1, rows))), len(prototypes))
@@ -242,7 +245,7 @@ class _Blocks:
 
 
 class _Kernels:
-    """The same as `_Blocks` by kernels, without any block."""
+    """The same as `_Blocks`, but with kernels that need no block in memory."""
 
     factors = torch.bfloat16
 
@@ -290,5 +293,5 @@ def _kernels_take(rows: Tensor) -> bool:
 
 
 def _no_autocast(x: Tensor) -> torch.autocast:
-    """For backward too, which may run inside an autocast region."""
+    """Also used in backward, which may run inside an autocast region."""
     return torch.autocast(x.device.type, enabled=False)

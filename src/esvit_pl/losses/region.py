@@ -14,6 +14,14 @@ class RegionLoss(nn.Module):
            loss += cross_entropy(softmax(W z[s][b, n] / temp), teacher's distribution at (t, b, m))     then the mean.
 
     L_R of the paper, in the form of `losses.prototypes`.
+
+    >>> prototypes, features = torch.randn(8, 4), [torch.randn(2, 9, 16) for _ in range(3)]  # 2 global views, 1 local
+    >>> z = [torch.nn.functional.normalize(torch.randn(2, 9, 4), dim=-1) for _ in range(3)]
+    >>> partitions = [(x @ prototypes.T / 0.1).logsumexp(-1) for x in z]
+    >>> target = [x.softmax(-1) @ prototypes for x in (torch.randn(2, 9, 8), torch.randn(2, 9, 8))]
+    >>> from esvit_pl.losses import match_views
+    >>> RegionLoss()(z, partitions, target, match_views(features, features[:2])).shape
+    torch.Size([])
     """
 
     def __init__(self, temp: float = 0.1) -> None:
@@ -30,9 +38,9 @@ class RegionLoss(nn.Module):
         """
         Args:
             z: (b n p) student projections of each view.
-            log_partition: (b n) of each student view.
+            log_partition: (b n) log partitions of each student view.
             target: (b m p) expected prototypes of each teacher view.
-            matches: {(t, s): (b n)} of `match_views`.
+            matches: {(t, s): (b n)}, the result of `match_views`.
 
         Returns:
             Scalar, in nats: the mean over regions inside a view, then over pairs of views.

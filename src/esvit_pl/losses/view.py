@@ -13,6 +13,13 @@ class ViewLoss(nn.Module):
            loss += cross_entropy(softmax(W z[s][b] / temp), teacher's distribution at (t, b))     then the mean.
 
     L_V of the paper, in the form of `losses.prototypes`.
+
+    >>> prototypes = torch.randn(8, 4)
+    >>> z = [torch.nn.functional.normalize(torch.randn(2, 4), dim=-1) for _ in range(3)]  # 2 global views, 1 local
+    >>> partitions = [(x @ prototypes.T / 0.1).logsumexp(-1) for x in z]
+    >>> target = [x.softmax(-1) @ prototypes for x in (torch.randn(2, 8), torch.randn(2, 8))]
+    >>> ViewLoss()(z, partitions, target).shape
+    torch.Size([])
     """
 
     def __init__(self, temp: float = 0.1) -> None:
@@ -23,7 +30,7 @@ class ViewLoss(nn.Module):
         """
         Args:
             z: (b p) student projections of each view, the teacher's views first.
-            log_partition: (b,) of each student view.
+            log_partition: (b,) log partitions of each student view.
             target: (b p) expected prototypes of each teacher view.
 
         Returns:

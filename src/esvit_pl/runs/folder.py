@@ -1,4 +1,4 @@
-"""What a run leaves behind beside checkpoints and metrics: its config, its surroundings, its results."""
+"""The files of a run that say what was run, where, and with which results."""
 
 from __future__ import annotations
 
@@ -29,11 +29,17 @@ PACKAGES = (
 
 
 class RunFolder:
-    """The folder of one run.
+    """Writes ``config.yaml``, ``environment.json`` and ``results.json`` of one run.
+
+    >>> run = RunFolder("logs/a_run")
+    >>> with run.status():
+    ...     run.update(metrics={"knn/top1": 0.591})
+    >>> run.results
+    {'status': 'finished', 'metrics': {'knn/top1': 0.591}}
 
     Args:
         path: of the folder.
-        writes: whether this process writes into it (the first one does).
+        writes: whether this process writes into it; only the first one should.
     """
 
     def __init__(self, path: str | Path, *, writes: bool = True) -> None:
@@ -48,14 +54,14 @@ class RunFolder:
             _write_json(self.path / "environment.json", environment())
 
     def update(self, **results: Any) -> None:
-        """Merge into ``results.json``."""
+        """Add entries to ``results.json``, or replace them."""
         self.results.update(results)
         if self.writes:
             _write_json(self.path / "results.json", self.results)
 
     @contextmanager
     def status(self) -> Iterator[None]:
-        """Keep ``status`` in ``results.json``: running, then finished, stopped (Ctrl-C, a signal) or failed."""
+        """Write ``status`` into ``results.json``: running, then finished, stopped (Ctrl-C, a signal) or failed."""
         self.update(status="running")
         try:
             yield
@@ -69,7 +75,7 @@ class RunFolder:
 
 
 def remove_empty(folder: Path) -> None:
-    """Remove an empty folder and those above it that are empty then; never the one we stand in, nor one above it.
+    """Remove an empty folder and then its empty parents, but never the working directory or its parents.
 
     Raises:
         OSError: the folder is not empty.
@@ -79,7 +85,7 @@ def remove_empty(folder: Path) -> None:
     kept = {here, *here.parents}
     if folder not in kept:
         folder.rmdir()
-    with suppress(OSError):  # the first one that holds something
+    with suppress(OSError):  # stops at the first parent that is not empty
         for above in folder.parents:
             if above in kept:
                 break
@@ -104,7 +110,7 @@ def environment() -> dict[str, Any]:
 
 
 def git_state(folder: Path) -> dict[str, Any] | None:
-    """Commit of the checkout that `folder` lies in and whether it has changes; None outside one."""
+    """Commit of the git checkout that holds `folder`, and whether it has changes; None if there is no checkout."""
     commit = _git(folder, "rev-parse", "HEAD")
     if commit is None:
         return None
@@ -137,7 +143,7 @@ def _processor() -> str:
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
-    """Whole or not at all: a reader never finds half a file."""
+    """Write the file at once, so that no reader ever finds half of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.tmp")
     draft.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

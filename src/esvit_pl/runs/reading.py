@@ -1,4 +1,4 @@
-"""What run folders hold: settings, how far a run came, what it measured. Read without torch, so that it is quick."""
+"""Reads run folders: settings, progress, results. It does not import torch, so that ``esvit-table`` starts quickly."""
 
 from __future__ import annotations
 
@@ -14,21 +14,25 @@ from omegaconf import OmegaConf
 
 from esvit_pl.evaluation.names import PRETRAINED, PROBES, main_metric
 
-_TAIL = 2**17  # bytes of metrics.csv that are read: thousands of rows, milliseconds
+_TAIL = 2**17  # this many bytes at the end of metrics.csv are read: thousands of rows, in milliseconds
 
 
 @dataclass(frozen=True)
 class Run:
-    """One run folder.
+    """What one run folder says.
 
-    overrides: what the command line or a sweeper changed, key -> value as typed; ``~key`` -> "" for a deleted one
-    status: ``finished``, ``stopped`` (Ctrl-C, a signal), ``failed`` and ``running`` are what the run said last.
-        ``silent`` said that it was running, and has written nothing for long: killed, or very slow.
-        ``no results``: the folder was made, and nothing was said, neither by the run nor by a sweep
-    epochs, steps: begun and done; None where nothing is logged
-    results: the last value of every metric; accuracies are fractions
-    error: of a failed run, in one line
-    goal: its ``optimized_metric``
+    Attributes:
+        overrides: settings of the command line or a sweeper, key -> value as typed; ``~key`` -> "" for a deleted one.
+        status: ``finished``, ``stopped`` (Ctrl-C, a signal), ``failed`` or ``running``, as the run wrote it.
+            ``silent``: it is "running", but has written nothing for a long time, so it was killed or is very slow.
+            ``no results``: there is a folder, but no status in it.
+        epochs, steps: epochs begun and steps done; None if nothing is logged.
+        results: the last value of every metric; accuracies are fractions.
+        error: of a failed run, in one line.
+        goal: its ``optimized_metric``.
+
+    >>> Run(Path("logs/a_run"), overrides={"loss": "view"}, status="finished", results={"knn/top1": 0.593}).goal is None
+    True
     """
 
     folder: Path
@@ -47,7 +51,7 @@ def find_runs(*folders: str | os.PathLike[str], silent_after: float = 3600.0) ->
     A run's folder holds ``.hydra/overrides.yaml`` or ``results.json``; nothing is looked for inside it.
 
     Args:
-        silent_after: seconds without a write after which a run that says ``running`` is called ``silent``.
+        silent_after: a "running" run that has written nothing for so many seconds is called ``silent``.
 
     Raises:
         ValueError: a folder does not exist.
@@ -62,15 +66,15 @@ def find_runs(*folders: str | os.PathLike[str], silent_after: float = 3600.0) ->
 
 
 def read_run(folder: str | os.PathLike[str], *, silent_after: float = 3600.0) -> Run:
-    """The run in one folder; what is missing or cut short stays empty."""
+    """The run in one folder. If a file is missing or incomplete, its part of the result stays empty."""
     folder = Path(folder)
-    said = _read_results(folder / "results.json")
+    written = _read_results(folder / "results.json")
     last = _last_logged(folder / "metrics.csv")
-    results = {**last.metrics, **_numbers(said.get("metrics")), **_probes(said)}
-    status = str(said.get("status", "no results"))
+    results = {**last.metrics, **_numbers(written.get("metrics")), **_probes(written)}
+    status = str(written.get("status", "no results"))
     if status == "running" and time.time() - _last_write(folder) > silent_after:
         status = "silent"
-    error = said.get("error")
+    error = written.get("error")
     return Run(
         folder,
         overrides=_overrides(folder / ".hydra" / "overrides.yaml"),
@@ -104,7 +108,7 @@ def _overrides(path: Path) -> dict[str, str]:
 
 
 def _words(path: Path) -> list[str]:
-    """The list of a YAML file. Plain words, which is nearly all, are read as lines: thirty times as fast."""
+    """The list in a YAML file. A list of plain words, the usual case, is read line by line, thirty times as fast."""
     lines = path.read_text(encoding="utf-8").splitlines()
     if all(line.startswith("- ") and line[2:3] not in ("'", '"', "|", ">") for line in lines):
         return [line[2:] for line in lines]
@@ -113,7 +117,7 @@ def _words(path: Path) -> list[str]:
 
 
 def _goal(path: Path) -> str | None:
-    """``optimized_metric`` of a config; read as text, since the whole of it would take ten times as long."""
+    """``optimized_metric`` of a config. It is found as text; parsing the whole YAML would take ten times as long."""
     if not path.is_file():
         return None
     lines = path.read_text(encoding="utf-8").splitlines()
@@ -143,22 +147,22 @@ def _last_logged(path: Path) -> _Logged:
                 steps = steps or int(step) + 1
                 epochs = epochs or (int(epoch) + 1 if epoch else None)
                 metrics[name] = float(value)
-        except ValueError:  # the header, or a row that a kill or the cut above has shortened
+        except ValueError:  # the header, or an incomplete row
             continue
     return _Logged(metrics, epochs, steps)
 
 
 def _read_results(path: Path) -> dict[str, Any]:
     try:
-        said = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return said if isinstance(said, dict) else {}
+    return content if isinstance(content, dict) else {}
 
 
-def _probes(said: Mapping[str, Any]) -> dict[str, float]:
-    """``{"knn/top1": ...}`` of the probes at the end of a run; they count before the last epoch's."""
-    tables = {probe: said.get(probe) for probe in PROBES}
+def _probes(results: Mapping[str, Any]) -> dict[str, float]:
+    """``{"knn/top1": ...}`` of the probes at the end of a run, which replace those of the last epoch."""
+    tables = {probe: results.get(probe) for probe in PROBES}
     rows = {main_metric(probe): table.get(PRETRAINED) for probe, table in tables.items() if isinstance(table, dict)}
     return _numbers(rows)
 
@@ -170,7 +174,7 @@ def _numbers(values: object) -> dict[str, float]:
 
 
 def _last_write(folder: Path) -> float:
-    """When anything in the folder or right below it was written, in seconds since 1970."""
+    """When a file in the folder or in one of its subfolders was last written, in seconds since 1970."""
     return max((entry.stat().st_mtime for entry in _entries([folder, *_subfolders(folder)])), default=0.0)
 
 

@@ -1,4 +1,4 @@
-"""Runs as a table: one row a run, the settings in which they differ, how far they came, what they measured."""
+"""Tables of runs: a row for each run, with the settings in which they differ, their progress and their results."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from esvit_pl.runs.reading import Run
 
 COLUMNS = (KNN_TOP1, LINEAR_TOP1, TRAINING_LOSSES)
 SEED = "seed"
-_WIDTH = 32  # of a setting's value in a terminal
+_WIDTH = 32  # longest text of a setting's value in a terminal
 
 
 class Spread(NamedTuple):
-    """Mean and sample standard deviation."""
+    """Mean and sample standard deviation of several runs."""
 
     mean: float
     std: float
@@ -38,13 +38,13 @@ class Table(NamedTuple):
 
 
 def differing(runs: Sequence[Run]) -> list[str]:
-    """The settings whose values are not the same in all runs, in the order in which they were typed."""
+    """The settings whose values differ between the runs, in the order in which they were typed."""
     keys = dict.fromkeys(key for run in runs for key in run.overrides)
     return [key for key in keys if len({run.overrides.get(key) for run in runs}) > 1]
 
 
 def measured(runs: Sequence[Run], patterns: Iterable[str]) -> list[str]:
-    """The metrics that any of the runs has, by name or by pattern: ``train/*_loss``."""
+    """The metrics that at least one run has, chosen by name or by a pattern such as ``train/*_loss``."""
     names = dict.fromkeys(name for run in runs for name in run.results)
     return list(dict.fromkeys(name for pattern in patterns for name in names if fnmatchcase(name, pattern)))
 
@@ -54,22 +54,22 @@ def smaller_is_better(name: str) -> bool:
 
 
 def goal(runs: Sequence[Run]) -> str | None:
-    """The metric that the runs were to improve, ``optimized_metric``, else knn/top1; None where no run has it."""
+    """The runs' ``optimized_metric`` if they agree on one, else knn/top1; None if no run has measured it."""
     named = {run.goal for run in runs}
     metric = named.pop() if len(named) == 1 else None
     return next((name for name in (metric, KNN_TOP1) if name and measured(runs, [name])), None)
 
 
 def ranked(runs: Sequence[Run], by: str, *, reverse: bool = False) -> list[Run]:
-    """The runs sorted by a metric (the best first), by a setting or by ``status``, ``epochs``, ``steps`` (upwards).
+    """The runs sorted by a metric (best first), or by a setting, ``status``, ``epochs`` or ``steps`` (ascending).
 
-    Runs without the value come last, in the order in which they are given.
+    Runs without the value come last, in their given order.
 
     Args:
-        reverse: the other way round.
+        reverse: reverse that order.
 
     Raises:
-        ValueError: no run has such a value.
+        ValueError: no run has a value of this name.
     """
     known = [*differing(runs), "status", "epochs", "steps", *measured(runs, ["*"])]
     if by not in known:
@@ -85,11 +85,11 @@ def ranked(runs: Sequence[Run], by: str, *, reverse: bool = False) -> list[Run]:
 
 
 def run_table(runs: Sequence[Run], columns: Iterable[str] = COLUMNS, *, base: str | os.PathLike[str] = ".") -> Table:
-    """One row a run, in the given order.
+    """A row for each run, in the given order.
 
     Args:
         columns: metrics, by name or by pattern; those that no run has are left out.
-        base: the folder from which the runs are named.
+        base: the runs' names are their paths relative to this folder.
     """
     settings, metrics = differing(runs), measured(runs, columns)
     header = ["run", *settings, "status", "epochs", "steps", *metrics]
@@ -108,7 +108,7 @@ def run_table(runs: Sequence[Run], columns: Iterable[str] = COLUMNS, *, base: st
 
 
 def groups(runs: Sequence[Run]) -> dict[tuple[str | None, ...], list[Run]]:
-    """Runs that differ in nothing but the seed, by the values of all other settings that `differing` names."""
+    """{values of the differing settings, without the seed: the runs that have them}."""
     settings = [key for key in differing(runs) if key != SEED]
     together: dict[tuple[str | None, ...], list[Run]] = {}
     for run in runs:
@@ -117,9 +117,9 @@ def groups(runs: Sequence[Run]) -> dict[tuple[str | None, ...], list[Run]]:
 
 
 def seed_table(runs: Sequence[Run], columns: Iterable[str] = COLUMNS) -> Table | None:
-    """Mean and deviation over the finished runs that differ in the seed; None if there are no two of a kind."""
+    """Mean and deviation over finished runs that differ only in the seed; None if no two runs do."""
     metrics = measured(runs, columns)
-    known = [run for run in runs if run.overrides]  # of a run without notes nobody knows what it was
+    known = [run for run in runs if run.overrides]  # without overrides it is not known what a run was
     finished = [(key, [run for run in some if run.status == "finished"]) for key, some in groups(known).items()]
     if not metrics or all(len(some) < 2 for _, some in finished):
         return None
@@ -133,7 +133,7 @@ def seed_table(runs: Sequence[Run], columns: Iterable[str] = COLUMNS) -> Table |
 
 
 def report(runs: Sequence[Run], columns: Iterable[str] = COLUMNS, *, base: str | os.PathLike[str] = ".") -> str:
-    """All that a terminal shows: the runs, what failed, and the spread over seeds."""
+    """The text for a terminal: the runs, the errors of failed ones, and the spread over seeds."""
     columns = list(columns)
     parts = [as_text(run_table(runs, columns, base=base))]
     failures = [f"{os.path.relpath(run.folder, base)}: {_cut(run.error, 120)}" for run in runs if run.error]
@@ -158,7 +158,7 @@ def as_text(table: Table) -> str:
 
 
 def write_csv(table: Table, path: str | os.PathLike[str]) -> Path:
-    """The table with all digits; accuracies are fractions. The folder is made. Returns the path."""
+    """Write the table with all digits, accuracies as fractions, and return the path. Its folder is created."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="", encoding="utf-8") as file:
@@ -167,9 +167,9 @@ def write_csv(table: Table, path: str | os.PathLike[str]) -> Path:
 
 
 def dots(runs: Sequence[Run], metric: str) -> dict[str, list[float]]:
-    """``{settings in words: the metric of each run}`` of runs that differ in the seed alone, for a picture.
+    """``{settings as text: the metric of each run with these settings}``, for a picture.
 
-    Without the runs that have no such value; a group of which none has it keeps an empty list.
+    Runs without the metric are left out; if no run of a group has it, its list is empty.
     """
     settings = [key for key in differing(runs) if key != SEED]
     return {
@@ -181,7 +181,7 @@ def dots(runs: Sequence[Run], metric: str) -> dict[str, list[float]]:
 
 
 def shown(cell: Cell, name: str) -> str:
-    """A cell as a terminal shows it in the column ``name``: accuracies in %, numbers of a sweeper with four digits."""
+    """The text of a cell in the column ``name``: accuracies in %, long numbers of a sweeper with four digits."""
     is_accuracy = name.rpartition("/")[2].startswith("top")
     if cell is None:
         return "-"
@@ -197,7 +197,7 @@ def shown(cell: Cell, name: str) -> str:
 
 
 def _words(settings: Sequence[str], values: Sequence[str | None]) -> str:
-    """``lr=0.001  momentum=0.99``: the last parts of the names, where they are unambiguous."""
+    """``lr=0.001  momentum=0.99``: of a dotted name only the last part, unless two would be the same."""
     last = [key.rpartition(".")[2] for key in settings]
     names = [short if last.count(short) == 1 else key for short, key in zip(last, settings, strict=True)]
     pairs = [f"{name}={shown(value, name)}" for name, value in zip(names, values, strict=True) if value is not None]
@@ -211,7 +211,7 @@ def _value(run: Run, name: str) -> str | int | float | None:
 
 
 def _sorting_key(value: str | int | float | None) -> tuple[int, float, str] | None:
-    """Numbers by size before words; None for what cannot be sorted."""
+    """Numbers by size, then words; None for missing values and nan."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return None
     return (0, float(value), "") if _is_number(value) else (1, 0.0, str(value))
