@@ -14,7 +14,7 @@ import esvit_pl
 SRC = Path(esvit_pl.__file__).parent
 WITH_EXAMPLES = sorted(path for path in SRC.rglob("*.py") if ">>> " in path.read_text(encoding="utf-8"))
 # Rooms whose public classes all have an example.
-ROOMS = ("augment", "callbacks", "datasets", "evaluation", "losses", "modules")
+ROOMS = ("augment", "callbacks", "checkpoints", "data", "datasets", "evaluation", "losses", "modules")
 
 
 def module_of(path: Path) -> str:

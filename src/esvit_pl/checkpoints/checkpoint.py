@@ -29,8 +29,10 @@ class Moments:
 class Checkpoint:
     """Weights to start from, to go on with, or to look at. Every format is read into one of these.
 
-    checkpoint = esvit_pl.checkpoints.read_checkpoint("RUN/checkpoints/last.ckpt")
-    checkpoint.format, checkpoint.epoch, checkpoint.network("encoder").keys()
+    >>> from torch import zeros
+    >>> checkpoint = Checkpoint("last.ckpt", "esvit_pl", {"name": "swin"}, {"student": {"heads.view.bias": zeros(2)}})
+    >>> checkpoint.resolve("encoder")
+    'student'
     """
 
     path: str

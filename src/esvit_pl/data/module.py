@@ -27,9 +27,12 @@ from esvit_pl.datasets import ImageDataset, Splits
 class ImageDataModule(LightningDataModule):
     """Loaders of training views, and of the whole images of bank and query.
 
-        data = ImageDataModule(esvit_pl.datasets.folder("photos"), Recipe(), batch_size=32)
-        for batch in data.train_dataloader():
-            batch["views"], batch["index"]
+    >>> from esvit_pl.datasets import ArrayDataset, Splits
+    >>> images = ArrayDataset(torch.zeros(8, 3, 40, 40, dtype=torch.uint8), [f"{i}.png" for i in range(8)])
+    >>> data = ImageDataModule(Splits(images), Recipe(global_size=32, local_size=16), batch_size=4, num_workers=0)
+    >>> batch = next(iter(data.train_dataloader()))
+    >>> [tuple(view.shape) for view in batch["views"][:3]]
+    [(4, 3, 32, 32), (4, 3, 32, 32), (4, 3, 16, 16)]
 
     `train_dataloader()` gives dicts (b images):
         train="multi_crop":   an `augment.Batch`

@@ -16,8 +16,9 @@ class EpochSampler(Sampler[tuple[int, int]]):
     The order of an epoch is a pure function of (seed, epoch). Its length is cut to a multiple of the window,
     batch_size x ranks x accumulate, and is the same on every rank.
 
-        sampler = EpochSampler(100, batch_size=8, ranks=2, rank=0, accumulate=1, seed=0, start=lambda batches: (0, 0))
-        len(sampler), sampler.left_out          # 48 images for this rank, 4 left out
+    >>> sampler = EpochSampler(100, batch_size=8, ranks=2, rank=0, accumulate=1, seed=0, start=lambda batches: (0, 0))
+    >>> len(sampler), sampler.left_out
+    (48, 4)
 
     Args:
         size: images in the data set.
@@ -74,7 +75,8 @@ class EpochSampler(Sampler[tuple[int, int]]):
 class RankShare(Sampler[int]):
     """Every image once over all ranks, in order, without padding: rank, rank + ranks, rank + 2 ranks, ...
 
-    list(RankShare(7, rank=1, ranks=3))     # [1, 4]
+    >>> list(RankShare(7, rank=1, ranks=3))
+    [1, 4]
     """
 
     def __init__(self, size: int, *, rank: int, ranks: int) -> None:
