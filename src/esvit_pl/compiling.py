@@ -29,10 +29,10 @@ def compile_(networks: Iterable[nn.Module], device: torch.device | str) -> None:
 
 
 def check_compiler(device: torch.device | str) -> None:
-    """Compile a sum, as a test of what torch needs: a C++ compiler, and Triton on GPUs.
+    """Compile a sum, to test that torch finds what it needs: a C++ compiler, and Triton on GPUs.
 
     Raises:
-        ValueError: with what torch says to it.
+        ValueError: with the message of torch.compile.
     """
     try:
         torch.compile(lambda x: x + 1, dynamic=False)(torch.zeros(1, device=device))

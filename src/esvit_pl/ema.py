@@ -53,7 +53,7 @@ def ema_update_(teacher: nn.Module, student: nn.Module, momentum: float) -> None
 
 
 def check_apart(teacher: nn.Module, student: nn.Module) -> None:
-    """Raise if the two share storage: a teacher that moves with its student collapses at loss = ln(prototypes).
+    """Refuse networks that share storage: a teacher that moves with its student collapses at loss = ln(prototypes).
 
     Raises:
         ValueError: naming the first shared parameter or buffer.

@@ -10,12 +10,16 @@ from torch import Tensor, nn
 
 
 class Prototypes(nn.Module):
-    """k directions with a gain each: the last layer of the head, weight-normed and without bias.
+    """k directions with one gain each: the last layer of the head, with weight norm and without bias.
 
     Args:
         dim: width p of a projection.
         num_prototypes: k.
         fixed_gain: hold the gains at 1 (the release's ``norm_last_layer``; false for Swin, CvT and ViL).
+
+    >>> prototypes = Prototypes(dim=4, num_prototypes=6)
+    >>> prototypes().shape, prototypes().norm(dim=1).allclose(torch.ones(6))
+    (torch.Size([6, 4]), True)
     """
 
     def __init__(self, dim: int = 256, num_prototypes: int = 65536, *, fixed_gain: bool = False) -> None:
@@ -26,7 +30,7 @@ class Prototypes(nn.Module):
 
     def forward(self) -> Tensor:
         """The prototypes W (k p); logits are ``z @ W.T``."""
-        # What torch's own weight norm calls; written with norms and quotients, backward takes five times as long.
+        # The function behind torch's weight norm. With norms and quotients backward would take five times as long.
         return torch._weight_norm(self.direction, self.gain, 0)
 
 
@@ -42,6 +46,10 @@ class ProjectionHead(nn.Module):
         num_layers: Linear layers.
         batch_norm: batch norm after every hidden Linear (off as released).
         prototypes: the last layer, if the objective scores projections against prototypes.
+
+    >>> head = ProjectionHead(8, hidden_dim=16, out_dim=4, prototypes=Prototypes(4, 6))
+    >>> head(torch.zeros(2, 8)).shape, head.reads
+    (torch.Size([2, 4]), 'pooled')
     """
 
     def __init__(

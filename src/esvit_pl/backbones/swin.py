@@ -48,6 +48,11 @@ class Swin(Backbone):
         drop_path_rate: stochastic depth of the last block; it grows linearly from 0 at the first (docs/recipes.md).
         init: "trunc_normal" (0.02, as released) or "fan_in": Linear weights from N(0, 1 / inputs), which learns faster
             in networks of a few narrow blocks, where 0.02 leaves the residual branches almost silent.
+
+    >>> swin = Swin(embed_dim=8, depths=[1, 1], num_heads=[1, 2], window=4, img_size=32)
+    >>> pooled, regions, grid = swin(torch.zeros(2, 3, 32, 32))
+    >>> tuple(pooled.shape), tuple(regions.shape), grid
+    ((2, 16), (2, 16, 16), (4, 4))
     """
 
     def __init__(

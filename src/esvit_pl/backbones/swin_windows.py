@@ -1,8 +1,8 @@
 """How a map of any size falls into Swin's windows, and which of their positions hold a token.
 
-A map is padded right and bottom to a multiple of the window, then rolled. A window's tokens are then some of its rows
-times some of its columns, and few windows differ: those with the same ones make a `WindowGroup`. Padding left out, the
-tokens keep their order, so the unpadded map is rolled and cut into rectangles, one for each group.
+A map is padded right and bottom to a multiple of the window, then rolled. The tokens of a window then lie in some of
+its rows and some of its columns, and most windows have theirs in the same ones: these make a `WindowGroup`. Without the
+padding the tokens keep their order, so the unpadded map can be rolled and cut into rectangles, one for each group.
 """
 
 # h, w rows and columns of a map | p, q the same after padding | s side of a window | w2 = s * s | n tokens of a window
@@ -26,7 +26,7 @@ class Strip(NamedTuple):
 
     windows: int
     positions: tuple[int, ...]
-    """Of the tokens in each window; the others are padding."""
+    """Where the tokens of each window lie; the other positions are padding."""
 
     @property
     def length(self) -> int:
@@ -40,9 +40,9 @@ class WindowGroup(NamedTuple):
     rows: Strip
     columns: Strip
     position_index: Tensor
-    """(n w2) row of the relative position table for every token and every position, those of the tokens first."""
+    """(n w2): rows of the relative position table for every token and every position, the tokens' positions first."""
     mask: Tensor | None
-    """(windows 1 n w2) what a shift hides, in the order of `position_index`; the axis of 1 is for the heads."""
+    """(windows 1 n w2): -100 where a shift separates two tokens, else 0; the axis of length 1 is for the heads."""
 
     @property
     def num_windows(self) -> int:
@@ -64,7 +64,7 @@ class WindowPlan(NamedTuple):
 def window_plan(
     height: int, width: int, window: int, shift: int, device: torch.device, dtype: torch.dtype
 ) -> WindowPlan:
-    """The windows of a map of (h, w) tokens; made once for each size, whoever asks.
+    """The windows of a map of (h, w) tokens; computed once for each size and kept.
 
     Args:
         height, width: of the map before padding, in tokens.

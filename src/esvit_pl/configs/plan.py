@@ -43,7 +43,7 @@ class Plan:
     gradients: int
     optimizer_state: int
     checkpoint: int
-    """Of one file."""
+    """Size of one file."""
     checkpoints: int
     """Number of files at the end."""
 

@@ -108,7 +108,7 @@ def _draw(runs: list[Run], metric: str, path: Path) -> list[Path]:
 def _discard(folder: Path) -> None:
     """Take the sweep's folder away if nothing is in it but Hydra's note."""
     if folder.is_dir() and {path.name for path in folder.iterdir()} <= {"multirun.yaml"}:
-        with suppress(OSError):  # it stays, and so what
+        with suppress(OSError):  # a folder that cannot be removed stays
             (folder / "multirun.yaml").unlink(missing_ok=True)
             remove_empty(folder)
 

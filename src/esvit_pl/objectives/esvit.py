@@ -40,6 +40,10 @@ class EsViTObjective(Objective):
         teacher_temp_end: where it goes from there in the last epochs; None stays.
         teacher_temp_schedule: shape of that way, a name in `schedules.SHAPES`.
         center_momentum: share of the old centre in the new one.
+
+    >>> objective = EsViTObjective(num_prototypes=8, hidden_dim=8, out_dim=4)
+    >>> {name: head.reads for name, head in objective.heads(width=16, region_width=16).items()}
+    {'view': 'pooled', 'region': 'regions'}
     """
 
     def __init__(
