@@ -36,7 +36,7 @@ def evaluators(cfg: DictConfig) -> dict[str, Evaluator]:
     """The evaluators that ``evaluation.probes`` names."""
     if isinstance(cfg.evaluation.probes, str):
         raise ValueError(f"evaluation.probes must be a list, such as [knn,linear], got {cfg.evaluation.probes}")
-    known = [name for name, node in cfg.evaluation.items() if isinstance(node, DictConfig)]
+    known = sorted(str(name) for name, node in cfg.evaluation.items() if isinstance(node, DictConfig))
     unknown = [name for name in cfg.evaluation.probes if name not in known]
     if unknown:
         raise ValueError(f"evaluation.probes holds {', '.join(unknown)}; there are {' and '.join(known)}")
