@@ -475,7 +475,7 @@ def test_a_sweep_gives_each_value_a_run_folder(commands, pictures):
         (["datamodule.batch_size=-8"], r"datamodule: batch_size must be 1 or more, got -8"),
         (["datamodule.num_workers=-1"], r"datamodule: num_workers must be 0 or more"),
         (["loss.num_prototypes=-16"], r"loss: EsViTObjective needs a positive num_prototypes, got -16"),
-        (["module.clip_grad=-1"], r"module: Pretrainer needs clip_grad of 0 or more, got -1"),
+        (["module.clip_grad=-1"], r"module: the training step needs clip_grad of 0 or more, got -1"),
         (["backbone.embed_dim=-8"], r"backbone: .*embed_dim"),
         (["callbacks.knn.k=-1"], r"callbacks.knn: .*k"),
         (["dataset.val_fraction=-0.1"], r"dataset: val_fraction must lie between 0 and 1, got -0.1"),
