@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import nn
 
@@ -46,3 +47,35 @@ def test_one_pass_per_run_of_equal_views_and_one_per_head():
 def test_heads_that_are_not_asked_for_do_not_run():
     seen = network()([torch.randn(1, 3, 32, 32)], {"view"})
     assert set(seen.z) == {"view"}
+
+
+class Norm(nn.Module):
+    """A head of somebody else's: batch norm and nothing more, without the attributes of ours."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(16, affine=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.norm(x)
+
+
+def test_batch_norm_in_a_head_sees_all_views_together_or_one_at_a_time():
+    backbone, views = network().backbone, [torch.randn(4, 3, 32, 32), 3 * torch.randn(4, 3, 32, 32)]
+    for head_rows, means in (("per_view", [0.0, 0.0]), ("joint", None)):
+        seen = MultiCropNetwork(backbone, nn.ModuleDict({"norm": Norm()}), head_rows=head_rows)(views)
+        rows = seen.z["norm"]
+        found = [view.mean().item() for view in rows]
+        assert torch.cat(rows).mean().item() == pytest.approx(0, abs=1e-5)
+        assert seen.prototypes == {}
+        if means is None:
+            assert max(map(abs, found)) > 1e-3  # no view is centred by itself
+        else:
+            assert found == pytest.approx(means, abs=1e-5)
+
+
+def test_a_head_that_reads_what_is_not_there_is_refused():
+    head = Norm()
+    head.reads = "predictor"
+    with pytest.raises(ValueError, match=r"head 'norm' reads 'predictor'; it can read pooled, regions"):
+        MultiCropNetwork(network().backbone, nn.ModuleDict({"norm": head, "predictor": Norm()}))
