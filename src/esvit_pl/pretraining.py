@@ -43,7 +43,7 @@ class Report(NamedTuple):
 class PretrainingStep(nn.Module):
     """A student learns from a momentum teacher, or from its own views, as the objective says.
 
-    A whole training in plain torch (docs/extending.md has one that runs)::
+    A whole training in plain torch (docs/interop.md has one that runs)::
 
         for progress, batch in ...:
             recipe.set_(optimizer, progress, global_batch=64)
