@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torchmetrics.functional.classification import multiclass_stat_scores
 
 from esvit_pl.distributed import sum_over_ranks
 from esvit_pl.metrics.knn import TopK
@@ -16,8 +17,14 @@ def count_correct(logits: Tensor, labels: Tensor) -> Tensor:
 
     Sums, so that batches and ranks can be added up. With fewer than five classes all of them are "the first five".
     """
-    among = logits.topk(min(5, logits.shape[1])).indices == labels[:, None]
-    return torch.stack([(logits.argmax(1) == labels).sum(), among.sum()]).double()
+    if not len(labels):  # torchmetrics cannot count nothing
+        return torch.zeros(2, dtype=torch.float64, device=logits.device)
+    classes = logits.shape[1]
+    hits = [
+        multiclass_stat_scores(logits, labels, classes, average="micro", top_k=k, validate_args=False)[0]
+        for k in (1, min(5, classes))
+    ]
+    return torch.stack(hits).double()
 
 
 def accuracies_over_ranks(right: Tensor, images: int) -> list[TopK]:
