@@ -570,8 +570,8 @@ def test_a_gpu_that_is_not_there_is_refused(commands, pictures, monkeypatch):
 def test_a_loss_that_is_not_finite_leaves_the_last_good_checkpoint(commands, pictures, pretrained, monkeypatch):
     forward = EsViTObjective.forward
 
-    def blown(self, student, teacher, progress):
-        losses = forward(self, student, teacher, progress)
+    def blown(self, student, teacher, batch, progress):
+        losses = forward(self, student, teacher, batch, progress)
         if progress.step == 6:
             losses.terms["view"] = losses.terms["view"] * float("nan")
         return losses

@@ -6,6 +6,7 @@ the optimizer's order), and `augment` (how images were prepared). Format 1 had n
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict
 from typing import Any
 
@@ -47,7 +48,8 @@ def describe(
         "loss": dict(objective.spec),
         "config": config,
         "parameters": None if optimizer is None else parameter_names(optimizer, student),
-        "augment": asdict(recipe) if isinstance(recipe, Recipe) else None,
+        # By way of JSON: lists for tuples, as in every config.
+        "augment": json.loads(json.dumps(asdict(recipe))) if isinstance(recipe, Recipe) else None,
     }
 
 
