@@ -13,7 +13,7 @@ MODULES = $(subst /,.,$(patsubst src/%.py,%,$(filter-out %/__init__.py,$(wildcar
 	$(patsubst src/%/__init__.py,%,$(wildcard src/esvit_pl/*/__init__.py)))
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test test-all test-floors coverage lint types types-strict format docs tables notebooks bench bench-gpu
+.PHONY: help install run test test-all test-floors coverage lint types format docs tables notebooks bench bench-gpu
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -43,10 +43,7 @@ lint: $(VENV)/.installed-dev  ## ruff: bugs, style, format
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-types: $(VENV)/.installed-dev  ## mypy over src
-	$(BIN)/mypy
-
-types-strict: $(VENV)/.installed-dev  ## mypy --strict over src
+types: $(VENV)/.installed-dev  ## mypy --strict over src
 	$(BIN)/mypy --strict
 
 format: $(VENV)/.installed-dev  ## let ruff put things right
