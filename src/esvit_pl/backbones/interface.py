@@ -34,7 +34,7 @@ class Attention(NamedTuple):
 
 
 class Backbone(nn.Module):
-    """Base class of all backbones. Sub-classes set the four attributes and write the four methods.
+    """Base class of all backbones. Subclasses set the first four attributes and write the methods.
 
     Blocks that inherit from `Recomputable` make `set_grad_checkpointing` work.
 
@@ -45,6 +45,20 @@ class Backbone(nn.Module):
         spec: the plain dict from which ``backbones.build(**spec)`` makes the same backbone again.
         transform: from one image to the (c h w) tensor that the backbone was trained on; ``load_backbone`` sets it.
         mask_vector: (c,) what stands for a masked patch, learnt; None before `learn_mask`.
+
+    A small one, whose regions are the pixels of a smaller image:
+
+    >>> class Shrunk(Backbone):
+    ...     width = region_width = 3
+    ...     patch_size = 8
+    ...     spec = {"name": "shrunk"}
+    ...     def forward(self, x, mask=None):
+    ...         small = nn.functional.avg_pool2d(x, 8)
+    ...         regions = small.flatten(2).mT
+    ...         return Features(regions.mean(1), regions, (small.shape[2], small.shape[3]))
+    >>> features = Shrunk()(torch.zeros(2, 3, 32, 16))
+    >>> tuple(features.pooled.shape), tuple(features.regions.shape), features.grid
+    ((2, 3), (2, 8, 3), (4, 2))
     """
 
     width: int

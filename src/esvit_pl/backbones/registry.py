@@ -57,6 +57,11 @@ class ModelForTimm(nn.Module):
 
     Raises:
         ValueError: another `global_pool`, or classes without pooling.
+
+    >>> import timm
+    >>> model = timm.create_model("esvit_swin_micro_32px", num_classes=10)
+    >>> type(model).__name__, tuple(model(torch.zeros(2, 3, 32, 32)).shape)
+    ('ModelForTimm', (2, 10))
     """
 
     num_prefix_tokens = 1

@@ -20,7 +20,11 @@ __all__ = ["Losses", "Objective", "Progress", "Views", "Window"]
 
 @dataclass
 class Views:
-    """What one network sees in all its views of a batch: lists over views, global ones first."""
+    """What one network sees in all its views of a batch: lists over views, global ones first.
+
+    >>> Views(pooled=[torch.zeros(2, 8)], regions=[torch.zeros(2, 4, 8)], grids=[(2, 2)]).z
+    {}
+    """
 
     pooled: list[Tensor]
     """(b d) each."""
@@ -101,6 +105,19 @@ class Objective(nn.Module):
         head_rows: "joint" runs a head once on the rows of all views, "per_view" once for each view. With batch norm in
             a head these are different methods.
         spec: the plain dict that tells two objectives apart; saved in checkpoints.
+
+    One that wants short features, of the student alone:
+
+    >>> class Short(Objective):
+    ...     uses_teacher = False
+    ...     spec = {"name": "short"}
+    ...     def heads(self, width, region_width):
+    ...         return nn.ModuleDict()
+    ...     def forward(self, student, teacher, batch, progress):
+    ...         return Losses({"length": student.pooled[0].square().mean()}, {"length": 1.0})
+    >>> seen = Views(pooled=[torch.ones(2, 8)], regions=[], grids=[])
+    >>> Short()(seen, None, {"views": []}, Progress(step=0, total=1)).total
+    tensor(1.)
     """
 
     uses_teacher: bool = True
