@@ -101,12 +101,9 @@ def pretrain(cfg: DictConfig, images: Splits | None = None, *, default_callbacks
 def summary(trainer: Trainer, metrics: dict[str, float], table: dict[str, dict[str, float]], folder: Path) -> str:
     """What stands at the end: losses, accuracies, and where the files lie."""
     from esvit_pl.commands.evaluation import as_text
+    from esvit_pl.evaluation.names import is_training_loss, loss_title
 
-    losses = ", ".join(
-        f"{name.removeprefix('train/').replace('_', ' ')} {value:.3f}"
-        for name, value in metrics.items()
-        if name.endswith("_loss")
-    )
+    losses = ", ".join(f"{loss_title(name)} {value:.3f}" for name, value in metrics.items() if is_training_loss(name))
     done = f"after {trainer.current_epoch} epochs, {trainer.global_step} steps"
     lines = ["", f"{done}: {losses or 'there was nothing left to train'}"]
     if table:
