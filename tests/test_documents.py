@@ -74,6 +74,7 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     import esvit_pl.api as api
     from esvit_pl.backbones import FAMILIES
     from esvit_pl.configs import instantiation
+    from esvit_pl.schedules import SHAPES
 
     for hue, name in enumerate(("red", "green", "blue")):
         write_pictures(tmp_path / "photos" / name, 12, hue)
@@ -87,11 +88,14 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setattr(timm, "create_model", partial(random_weights, timm.create_model))
     composed = api.composed
     monkeypatch.setattr(api, "composed", lambda command, words: composed(command, reduced(command, list(words))))
+    shapes = dict(SHAPES)
     families, allowed, modules = dict(FAMILIES), list(instantiation._allowed), set(sys.modules)
     environment = dict(os.environ)
     yield tmp_path
     FAMILIES.clear()
     FAMILIES.update(families)
+    SHAPES.clear()
+    SHAPES.update(shapes)
     instantiation._allowed[:] = allowed
     for name in set(sys.modules) - modules:
         if str(getattr(sys.modules[name], "__file__", "")).startswith(str(tmp_path)):

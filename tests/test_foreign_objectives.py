@@ -25,6 +25,7 @@ from esvit_pl.backbones import FAMILIES
 from esvit_pl.configs import instantiation
 from esvit_pl.modules import Pretrainer
 from esvit_pl.optim import OptimizerRecipe
+from esvit_pl.schedules import SHAPES
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*have no `validation_step`"),
@@ -46,7 +47,7 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             path = root / block.title
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(block.body, encoding="utf-8")
-    families, allowed = dict(FAMILIES), list(instantiation._allowed)
+    families, allowed, shapes = dict(FAMILIES), list(instantiation._allowed), dict(SHAPES)
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(root))
         patch.setenv("ESVIT_PLUGINS", "theirs")
@@ -55,6 +56,8 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         del sys.modules[name]
     FAMILIES.clear()
     FAMILIES.update(families)
+    SHAPES.clear()
+    SHAPES.update(shapes)
     instantiation._allowed[:] = allowed
 
 

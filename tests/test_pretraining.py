@@ -76,7 +76,7 @@ def test_a_step_reports_the_mean_over_its_micro_batches():
         step({"views": [torch.randn(2, 3, side, side) for side in toys.SIDES]}, progress).terms["view"] for _ in "ab"
     ]
     report = step.finish(progress)
-    assert report.measures["view_loss"].item() == pytest.approx(sum(map(float, losses)) / 2)
+    assert report.measures["view_loss"].item() == pytest.approx(sum(loss.item() for loss in losses) / 2)
     assert report.finite
 
 

@@ -9,7 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from esvit_pl.augment import Recipe
 from esvit_pl.commands import evaluation
-from esvit_pl.configs import assemble
+from esvit_pl.configs import assemble, trainers
 
 
 def config(**settings) -> DictConfig:
@@ -40,7 +40,7 @@ def test_every_row_is_measured_under_one_trainer_on_one_data_module(monkeypatch,
         return value
 
     monkeypatch.setattr(assemble, "datamodule", lambda *args, **options: made_once(Data))
-    monkeypatch.setattr(assemble, "quiet_trainer", lambda cfg: made_once(Trainer()))
+    monkeypatch.setattr(trainers, "quiet", lambda cfg: made_once(Trainer()))
     recipe = Recipe(normalize="image", eval_resize=32, eval_crop=32)
     cfg = config(probes=["knn", "linear"] if linear else ["knn"])
     table = evaluation.measure(cfg, None, recipe, toys.backbone(), {"untrained": toys.backbone()})  # type: ignore[arg-type]

@@ -2,8 +2,8 @@
 
 from esvit_pl.profiling.available_memory import available_bytes
 from esvit_pl.profiling.batch_size import Verdict, judge
-from esvit_pl.profiling.memory import Need, measure, predict
+from esvit_pl.profiling.memory import Need, predict
 from esvit_pl.profiling.report import Report
 from esvit_pl.profiling.training import Noise, Training
 
-__all__ = ["Need", "Noise", "Report", "Training", "Verdict", "available_bytes", "judge", "measure", "predict"]
+__all__ = ["Need", "Noise", "Report", "Training", "Verdict", "available_bytes", "judge", "predict"]
