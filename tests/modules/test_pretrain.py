@@ -603,3 +603,10 @@ def test_a_checkpoint_of_another_backbone_is_refused_and_says_how_it_differs(tmp
     assert "backbone.depths: checkpoint [1, 1], now [1, 2]" in text
     assert "loss.num_prototypes: checkpoint 12, now 10" in text
     assert "weights: missing: teacher.backbone.layers.1.blocks.1.norm1.weight" in text
+
+
+def test_a_checkpoint_of_another_optimizer_is_refused(tmp_path):
+    saver = ModelCheckpoint(tmp_path, save_last=True)
+    fit(toys.pretrainer(optimizer={"name": "lars"}), tmp_path, callbacks=[saver], enable_checkpointing=True)
+    with pytest.raises(ValueError, match=r"trained with optimizer=lars, and this training has optimizer=adamw; resume"):
+        fit(toys.pretrainer(), tmp_path, ckpt_path=tmp_path / "last.ckpt")

@@ -117,6 +117,8 @@ def test_diagnostics_of_health_need_no_further_number(region_weight):
         ({"region_weight": -1.0}, "weights of 0 or more"),
         ({"region_start_epoch": 3, "region_weight": 0.0}, "region_start_epoch=3 needs a view loss to begin with"),
         ({"teacher_temp_warmup_epochs": -1}, "teacher_temp_warmup_epochs of 0 or more, got -1"),
+        ({"teacher_temp_end": 0.05}, "teacher_temp_end=0.05 and teacher_temp_schedule=constant do not go together"),
+        ({"teacher_temp_schedule": "linear"}, "teacher_temp_end=None and teacher_temp_schedule=linear do not go"),
         ({"student_temp": 0.0}, "positive student_temp, got 0.0"),
         ({"center_momentum": 2.0}, "center_momentum between 0 and 1, got 2.0"),
     ],

@@ -7,6 +7,7 @@ the optimizer's order), and `augment` (how images were prepared). Format 1 had n
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -131,6 +132,30 @@ def _recipe(about: dict[str, Any]) -> Recipe | None:
     return Recipe(**{name: value for name, value in augment.items() if name != "_target_"}) if known else None
 
 
+def check_same_optimizer(checkpoint: dict[str, Any], name: str) -> None:
+    """Refuse to resume with another optimizer, which would not find its moments in the checkpoint.
+
+    Args:
+        checkpoint: what Lightning loads.
+        name: of this training's optimizer.
+
+    Raises:
+        ValueError: the checkpoint's optimizer is another one.
+    """
+    states = checkpoint.get("optimizer_states")
+    saved = optimizer_name(states[0]["param_groups"][0]) if states else name
+    if saved != name:
+        raise ValueError(
+            f"the checkpoint to resume from was trained with optimizer={saved}, and this training has optimizer={name}; "
+            f"resume with optimizer={saved}, or start a new training from its weights with init_from="
+        )
+
+
+def optimizer_name(group: Mapping[str, Any]) -> str:
+    """ "adamw", "lars" or "sgd", from the settings of one of its parameter groups."""
+    return "adamw" if "betas" in group else "lars" if "trust" in group else "sgd"
+
+
 def _moments(checkpoint: dict[str, Any], student: State) -> Moments | None:
     """The optimizer's state, by names of the student's parameters; None if the file does not hold it."""
     about, states = checkpoint["esvit_pl"], checkpoint.get("optimizer_states")
@@ -142,5 +167,4 @@ def _moments(checkpoint: dict[str, Any], student: State) -> Moments | None:
         order = about["parameters"] if about["format"] > 1 else optimizer_order(student, count)
     except ValueError:  # format 1, of a timm model some of whose parameters do not learn: nothing says which
         return None
-    name = "adamw" if "betas" in groups[0] else "lars" if "trust" in groups[0] else "sgd"
-    return Moments(name, {order[place]: state for place, state in states[0]["state"].items()})
+    return Moments(optimizer_name(groups[0]), {order[place]: state for place, state in states[0]["state"].items()})

@@ -13,7 +13,7 @@ from esvit_pl.augment import Batch, EvaluationTransform
 from esvit_pl.backbones.interface import Backbone
 from esvit_pl.checkpoints.checkpoint import Checkpoint, Moments
 from esvit_pl.checkpoints.init_from import check_continues, start_from_
-from esvit_pl.checkpoints.pretraining_file import check_same_architecture, describe
+from esvit_pl.checkpoints.pretraining_file import check_same_architecture, check_same_optimizer, describe
 from esvit_pl.compiling import compile_
 from esvit_pl.data import batch_size_of
 from esvit_pl.ema import check_apart
@@ -225,6 +225,7 @@ class Pretrainer(LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         check_same_architecture(checkpoint, self.student.backbone, self.objective, self.state_dict())
+        check_same_optimizer(checkpoint, self.optimizer.name)
 
     def start_from(self, source: Checkpoint, **how: Any) -> str:
         """Begin with a checkpoint's weights; optimizer and schedules are new.

@@ -236,5 +236,10 @@ def _check(spec: dict[str, Any]) -> None:
     if spec["teacher_temp_end"] is not None and spec["teacher_temp_end"] <= 0:
         raise ValueError(f"EsViTObjective needs a positive teacher_temp_end, got {spec['teacher_temp_end']}")
     check_shape("loss.teacher_temp_schedule", spec["teacher_temp_schedule"])
+    if (spec["teacher_temp_end"] is None) != (spec["teacher_temp_schedule"] == "constant"):
+        raise ValueError(
+            f"teacher_temp_end={spec['teacher_temp_end']} and teacher_temp_schedule={spec['teacher_temp_schedule']} do "
+            "not go together: a temperature that moves after its warm-up needs both, an end and linear or cosine"
+        )
     if not 0 <= spec["center_momentum"] <= 1:
         raise ValueError(f"EsViTObjective needs center_momentum between 0 and 1, got {spec['center_momentum']}")
