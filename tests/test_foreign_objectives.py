@@ -134,6 +134,13 @@ def test_it_trains_from_python(trained, tmp_path):
     assert toys.largest_difference(mine, other) == 0
 
 
+def test_masks_that_nobody_draws_are_missed_before_the_training(package, commands):
+    words = [word for word in words_of("masked") if not word.startswith("augment.mask_cell")]
+    refused = commands.run("pretrain", *words, "dry_run=true")
+    assert refused.code == 1
+    assert "augment.mask_cell=0 draws no masks; set it to the side in pixels of a region" in refused.err
+
+
 @pytest.mark.slow
 def test_it_trains_on_two_processes_by_command(trained, package, tmp_path):
     loss, _ = trained

@@ -153,7 +153,10 @@ def hide(tokens: Tensor, mask: Tensor, vector: Tensor | None, *, factor: int = 1
     height, width = tokens.shape[1:3]
     wanted = (tokens.shape[0], -(-height // factor), -(-width // factor))
     if mask.shape != wanted:
-        raise ValueError(f"a mask needs the shape {wanted}, images and the grid of regions, got {tuple(mask.shape)}")
+        raise ValueError(
+            f"a mask needs the shape {wanted}, images and the grid of regions, got {tuple(mask.shape)}; set "
+            "augment.mask_cell to the side of a region in pixels"
+        )
     mask = mask.repeat_interleave(factor, 1).repeat_interleave(factor, 2)[:, :height, :width]
     return torch.where(mask[..., None], vector.to(tokens.dtype), tokens)
 

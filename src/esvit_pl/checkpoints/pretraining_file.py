@@ -146,8 +146,8 @@ def check_same_optimizer(checkpoint: dict[str, Any], name: str) -> None:
     saved = optimizer_name(states[0]["param_groups"][0]) if states else name
     if saved != name:
         raise ValueError(
-            f"the checkpoint to resume from was trained with optimizer={saved}, and this training has optimizer={name}; "
-            f"resume with optimizer={saved}, or start a new training from its weights with init_from="
+            f"the checkpoint to resume from was trained with optimizer={saved}, and this training has optimizer={name};"
+            f" resume with optimizer={saved}, or start a new training from its weights with init_from="
         )
 
 

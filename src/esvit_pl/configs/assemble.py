@@ -66,6 +66,11 @@ def pretrainer(cfg: DictConfig, recipe: Recipe) -> Pretrainer:
         transform=EvaluationTransform(recipe),
         config=plain(cfg),
     )
+    if module.objective.uses_masks and not recipe.mask_cell:
+        raise ValueError(
+            "loss: this objective hides patches, and augment.mask_cell=0 draws no masks; set it to the side in pixels "
+            "of a region of the backbone (32 for a Swin of four stages, the patch for a ViT)"
+        )
     if epochs is not None and not cfg.trainer.fast_dev_run:
         module.check_durations(epochs)
     return module
