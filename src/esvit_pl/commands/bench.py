@@ -230,7 +230,7 @@ def gpu_here(cfg: DictConfig) -> str:
 
 
 def data_sheet(cfg: DictConfig, gpu: str) -> DataSheet:
-    """Of a GPU by its name, 0 where it is unknown; the settings win."""
+    """The data sheet of a GPU; unknown numbers are 0, and the settings replace what is known."""
     from esvit_pl.profiling.data_sheets import DataSheet
     from esvit_pl.profiling.data_sheets import data_sheet as look_up
 

@@ -117,7 +117,7 @@ def extract(
 
 
 def needed_labels(owner: str, labels: Tensor | None, where: str) -> Tensor:
-    """The labels; an error if there are none, such as "k-NN needs labels, and the batches of the bank have none"."""
+    """The labels; raises if the batches have no labels ("k-NN needs labels, and the batches of the bank have none")."""
     if labels is None:
         raise ValueError(f"{owner} needs labels, and {where}; give unpack= a function that finds them")
     return labels

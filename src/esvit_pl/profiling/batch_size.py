@@ -26,7 +26,7 @@ class Verdict(NamedTuple):
     batch: int
     needed_bytes: int
     available_bytes: int
-    """Of the device, without the margin."""
+    """Bytes that the device has, before the margin is taken off."""
     micro_batch: int
     """The largest part of the batch that fits and divides it; 0 if no image does."""
     accumulate: int

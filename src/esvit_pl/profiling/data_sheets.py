@@ -34,5 +34,5 @@ DATA_SHEETS = {
 
 
 def data_sheet(name: str) -> DataSheet | None:
-    """Of a GPU by its name, as torch gives it; None for one that is not in `DATA_SHEETS`."""
+    """The data sheet of a GPU, by its name in torch; None if `DATA_SHEETS` does not hold it."""
     return next((sheet for part, sheet in DATA_SHEETS.items() if part.lower() in name.lower()), None)

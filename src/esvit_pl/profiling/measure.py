@@ -70,7 +70,7 @@ def compared(
 
 
 def seconds(function: Callable[[], object], device: torch.device | str = "cpu") -> float:
-    """Of one call, until the device is done."""
+    """Seconds that one call takes, until the device is done."""
     wait(device)
     start = perf_counter()
     function()

@@ -54,7 +54,7 @@ class Need(NamedTuple):
     """Micro-batches of an optimizer step."""
     predicted_bytes: int
     weights_bytes: int
-    """Of both networks and the objective."""
+    """Bytes of the weights of both networks and the objective."""
     gradients_bytes: int
     optimizer_bytes: int
     views_bytes: int

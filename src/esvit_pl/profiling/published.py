@@ -127,7 +127,7 @@ DINO = {
 
 
 def accuracy(backbone: str, loss: str) -> Accuracy | None:
-    """Of a config of conf/backbone under a config of conf/loss; None where nothing is published."""
+    """The accuracy of a config of conf/backbone with a config of conf/loss; None where nothing is published."""
     if backbone in DINO:
         rival = _of_dino(backbone)
         if loss != "view" or rival.knn_percent is None:
@@ -137,7 +137,7 @@ def accuracy(backbone: str, loss: str) -> Accuracy | None:
 
 
 def v100_images_per_second(backbone: str) -> float | None:
-    """Of a config of conf/backbone; None where nothing is published."""
+    """The rate of a config of conf/backbone on a V100; None where nothing is published."""
     if backbone in DINO:
         return _of_dino(backbone).v100_images_per_second
     return ESVIT[backbone].v100_images_per_second if backbone in ESVIT else None

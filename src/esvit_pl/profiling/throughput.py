@@ -99,7 +99,7 @@ def counted(name: str, backbone: Backbone, side: int = 224) -> Throughput:
 
 
 def multiply_adds(backbone: Backbone, side: int) -> int:
-    """Of one image's pass: convolutions, linear layers and both products of every attention.
+    """Operations for one image: convolutions, linear layers and both products of every attention.
 
     As in the literature, norms, softmax, activations and sums are not counted. torch counts two operations for each.
     """

@@ -128,5 +128,5 @@ class Noise:
 
 
 def channels_of(backbone: Backbone) -> int:
-    """Of the images that it takes; 3 where a foreign backbone does not say."""
+    """The number of channels that the images must have; 3 if a foreign backbone does not say."""
     return int(backbone.spec.get("in_chans", 3))
