@@ -11,7 +11,7 @@ from torch import Tensor
 
 from esvit_pl.augment.evaluation import evaluation_view
 from esvit_pl.augment.recipe import Recipe
-from esvit_pl.datasets.folder import as_rgb
+from esvit_pl.datasets.decode import as_rgb
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """Data sets: `(image, label or None)` by index, as `Splits` of training, bank and query."""
 
 from esvit_pl.datasets.cifar10 import cifar10
-from esvit_pl.datasets.folder import FolderDataset, decode, folder, imagenet
+from esvit_pl.datasets.decode import decode
+from esvit_pl.datasets.folder import FolderDataset, folder, imagenet
 from esvit_pl.datasets.interface import ArrayDataset, ImageDataset, Picture, Splits, Subset, split_by_name
 from esvit_pl.datasets.photographs import FREE_TO_SHOW, photographs
 
