@@ -125,7 +125,7 @@ def test_a_file_that_breaks_on_opening_or_on_decoding_is_named(tmp_path):
 
 def test_a_broken_file_is_named(tmp_path):
     for name in ("good.png", "bad.png", "cut.png"):
-        Image.new("RGB", (4, 3)).save(tmp_path / name)
+        Image.new("RGB", (4, 3), (1, 2, 3)).save(tmp_path / name)
     (tmp_path / "bad.png").write_bytes(b"no image")
     (tmp_path / "cut.png").write_bytes((tmp_path / "good.png").read_bytes()[:50])
     data = folder(tmp_path).train
