@@ -300,3 +300,9 @@ def test_errors_for_people():
 )
 def test_words_that_are_no_settings_become_one(words, become):
     assert command_line.words_as_setting(words, "folders") == become
+
+
+def test_a_bare_word_with_an_equals_sign_is_a_folder_if_it_exists(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "lr=0.1").mkdir()
+    assert command_line.words_as_setting(["lr=0.1", "lr=0.2"], "folders") == ["lr=0.2", "folders=['lr=0.1']"]

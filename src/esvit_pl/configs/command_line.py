@@ -28,6 +28,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from esvit_pl.configs import near_match, sweep
 from esvit_pl.configs.instantiation import hydra_has_whitelist, import_plugins, trusted_patterns
+from esvit_pl.configs.quoting import names_a_file, quote_paths, quoted
 from esvit_pl.runs.folder import remove_empty
 
 Task = Callable[[DictConfig], Any]
@@ -79,7 +80,7 @@ def command(
             nonlocal started
             started = False
             _register_help(config_name, summary, examples)
-            sys.argv[1:] = _null_means_none(sys.argv[1:], config_package)
+            sys.argv[1:] = quote_paths(_null_means_none(sys.argv[1:], config_package))
             _refuse_dashed_settings(sys.argv[1:])
             try:
                 _hydra_main(config_package, config_name)(job)()
@@ -107,15 +108,17 @@ def command(
 def words_as_setting(argv: Sequence[str], key: str) -> list[str]:
     """Join the words of a command line that are neither settings nor flags into one setting.
 
-    ``logs/ more/`` becomes ``folders=['logs/','more/']``. A word after a flag belongs to the flag: ``--cfg job``.
+    ``logs/ more/`` becomes ``folders=['logs/','more/']``. A word after a flag belongs to the flag: ``--cfg job``. A word
+    with ``=`` is a setting, unless it names something that exists: ``logs/lr=0.1``.
     """
     behind = {index + 1 for index, word in enumerate(argv) if word.startswith("-")}
     is_bare = [
-        "=" not in word and not word.startswith(("-", "~")) and index not in behind for index, word in enumerate(argv)
+        ("=" not in word or names_a_file(word)) and not word.startswith(("-", "~")) and index not in behind
+        for index, word in enumerate(argv)
     ]
-    words = [word.replace("'", r"\'") for word, yes in zip(argv, is_bare, strict=True) if yes]
+    words = [quoted(word) for word, yes in zip(argv, is_bare, strict=True) if yes]
     others = [word for word, yes in zip(argv, is_bare, strict=True) if not yes]
-    return [*others, "{}=[{}]".format(key, ",".join(f"'{word}'" for word in words))] if words else others
+    return [*others, f"{key}=[{','.join(words)}]"] if words else others
 
 
 def requires(program: str, *keys: str) -> Callable[[DictConfig], str | None]:

@@ -18,6 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from esvit_pl.configs.command_line import hints, version_base
 from esvit_pl.configs.near_match import near
+from esvit_pl.configs.quoting import quote_paths, quoted
 
 COMMANDS = ("pretrain", "linear", "knn")
 CONFIGS = "esvit_pl.conf"
@@ -79,16 +80,8 @@ def word(value: Any) -> str:
         return "{" + ",".join(f"{key}:{word(item)}" for key, item in value.items()) + "}"
     if isinstance(value, (str, os.PathLike)):
         text = os.fspath(value)
-        return text if text.isidentifier() else _quoted(text)
+        return text if text.isidentifier() else quoted(text)
     return str(value)
-
-
-def _quoted(text: str) -> str:
-    """In quotes. Inside them Hydra only gives a meaning to the quote itself and to backslashes before it."""
-    if "'" not in text and not text.endswith("\\"):
-        return f"'{text}'"
-    escaped = text.replace("\\'", "\\\\'").replace("'", "\\'")
-    return f"'{escaped}{chr(92) if escaped.endswith(chr(92)) else ''}'"
 
 
 # -- from words to a config
@@ -101,7 +94,7 @@ def composed(command: str, overrides: Sequence[str]) -> tuple[DictConfig, dict[s
     wrong = [word for word in overrides if word.startswith("-")]
     if wrong:
         raise ValueError(f"compose takes settings such as 'seed=1', got the flag {wrong[0]}; flags are for the shell")
-    words = list(overrides)
+    words = quote_paths(overrides)
     if not any(word.startswith("paths.output_dir=") for word in words):
         words.append(f"paths.output_dir='${{paths.log_dir}}/{command}'")  # only a command has hydra:runtime.output_dir
     with hydra_of_our_own():
