@@ -108,8 +108,8 @@ def command(
 def words_as_setting(argv: Sequence[str], key: str) -> list[str]:
     """Join the words of a command line that are neither settings nor flags into one setting.
 
-    ``logs/ more/`` becomes ``folders=['logs/','more/']``. A word after a flag belongs to the flag: ``--cfg job``. A word
-    with ``=`` is a setting, unless it names something that exists: ``logs/lr=0.1``.
+    ``logs/ more/`` becomes ``folders=['logs/','more/']``. A word after a flag belongs to the flag: ``--cfg job``.
+    A word with ``=`` is a setting, unless it names something that exists: ``logs/lr=0.1``.
     """
     behind = {index + 1 for index, word in enumerate(argv) if word.startswith("-")}
     is_bare = [

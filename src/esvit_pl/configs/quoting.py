@@ -31,7 +31,7 @@ def quoted(text: str) -> str:
 
 
 def quote_paths(words: Sequence[str]) -> list[str]:
-    """Words of a command line, in quotes where Hydra would not read a path as what it is; ``~`` becomes the home folder.
+    """Words of a command line, in quotes where Hydra would misread a path; ``~`` becomes the home folder.
 
     Quotes, sweeps, lists and interpolations of the user stay as they are, and so does everything that is no path.
 
