@@ -1,18 +1,1 @@
 """Figures of a run, one kind a file. The only room that knows matplotlib; it opens no window and keeps no state."""
-
-from esvit_pl.visualize.figures.comparison import comparison
-from esvit_pl.visualize.figures.crops import crops
-from esvit_pl.visualize.figures.learning_curve import learning_curve
-from esvit_pl.visualize.figures.style import save
-from esvit_pl.visualize.figures.sweep import sweep
-from esvit_pl.visualize.figures.throughput import Model, accuracy_against_throughput
-
-__all__ = [
-    "Model",
-    "accuracy_against_throughput",
-    "comparison",
-    "crops",
-    "learning_curve",
-    "save",
-    "sweep",
-]
