@@ -5,7 +5,7 @@ import torch
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from esvit_pl.losses import expected_prototype, log_partition, partition_and_target
+from esvit_pl.losses import partition_and_target
 
 TEMP, TEACHER_TEMP = 0.1, 0.05
 ROW_BYTES = 8 * 11  # of the logits of one prototype in `problem`: 6 student and 5 teacher rows in float64
@@ -88,22 +88,9 @@ def test_gradients_by_finite_differences(problem):
     assert torch.autograd.gradcheck(loss, (problem["z"], problem["w"]))
 
 
-def test_each_half_by_itself_is_the_half_of_both(problem):
-    z, w, options = problem["z"], problem["w"], {"block_bytes": 4 * ROW_BYTES}
-    teacher = (problem["teacher_z"], problem["teacher_w"], problem["center"])
-    target = expected_prototype(*teacher, w, TEACHER_TEMP, **options)
-    partition = log_partition(z, w, TEMP, **options)
-    loss = (partition - (z * target.u[problem["match"]].view(z.shape)).sum(-1) / TEMP).mean()
-    together, entropy = streamed(problem, **options)
-    assert loss.item() == pytest.approx(together.item(), rel=1e-12)
-    assert torch.allclose(target.entropy, entropy)
-    for mine, reference in zip(gradients(loss, problem), gradients(together, problem), strict=True):
-        assert torch.allclose(mine, reference, rtol=1e-10, atol=1e-12)
-
-
 def test_nothing_flows_to_the_teacher(problem):
     teacher_z, teacher_w = problem["teacher_z"].requires_grad_(), problem["teacher_w"].requires_grad_()
-    target = expected_prototype(teacher_z, teacher_w, problem["center"], problem["w"], 0.05)
+    _, target = partition_and_target(problem["z"], problem["w"], TEMP, teacher_z, teacher_w, problem["center"], 0.05)
     target.u.sum().backward()
     assert teacher_z.grad is None
     assert teacher_w.grad is None
@@ -164,21 +151,22 @@ def test_under_autocast_forward_and_backward_stay_in_float32():
         mine = results()
     for tensor, reference in zip(mine, wanted, strict=True):
         assert torch.equal(tensor, reference)
-    narrow = log_partition(z.bfloat16(), w.bfloat16(), 0.1)
-    assert torch.equal(narrow, log_partition(z.bfloat16().float(), w.bfloat16().float(), 0.1))
+    teacher = (teacher_z, teacher_w, center, 0.05)
+    narrow = partition_and_target(z.bfloat16(), w.bfloat16(), 0.1, *teacher)[0]
+    assert torch.equal(narrow, partition_and_target(z.bfloat16().float(), w.bfloat16().float(), 0.1, *teacher)[0])
 
 
 def test_by_hand():
-    w = torch.eye(2)
-    z = torch.tensor([[1.0, 0.0]])
-    assert log_partition(z, w, 0.5).item() == pytest.approx(torch.tensor([2.0, 0.0]).logsumexp(0).item())
-    sure = expected_prototype(z, w, torch.zeros(2), w, 1e-3)
+    w, z = torch.eye(2), torch.tensor([[1.0, 0.0]])
+    partition, sure = partition_and_target(z, w, 0.5, z, w, torch.zeros(2), 1e-3)
+    assert partition.item() == pytest.approx(torch.tensor([2.0, 0.0]).logsumexp(0).item())
     assert sure.u.tolist() == [[1.0, 0.0]]
     assert sure.entropy.item() == 0.0  # and not nan, where a probability underflows
-    centred = expected_prototype(z, w, torch.tensor([1.0, 0.0]), w, 1.0)
+    _, centred = partition_and_target(z, w, 0.5, z, w, torch.tensor([1.0, 0.0]), 1.0)
     assert centred.u.tolist() == [[0.5, 0.5]]
 
 
 def test_a_block_needs_memory():
+    ones, w = torch.ones(1, 2), torch.eye(2)
     with pytest.raises(ValueError, match="block_bytes must be positive, got 0; .* None chooses one"):
-        log_partition(torch.ones(1, 2), torch.eye(2), 0.1, block_bytes=0)
+        partition_and_target(ones, w, 0.1, ones, w, torch.zeros(2), 0.1, block_bytes=0)

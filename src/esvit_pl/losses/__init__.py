@@ -2,7 +2,7 @@
 
 from esvit_pl.losses.center import Center
 from esvit_pl.losses.matching import match_regions, match_views, matched_share
-from esvit_pl.losses.prototypes import Target, expected_prototype, log_partition, partition_and_target
+from esvit_pl.losses.prototypes import Target, partition_and_target
 from esvit_pl.losses.region import RegionLoss
 from esvit_pl.losses.view import ViewLoss
 
@@ -11,8 +11,6 @@ __all__ = [
     "RegionLoss",
     "Target",
     "ViewLoss",
-    "expected_prototype",
-    "log_partition",
     "match_regions",
     "match_views",
     "matched_share",

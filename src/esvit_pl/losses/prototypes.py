@@ -40,47 +40,6 @@ class Target(NamedTuple):
     """(...): entropy of the teacher's distribution in nats, no gradient."""
 
 
-def log_partition(z: Tensor, prototypes: Tensor, temp: float, *, block_bytes: int | None = None) -> Tensor:
-    """logsumexp over prototypes of W z / temp.
-
-    Args:
-        z: (... p) student projections.
-        prototypes: (k p), W.
-        temp: student temperature.
-        block_bytes: as in `partition_and_target`.
-
-    Returns:
-        (...) in float32 or wider, with gradient to `z` and `prototypes`.
-    """
-    nobody, center = z.new_empty(0, z.shape[-1]), z.new_zeros(len(prototypes))
-    return partition_and_target(z, prototypes, temp, nobody, prototypes, center, 1.0, block_bytes=block_bytes)[0]
-
-
-def expected_prototype(
-    teacher_z: Tensor,
-    teacher_prototypes: Tensor,
-    center: Tensor,
-    prototypes: Tensor,
-    temp: float,
-    *,
-    block_bytes: int | None = None,
-) -> Target:
-    """u = W^T q with q = softmax((W_teacher teacher_z - center) / temp), the mean prototype under a teacher row.
-
-    Args:
-        teacher_z: (... p) teacher projections.
-        teacher_prototypes: (k p), W_teacher.
-        center: (k,), subtracted from the teacher's logits (`losses.center`).
-        prototypes: (k p), the student's W; gradient flows to it through u, but not to the teacher through q.
-        temp: teacher temperature.
-        block_bytes: as in `partition_and_target`.
-    """
-    nobody = teacher_z.new_empty(0, teacher_z.shape[-1])
-    return partition_and_target(
-        nobody, prototypes, 1.0, teacher_z, teacher_prototypes, center, temp, block_bytes=block_bytes
-    )[1]
-
-
 def partition_and_target(
     z: Tensor,
     prototypes: Tensor,
@@ -92,7 +51,11 @@ def partition_and_target(
     *,
     block_bytes: int | None = None,
 ) -> tuple[Tensor, Target]:
-    """`log_partition` and `expected_prototype` together, so that there is one gradient of W instead of two.
+    """Log partitions of the student's rows, and what they learn from the teacher's.
+
+    The log partition is the logsumexp over prototypes of W z / temp. A teacher row's distribution is
+    q = softmax((W_teacher teacher_z - center) / teacher_temp), and its expected prototype is u = W^T q. Both are computed
+    together, so that there is one gradient of W instead of two.
 
     Everything is computed in float32 or wider, whatever autocast says; forward and backward hold one block of logits at
     a time. Only on a GPU under bfloat16 autocast, kernels that hold no block at all multiply in bfloat16 and sum in
@@ -102,14 +65,14 @@ def partition_and_target(
         z: (... p) student projections.
         prototypes: (k p), W; gradient flows to it through both results.
         temp: student temperature.
-        teacher_z: (... p) teacher projections; no gradient flows to the teacher.
+        teacher_z: (... p) teacher projections; no gradient flows to the teacher, neither through u nor through q.
         teacher_prototypes: (k p), W_teacher.
-        center: (k,).
+        center: (k,), subtracted from the teacher's logits (`losses.center`).
         teacher_temp: teacher temperature.
         block_bytes: size of a block of logits, and no kernels are used. None: `CPU_BLOCK_BYTES` or `GPU_BLOCK_BYTES`.
 
     Returns:
-        Log partitions (...) and the target.
+        Log partitions (...) in float32 or wider, and the target.
 
     Raises:
         ValueError: `block_bytes` is not positive.
