@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from functools import cache, partial
 from typing import Any
 
@@ -10,7 +9,7 @@ import pytest
 import toys
 
 from esvit_pl.modules import Pretrainer
-from esvit_pl.profiling.batch_size import GIB, Verdict, accumulation, fits, judge
+from esvit_pl.profiling.batch_size import GIB, Verdict, judge
 from esvit_pl.profiling.memory import Need, predict
 
 PAIR = (32, 32)
@@ -23,60 +22,6 @@ def small(**overrides: Any) -> Pretrainer:
 
 def parts(module: Pretrainer) -> tuple[Any, Any]:
     return module.step, module.optimizer
-
-
-def test_the_largest_batch_that_fits_is_found_in_a_few_predictions():
-    asked: list[int] = []
-
-    def along_a_line(batch: int) -> int:
-        asked.append(batch)
-        return 1000 + 70 * batch
-
-    assert fits(along_a_line, 10_000, margin=0) == 128
-    assert len(asked) <= 4
-    assert fits(along_a_line, 10_000, margin=0.1) == 114
-    assert fits(along_a_line, 10_000, margin=0, among=range(1, 101)) == 100
-    assert fits(along_a_line, 10_000, margin=0, among=[1, 5, 127, 130, 500]) == 127
-    assert fits(along_a_line, 1069, margin=0) == 0
-    assert fits(along_a_line, 1070, margin=0, among=[1]) == 1
-
-
-@pytest.mark.parametrize(
-    "bytes_at",
-    [
-        lambda batch: max(5000, 70 * batch),  # the optimizer's step takes more than small batches do
-        lambda batch: 100 + 70 * batch + batch**2 // 3,
-        lambda batch: 100 + 70 * batch + 400 * math.isqrt(batch),
-        lambda batch: 100 * 2 ** (batch // 10),
-        lambda batch: 5000,
-    ],
-    ids=["bent", "curved up", "curved down", "steps", "flat"],
-)
-@pytest.mark.parametrize("available", [4999, 5000, 6037, 20_000])
-def test_the_largest_that_fits_is_found_whatever_the_curve(bytes_at, available):
-    seen: dict[int, int] = {}
-
-    def recording(batch: int) -> int:
-        seen[batch] = bytes_at(batch)
-        return seen[batch]
-
-    fitting = fits(recording, available, margin=0)
-    assert fitting == max((batch for batch in range(1, 4097) if bytes_at(batch) <= available), default=0)
-    assert fitting == 0 or seen[fitting] <= available
-    assert len(seen) <= 20
-
-
-@pytest.mark.parametrize(
-    ("batch", "fitting", "split"),
-    [(64, 24, (16, 4)), (64, 64, (64, 1)), (64, 100, (64, 1)), (96, 40, (32, 3)), (7, 6, (1, 7)), (1, 1, (1, 1))],
-)
-def test_a_batch_is_split_into_the_fewest_equal_parts_that_fit(batch, fitting, split):
-    assert accumulation(batch, fitting) == split
-
-
-def test_no_image_can_not_be_accumulated():
-    with pytest.raises(ValueError, match="no micro-batch of a batch of 64 fits"):
-        accumulation(64, 0)
 
 
 def pretended(step: Any, recipe: Any, *, batch_size: int, accumulate: int, **how: Any) -> Need:
@@ -109,6 +54,15 @@ def pretended(step: Any, recipe: Any, *, batch_size: int, accumulate: int, **how
 )
 def test_the_verdict_says_what_to_do(available, line):
     assert str(judge(*parts(toys.pretrainer()), batch=64, available_bytes=available * GIB, predict=pretended)) == line
+
+
+@pytest.mark.parametrize(
+    ("batch", "fitting", "split"), [(64, 24, (16, 4)), (64, 60, (32, 2)), (96, 40, (32, 3)), (7, 6, (1, 7))]
+)
+def test_a_batch_is_split_into_the_fewest_equal_parts_that_fit(batch, fitting, split):
+    there = int((2.01 + 0.7 * fitting) * GIB)
+    verdict = judge(*parts(toys.pretrainer()), batch=batch, available_bytes=there, margin=0, predict=pretended)
+    assert (verdict.micro_batch, verdict.accumulate) == split
 
 
 def test_batch_norm_is_told_of_micro_batches():
@@ -149,8 +103,3 @@ def test_a_verdict_of_true_predictions():
     )
     at_once = at(batch_size=3, accumulate=1).predicted_bytes
     assert judge(*parts(toys.pretrainer()), batch=3, **how) == Verdict(3, at_once, limit, 3, 1, at_once, False, 0)
-
-
-def test_a_margin_of_all_is_refused():
-    with pytest.raises(ValueError, match="margin must be 0 or more and below 1, got 1"):
-        fits(lambda batch: batch, 10, margin=1)

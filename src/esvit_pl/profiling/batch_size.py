@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import cache
-from itertools import count
 from typing import Any, NamedTuple
 
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -15,9 +14,6 @@ from esvit_pl.pretraining import PretrainingStep
 from esvit_pl.profiling.memory import Need, predict
 
 GIB, MIB = 2**30, 2**20
-MANY_IMAGES = 4096
-FEW = 4
-"""Guesses along a line; after these, what is left is halved again and again."""
 
 
 class Verdict(NamedTuple):
@@ -82,74 +78,22 @@ def judge(
     def need(size: int) -> int:
         return predict(step, recipe, batch_size=size, accumulate=1 if size == batch else 2, **how).predicted_bytes
 
-    smallest = smallest_batch(step)
+    smallest, limit = smallest_batch(step), (1 - margin) * available_bytes
     norm = smallest > 1
-    if need(batch) <= (1 - margin) * available_bytes:
+    if need(batch) <= limit:
         return Verdict(batch, need(batch), available_bytes, batch, 1, need(batch), norm, margin)
     parts = [size for size in range(min(smallest, batch), batch + 1) if batch % size == 0]
-    fitting = fits(need, available_bytes, margin=margin, among=parts)
+    fitting = bisect_right(parts, limit, key=need)  # so many of them, since memory grows with the batch
     if not fitting:
         return Verdict(batch, need(batch), available_bytes, 0, 0, need(parts[0]), norm, margin)
-    return Verdict(batch, need(batch), available_bytes, *accumulation(batch, fitting), need(fitting), norm, margin)
+    micro_batch = parts[fitting - 1]
+    accumulate = batch // micro_batch
+    return Verdict(batch, need(batch), available_bytes, micro_batch, accumulate, need(micro_batch), norm, margin)
 
 
 def smallest_batch(step: PretrainingStep) -> int:
     """Images that a micro-batch must have: 1, or 2 with batch norm, which may find no variance in a single one."""
     return 1 + any(isinstance(part, _BatchNorm) for part in step.student.modules())
-
-
-def fits(
-    predict: Callable[[int], int],
-    available_bytes: int,
-    *,
-    margin: float = 0.1,
-    among: Sequence[int] = range(1, MANY_IMAGES + 1),
-) -> int:
-    """The largest batch whose prediction leaves a margin free; 0 if there is none.
-
-    Memory grows with the batch, nearly along a line: each guess is where the line between the largest batch that is
-    known to fit and the smallest that is known not to meets the limit. All that is said to fit was predicted to.
-
-    Args:
-        predict: batch -> bytes.
-        available_bytes: of the device.
-        margin: share of them that is to stay free.
-        among: the batches to choose from, ascending.
-    """
-    if not 0 <= margin < 1:
-        raise ValueError(f"margin must be 0 or more and below 1, got {margin}; it is the share of memory to stay free")
-    limit = (1 - margin) * available_bytes
-    low, high = 0, len(among) - 1  # places of what fits and of what does not
-    lower, upper = predict(among[low]), predict(among[high])
-    if lower > limit:
-        return 0
-    if upper <= limit:
-        return among[high]
-    for guesses in count():
-        if high - low == 1:
-            break
-        meeting = among[low] + (limit - lower) / (upper - lower) * (among[high] - among[low])
-        guess = max(bisect_right(among, meeting) - 1, low + 1)
-        if guesses > FEW:  # no line then
-            guess = (low + high) // 2
-        size = predict(among[guess])
-        if size <= limit:
-            low, lower = guess, size
-        else:
-            high, upper = guess, size
-    return among[low]
-
-
-def accumulation(batch: int, fitting: int) -> tuple[int, int]:
-    """(micro-batch, accumulate): the fewest equal parts of a batch that fit; their product is the batch.
-
-    Raises:
-        ValueError: not even one image fits.
-    """
-    if fitting < 1:
-        raise ValueError(f"no micro-batch of a batch of {batch} fits: {fitting} images do; it takes 1 or more")
-    micro_batch = max(size for size in range(1, min(batch, fitting) + 1) if batch % size == 0)
-    return micro_batch, batch // micro_batch
 
 
 def as_size(size: float) -> str:
