@@ -57,7 +57,7 @@ def test_the_verdict_says_what_to_do(available, line):
 
 
 @pytest.mark.parametrize(
-    ("batch", "fitting", "split"), [(64, 24, (16, 4)), (64, 60, (32, 2)), (96, 40, (32, 3)), (7, 6, (1, 7))]
+    ("batch", "fitting", "split"), [(64, 24, (16, 4)), (64, 60, (32, 2)), (96, 40, (32, 3)), (7, 5, (1, 7))]
 )
 def test_a_batch_is_split_into_the_fewest_equal_parts_that_fit(batch, fitting, split):
     there = int((2.01 + 0.7 * fitting) * GIB)
