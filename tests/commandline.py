@@ -112,7 +112,7 @@ class Commands:
     def evaluate(self, name: str, checkpoint: Path, root: Path | str, *words: str) -> Outcome:
         """``esvit-<name>`` of a checkpoint of such a pretraining."""
         data = [f"ckpt_path={checkpoint}", "dataset=folder", f"dataset.root={root}", "dataset.val_fraction=0.34"]
-        return self.run(name, *_last_of_each([*data, *VIEWS, *MACHINE, *words]))
+        return self.run(name, *_last_of_each([*data, *MACHINE, *words]))
 
 
 def _last_of_each(words: list[str]) -> list[str]:

@@ -163,8 +163,8 @@ def test_evaluate_is_both_commands(run, pictures, tmp_path):
 def test_evaluate_says_what_is_missing(run):
     with pytest.raises(ValueError, match="evaluate needs probes of 'knn' and 'linear' as a list, got 'knn'"):
         esvit_pl.evaluate(run.checkpoint, "photographs", probes="knn")
-    with pytest.raises(ValueError, match="knn needs data"):
-        esvit_pl.evaluate(run.checkpoint)
+    with pytest.raises(ValueError, match="experiment=embedded holds the settings of a training. esvit-knn takes"):
+        esvit_pl.evaluate(run.checkpoint, "photographs", experiment="embedded")
     with pytest.raises(ValueError, match="ckpt_path: nowhere.ckpt is not a file"):
         esvit_pl.evaluate("nowhere.ckpt", "photographs")
 

@@ -22,6 +22,7 @@ CHOICES = {
     "loss/view": {"view_weight", "region_weight"},
     "optimizer": {"name"},
     "augment/global_only": {"num_local", "global_scale"},
+    "augment/checkpoint": None,
     "augment/cifar": None,
     "augment/embedded": None,
     "datamodule/device_color": {"color_on"},

@@ -102,13 +102,14 @@ def evaluate(
 
     Args:
         ckpt_path: a checkpoint of `pretrain`.
-        data: as in `pretrain`; labelled.
+        data: as in `pretrain`; labelled. Left out, the images of the checkpoint's own training.
         out: folder, with one folder inside for each probe; by default a new one, ``logs/evaluate/runs/<time>``.
         probes: "knn", "linear" or both.
         epochs: length of the linear probe.
         knn: settings of the k-NN, such as ``{"k": [20, 100]}``.
         linear: settings of the linear probe, such as ``{"lr": [0.01, 0.1], "last_blocks": 4}``.
-        overrides: every other setting of the commands, as in `pretrain`: ``augment="embedded"``, ``trainer="gpu"``.
+        overrides: every other setting of the commands, as in `pretrain`: ``trainer="gpu"``. Images are
+            prepared as in the training of the checkpoint, unless ``augment`` says otherwise.
     """
     from esvit_pl.commands import knn as knn_job
     from esvit_pl.commands import linear as linear_job
@@ -157,7 +158,7 @@ def _prepared(
 
 def _need(command: str, cfg: DictConfig, images: Splits | None, keys: Sequence[str]) -> None:
     missing = [key for key in keys if cfg.get(key) is None]
-    if images is None and cfg.get("dataset") is None:
+    if command == "pretrain" and images is None and cfg.get("dataset") is None:
         missing.append("data")
     if missing:
         raise ValueError(f"{command} needs {' and '.join(missing)}: a folder of images, or the name of a dataset")

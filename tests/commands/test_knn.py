@@ -7,8 +7,10 @@ import re
 
 import pytest
 import torch
+from commandline import MACHINE
+from omegaconf import OmegaConf
 
-from esvit_pl.commands.knn import report
+from esvit_pl.commands.evaluation import report
 
 
 def test_it_says_what_the_pretraining_run_said(pretrained, commands, pictures):
@@ -26,6 +28,60 @@ def test_it_says_what_the_pretraining_run_said(pretrained, commands, pictures):
         "knn.log",
         "results.json",
     ]
+
+
+def test_images_and_their_preparation_are_those_of_the_training(pretrained, commands):
+    """With nothing but the checkpoint: the run's own number, where 256 and 224 px would give another."""
+    outcome = commands.run("knn", f"ckpt_path={pretrained.last}", *MACHINE)
+    assert outcome.code == 0, outcome.err
+    assert outcome.results["knn"]["pretrained"] == pretrained.results["knn"]["pretrained"]
+    assert "images (those of the checkpoint's training): dataset=folder dataset.root=" in outcome.out
+    mean, std = "[0.5,0.5,0.5]", "[0.157,0.157,0.157]"
+    assert f"preparation (the checkpoint's): size 16, crop 16, mean {mean}, std {std}\n" in outcome.out
+    used = OmegaConf.load(outcome.folder / "config.yaml").augment
+    assert (used.eval_resize, used.eval_crop, list(used.std)) == (16, 16, [0.157, 0.157, 0.157])
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["augment.eval_resize=20"], "size 20, crop 16, "),
+        (["augment=multi_crop"], "size 256, crop 224, "),
+        (["augment=embedded", "augment.eval_crop=16"], "size 32, crop 16, "),
+        (["augment.normalize=view"], "size 16, crop 16, each crop standardised by its own mean and std"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_a_preparation_that_is_typed_wins_and_is_said(pretrained, commands, pictures, words, said):
+    outcome = commands.evaluate("knn", pretrained.last, pictures, *words)
+    assert outcome.code == 0, outcome.err
+    assert f"preparation: {said}" in outcome.out
+    differences = outcome.out.partition("differs from the checkpoint's: ")[2].partition("\n")[0].split(", ")
+    typed = {
+        "augment.eval_resize=20": ["augment.eval_resize=20 instead of 16"],
+        "augment=multi_crop": [
+            "augment.eval_resize=256 instead of 16",
+            "augment.eval_crop=224 instead of 16",
+            "augment.mean=[0.485,0.456,0.406] instead of [0.5,0.5,0.5]",
+            "augment.std=[0.229,0.224,0.225] instead of [0.157,0.157,0.157]",
+        ],
+        "augment=embedded": ["augment.eval_resize=32 instead of 16"],
+        "augment.normalize=view": ["augment.normalize=view instead of dataset"],
+    }
+    assert differences == typed[words[0]]
+
+
+def test_a_preparation_that_is_typed_and_the_same_is_no_difference(pretrained, commands, pictures):
+    outcome = commands.evaluate("knn", pretrained.last, pictures, "augment.eval_crop=16")
+    assert "preparation (the checkpoint's): size 16, crop 16" in outcome.out
+
+
+@pytest.mark.parametrize("command", ["knn", "linear"])
+def test_an_experiment_is_of_a_training(commands, command):
+    outcome = commands.run(command, "ckpt_path=last.ckpt", "experiment=swin_tiny_w7_view")
+    assert outcome.code == 1
+    assert outcome.err.startswith("\nexperiment=swin_tiny_w7_view holds the settings of a training. esvit-")
+    assert "takes the data settings of the checkpoint" in outcome.err
 
 
 def test_several_k_and_the_student(pretrained, commands, pictures):
@@ -98,7 +154,7 @@ def test_data_without_labels_are_refused_with_the_remedy(pretrained, commands, u
 def test_without_arguments_it_says_what_it_needs(commands):
     outcome = commands.run("knn")
     assert outcome.code == 1
-    assert "esvit-knn needs ckpt_path= and dataset=" in outcome.err
+    assert "esvit-knn needs ckpt_path=\n" in outcome.err
     assert "esvit-knn ckpt_path=RUN/checkpoints/last.ckpt" in outcome.err
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import hydra
 import pytest
 import torch
+from commandline import VIEWS
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 from PIL import Image
@@ -281,7 +282,7 @@ def test_a_new_training_begins_with_old_weights(pretrained, released, commands, 
     assert "epoch 1/2" not in outcome.out
     assert "after 2 epochs, 8 steps" in outcome.out
     assert re.search(r"before this training +[\d.]+%", outcome.out)
-    before = commands.evaluate("knn", released, pictures)
+    before = commands.evaluate("knn", released, pictures, *VIEWS)
     assert outcome.results["knn"]["initial"] == before.results["knn"]["pretrained"]
     assert "untrained" not in outcome.results["knn"]
 
@@ -293,8 +294,6 @@ def test_tables_are_resized_on_request_and_other_standardisation_is_noted(pretra
     table = "teacher.backbone.layers.0.blocks.0.attn.relative_position_bias_table"
     assert weights(outcome.last)[table].shape == (9, 1)
     assert "was trained on images standardised otherwise: augment.std=[0.157,0.157,0.157] there, [1,1,1]" in outcome.out
-    measured = commands.evaluate("knn", pretrained.last, pictures, "augment.std=[1,1,1]")
-    assert "was trained on images standardised otherwise" in measured.out
 
 
 def test_a_run_that_began_with_old_weights_is_resumed_by_adding_ckpt_path(pretrained, released, commands, pictures):

@@ -113,7 +113,8 @@ def recipe_of_timm(pretrained_cfg: Mapping[str, Any]) -> Recipe:
     """How timm prepares images for a pretrained model. The interpolation is always bicubic here."""
     crop = pretrained_cfg.get("input_size", (3, 224, 224))[-1]
     mean, std = (pretrained_cfg.get(name, getattr(Recipe, name)) for name in ("mean", "std"))
-    return Recipe(mean=mean, std=std, eval_crop=crop, eval_resize=round(crop / pretrained_cfg.get("crop_pct", 0.875)))
+    resize = round(crop / pretrained_cfg.get("crop_pct", 0.875))
+    return Recipe(mean=mean, std=std, eval_crop=crop, eval_resize=resize, supervised_size=crop)
 
 
 def _config(folder: Path) -> dict[str, Any]:

@@ -1,24 +1,81 @@
-"""The table of results: the same probes on the pretrained backbone and on what it is compared with."""
+"""What ``esvit-knn`` and ``esvit-linear`` share, and the table of results at the end of ``esvit-pretrain``: the same
+probes on the pretrained backbone and on what it is compared with."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from omegaconf import DictConfig
 
-from esvit_pl.configs import assemble, trainers, weights
+from esvit_pl.configs import assemble, evaluated_images, trainers, weights
 from esvit_pl.evaluation.baselines import Baselines, GreyHistogram, RawPixels
-from esvit_pl.evaluation.names import CHANCE, PRETRAINED, PROBES, ROWS
+from esvit_pl.evaluation.names import CHANCE, PRETRAINED, PROBES, ROWS, is_accuracy, main_metric
 
 if TYPE_CHECKING:
+    from pytorch_lightning import LightningModule, Trainer
+
     from esvit_pl.augment import Recipe
     from esvit_pl.backbones import Backbone
+    from esvit_pl.data import ImageDataModule
     from esvit_pl.datasets import Splits
     from esvit_pl.evaluation import Evaluator
+    from esvit_pl.runs.result import Result
 
 Table = dict[str, dict[str, float]]
 """{"knn": {"chance": ..., "pretrained": ...}, "linear": {...}}, top-1 accuracies in 0-1."""
+
+
+class Job(NamedTuple):
+    """How a command measures a checkpoint's backbone."""
+
+    probe: str
+    """"knn" or "linear"."""
+    module: Callable[[DictConfig, Backbone, ImageDataModule], LightningModule]
+    measure: Callable[[DictConfig, Trainer, Any, ImageDataModule], Mapping[str, Any]]
+    """Returns the metrics."""
+    trains: bool = False
+    """Whether the probe trains on augmented images."""
+
+
+def evaluate(job: Job, cfg: DictConfig, images: Splits | None = None) -> Result:
+    """The whole job of ``esvit-knn`` and ``esvit-linear``.
+
+    Args:
+        cfg: of the command, with ``paths.output_dir`` set.
+        images: in place of ``cfg.dataset``.
+    """
+    from esvit_pl.runs.folder import RunFolder
+    from esvit_pl.runs.result import Result
+
+    source = weights.evaluated(cfg)
+    backbone = weights.frozen_backbone(cfg, source)
+    lines = [evaluated_images.take_dataset(cfg, source, f"esvit-{job.probe}")] if images is None else []
+    recipe, line = evaluated_images.preparation(cfg, source, trains=job.trains)
+    evaluated_images.keep(cfg, recipe)
+    data = assemble.datamodule(cfg, *assemble.images(cfg, images))
+    module = job.module(cfg, backbone, data)
+    trainer = trainers.make(cfg, data)
+    run = RunFolder(cfg.paths.output_dir, writes=trainer.is_global_zero)
+    run.describe(cfg)
+    if run.writes:
+        print("\n".join(filter(None, [*lines, line])), flush=True)
+    with run.status():
+        metrics = {name: float(value) for name, value in job.measure(cfg, trainer, module, data).items()}
+        run.update(**{job.probe: {PRETRAINED: metrics[main_metric(job.probe)]}}, metrics=metrics)
+    if run.writes:
+        print(report(metrics, run.path), flush=True)
+    return Result(run.path, backbone.cpu(), Path(cfg.ckpt_path), metrics)
+
+
+def report(metrics: dict[str, float], folder: object) -> str:
+    """The accuracies in %, one a line, and where they are kept."""
+    shown = {name: value for name, value in metrics.items() if is_accuracy(name)}
+    width = max(map(len, shown))
+    return "\n".join(
+        ["", *(f"{name:<{width}}  {100 * value:5.1f}%" for name, value in shown.items()), "", f"{folder}/"]
+    )
 
 
 def check(cfg: DictConfig, backbone: Backbone, num_classes: int | None) -> None:

@@ -2,29 +2,39 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
 from esvit_pl.configs.command_line import command, requires
+from esvit_pl.configs.evaluated_images import refuse_experiment
 
 if TYPE_CHECKING:
+    from pytorch_lightning import Trainer
+
+    from esvit_pl.backbones import Backbone
+    from esvit_pl.data import ImageDataModule
     from esvit_pl.datasets import Splits
+    from esvit_pl.modules import LinearProbe
     from esvit_pl.runs.result import Result
 
 EXAMPLES = [
     "esvit-linear ckpt_path=RUN/checkpoints/last.ckpt dataset=imagenet dataset.root=/data/imagenet trainer=ddp",
     "esvit-linear ckpt_path=RUN/checkpoints/last.ckpt dataset=folder dataset.root=photos/ module.lr=[0.001,0.003,0.01]",
-    "esvit-linear ckpt_path=RUN/checkpoints/last.ckpt dataset=photographs augment=embedded trainer=cpu "
-    "module.last_blocks=2 module.lr=[0.01,0.1,1.0] trainer.max_epochs=10",
+    "esvit-linear ckpt_path=RUN/checkpoints/last.ckpt trainer=cpu "
+    "module.last_blocks=2 module.lr=[0.01,0.1,1.0] trainer.max_epochs=10   # on the images of its training",
 ]
 
 
-needs = requires("esvit-linear", "ckpt_path", "dataset")
-
-
-@command("linear", summary="train a linear probe on a checkpoint's frozen backbone.", examples=EXAMPLES, needs=needs)
+@command(
+    "linear",
+    summary="train a linear probe on a checkpoint's frozen backbone.",
+    examples=EXAMPLES,
+    needs=requires("esvit-linear", "ckpt_path"),
+    refuses=partial(refuse_experiment, "esvit-linear"),
+)
 def main(cfg: DictConfig) -> float | None:
     from esvit_pl.commands import evaluation
 
@@ -32,32 +42,25 @@ def main(cfg: DictConfig) -> float | None:
 
 
 def evaluate(cfg: DictConfig, images: Splits | None = None) -> Result:
-    """The whole job.
+    """The whole job; arguments as in `evaluation.evaluate`."""
+    from esvit_pl.commands import evaluation
 
-    Args:
-        cfg: of ``esvit-linear``, with ``paths.output_dir`` set.
-        images: in place of ``cfg.dataset``.
-    """
-    from esvit_pl.commands.knn import report
-    from esvit_pl.configs import assemble, trainers, weights
-    from esvit_pl.evaluation.names import LINEAR_TOP1, PRETRAINED
-    from esvit_pl.runs.folder import RunFolder
-    from esvit_pl.runs.result import Result
+    return evaluation.evaluate(evaluation.Job("linear", probe, measure, trains=True), cfg, images)
 
-    backbone = weights.frozen_backbone(cfg)
-    data = assemble.datamodule(cfg, *assemble.images(cfg, images))
+
+def probe(cfg: DictConfig, backbone: Backbone, data: ImageDataModule) -> LinearProbe:
+    from esvit_pl.configs import assemble
+
     assemble.seed_weights(cfg)
-    module = assemble.construct(cfg, "module", backbone=backbone, num_classes=data.num_classes)
-    trainer = trainers.make(cfg, data)
-    run = RunFolder(cfg.paths.output_dir, writes=trainer.is_global_zero)
-    run.describe(cfg)
-    with run.status():
-        trainers.fit(trainer, module, data, cfg.resume_from)
-        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-        run.update(linear={PRETRAINED: metrics[LINEAR_TOP1]}, metrics=metrics)
-    if run.writes:
-        print(report({name: value for name, value in metrics.items() if "top" in name}, run.path), flush=True)
-    return Result(run.path, backbone.cpu(), Path(cfg.ckpt_path), metrics)
+    made: LinearProbe = assemble.construct(cfg, "module", backbone=backbone, num_classes=data.num_classes)
+    return made
+
+
+def measure(cfg: DictConfig, trainer: Trainer, module: LinearProbe, data: ImageDataModule) -> Mapping[str, Any]:
+    from esvit_pl.configs import trainers
+
+    trainers.fit(trainer, module, data, cfg.resume_from)
+    return trainer.callback_metrics
 
 
 if __name__ == "__main__":

@@ -44,6 +44,7 @@ def command(
     summary: str,
     examples: Sequence[str] = (),
     needs: Callable[[DictConfig], str | None] | None = None,
+    refuses: Callable[[Sequence[str]], str | None] | None = None,
     config_package: str = "esvit_pl.conf",
 ) -> Callable[[Task], Callable[[], None]]:
     """Turn ``task(cfg)`` into a console command.
@@ -53,6 +54,7 @@ def command(
         summary: first line of ``--help``.
         examples: command lines, shown by ``--help`` and if something is missing.
         needs: called with the composed config before the task; returns a sentence that says what is missing, or None.
+        refuses: called with the words of the command line before they are composed; returns a sentence, or None.
         config_package: importable package that holds the configs.
 
     Returns:
@@ -82,6 +84,10 @@ def command(
             _register_help(config_name, summary, examples)
             sys.argv[1:] = quote_paths(_null_means_none(sys.argv[1:], config_package))
             _refuse_dashed_settings(sys.argv[1:])
+            refusal = refuses(sys.argv[1:]) if refuses is not None else None
+            if refusal is not None:
+                print(f"\n{refusal}", file=sys.stderr)
+                sys.exit(1)
             try:
                 _hydra_main(config_package, config_name)(job)()
             except KeyboardInterrupt:

@@ -17,6 +17,7 @@ from omegaconf import DictConfig, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from esvit_pl.configs.command_line import hints, version_base
+from esvit_pl.configs.evaluated_images import refuse_experiment
 from esvit_pl.configs.near_match import near
 from esvit_pl.configs.quoting import quote_paths, quoted
 
@@ -94,6 +95,9 @@ def composed(command: str, overrides: Sequence[str]) -> tuple[DictConfig, dict[s
     wrong = [word for word in overrides if word.startswith("-")]
     if wrong:
         raise ValueError(f"compose takes settings such as 'seed=1', got the flag {wrong[0]}; flags are for the shell")
+    refusal = None if command == "pretrain" else refuse_experiment(f"esvit-{command}", overrides)
+    if refusal is not None:
+        raise ValueError(refusal)
     words = quote_paths(overrides)
     if not any(word.startswith("paths.output_dir=") for word in words):
         words.append(f"paths.output_dir='${{paths.log_dir}}/{command}'")  # only a command has hydra:runtime.output_dir

@@ -54,19 +54,17 @@ def frozen_backbone(cfg: DictConfig, source: Checkpoint | None = None) -> Backbo
     source = source or evaluated(cfg)
     wanted = construct(cfg, "backbone").spec if cfg.get("backbone") is not None else None
     with naming("ckpt_path"):
-        backbone = backbone_of(source, network=cfg.network, backbone=wanted)
-    note_preparation(cfg, source)
-    return backbone
+        return backbone_of(source, network=cfg.network, backbone=wanted)
 
 
 def note_preparation(cfg: DictConfig, source: Checkpoint) -> None:
     """Say where ``augment`` standardises images otherwise than the training of the weights, if that is known."""
-    if source.recipe is None or cfg.get("augment") is None:
+    if source.recipe is None:
         return
     theirs, ours = source.recipe, construct(cfg, "augment")
     names = ("normalize", "mean", "std") if theirs.normalize == ours.normalize == "dataset" else ("normalize",)
     differences = [
-        f"augment.{name}={_word(getattr(theirs, name))} there, {_word(getattr(ours, name))} here"
+        f"augment.{name}={setting_text(getattr(theirs, name))} there, {setting_text(getattr(ours, name))} here"
         for name in names
         if getattr(theirs, name) != getattr(ours, name)
     ]
@@ -89,6 +87,6 @@ def say(line: str) -> None:
         print(line, flush=True)
 
 
-def _word(value: Any) -> str:
+def setting_text(value: Any) -> str:
     """As on the command line."""
     return f"[{','.join(f'{number:g}' for number in value)}]" if isinstance(value, tuple) else str(value)

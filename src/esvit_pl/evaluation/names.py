@@ -48,6 +48,11 @@ def main_metric(probe: str) -> str:
     return f"{probe}/top1"
 
 
+def is_accuracy(metric: str) -> bool:
+    """Whether a metric is a fraction of right answers, shown in %: ``knn/top1``, ``linear/lr0.1/top5``, ``top1``."""
+    return metric.rpartition("/")[2].startswith("top")
+
+
 def is_training_loss(metric: str) -> bool:
     """Whether a metric is a loss that an objective logs: ``train/view_loss``, ``train/contrastive_loss``, ..."""
     return metric.startswith("train/") and metric.endswith("_loss")

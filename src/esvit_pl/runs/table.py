@@ -12,7 +12,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import NamedTuple
 
-from esvit_pl.evaluation.names import KNN_TOP1, LINEAR_TOP1, TRAINING_LOSSES
+from esvit_pl.evaluation.names import KNN_TOP1, LINEAR_TOP1, TRAINING_LOSSES, is_accuracy
 from esvit_pl.runs.reading import Run
 
 COLUMNS = (KNN_TOP1, LINEAR_TOP1, TRAINING_LOSSES)
@@ -182,15 +182,15 @@ def dots(runs: Sequence[Run], metric: str) -> dict[str, list[float]]:
 
 def shown(cell: Cell, name: str) -> str:
     """The text of a cell in the column ``name``: accuracies in %, long numbers of a sweeper with four digits."""
-    is_accuracy = name.rpartition("/")[2].startswith("top")
+    in_percent = is_accuracy(name)
     if cell is None:
         return "-"
     if isinstance(cell, Spread):
-        if is_accuracy:
+        if in_percent:
             return f"{100 * cell.mean:.1f} ± {100 * cell.std:.1f}%"
         return f"{cell.mean:.4g} ± {cell.std:.2g}"
     if isinstance(cell, float):
-        return f"{100 * cell:.1f}%" if is_accuracy else f"{cell:.4g}"
+        return f"{100 * cell:.1f}%" if in_percent else f"{cell:.4g}"
     if isinstance(cell, str) and len(cell) > 8 and _is_number(cell):
         return f"{float(cell):.4g}"
     return _cut(str(cell), _WIDTH) if name not in ("run", "status") else str(cell)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from esvit_pl.evaluation.names import is_accuracy
 from esvit_pl.visualize.figures.style import BLUE, GREY, RED, new_figure
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ def sweep(groups: Mapping[str, Sequence[float]], metric: str, *, smaller_is_bett
     """
     if not any(len(values) for values in groups.values()):
         raise ValueError(f"sweep needs a value of {metric}, got {len(groups)} groups without any")
-    factor = 100 if metric.rpartition("/")[2].startswith("top") else 1
+    factor = 100 if is_accuracy(metric) else 1
     order = sorted((name for name in groups if len(groups[name])), key=lambda name: float(np.mean(groups[name])))
     names = [*(order if smaller_is_better else reversed(order)), *(name for name in groups if not len(groups[name]))]
     figure = new_figure(4.2 + 0.075 * min(max(map(len, names)), 70), 1.1 + 0.3 * len(names))
