@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
@@ -13,6 +14,7 @@ from torch import Tensor
 from esvit_pl.augment import Recipe
 from esvit_pl.checkpoints import pretraining_file, released, safetensors_file, timm_folder
 from esvit_pl.checkpoints.checkpoint import Checkpoint, under
+from esvit_pl.checkpoints.locate import WEIGHTS, last_checkpoint, missing
 from esvit_pl.checkpoints.pickled import read_pickled
 
 _HUB = ("hf-hub:", "hf_hub:")
@@ -29,11 +31,11 @@ def read_checkpoint(path_or_name: str | Path, *, moments: bool = False) -> Check
         ValueError: as in `load_backbone`.
     """
     name = str(path_or_name)
-    path = Path(name.removeprefix("local-dir:"))
-    if path.is_dir():
+    path = Path(name.removeprefix("local-dir:")).expanduser()
+    if timm_folder.is_one(path):
         return _folder(path, name)
-    if path.is_file():
-        return _file(path, moments=moments)
+    if path.is_file() or path.is_dir():
+        return _file(last_checkpoint(path), moments=moments)
     return _named(name)
 
 
@@ -95,9 +97,13 @@ def _named(name: str) -> Checkpoint:
         return _folder(Path(snapshot_download(name[len(_HUB[0]) :], allow_patterns=["*.json", "*.safetensors"])), name)
     tagged = name.removeprefix("timm/")
     if not timm.is_model(tagged.partition(".")[0]):
-        near = get_close_matches(tagged, timm.list_models(pretrained=True), n=3, cutoff=0.5)
-        hint = f"; timm has {', '.join(near)}" if near else ""
-        raise ValueError(f"{name} is not a file, a folder or a timm model{hint}")
+        is_path = "/" in tagged or Path(name).suffix in WEIGHTS
+        near = [] if is_path else get_close_matches(tagged, timm.list_models(pretrained=True), n=3, cutoff=0.5)
+        if near:
+            raise ValueError(f"{name} is not a file, a folder or a timm model; timm has {', '.join(near)}")
+        could_be_hub = re.fullmatch(r"\w[\w.-]*/[\w.-]+", name) and Path(name).suffix not in WEIGHTS
+        hub = f" (a repository of the Hugging Face Hub is written {_HUB[0]}{name})" if could_be_hub else ""
+        raise ValueError(f"{missing(Path(name).expanduser())}{hub}")
     if not timm.is_model_pretrained(tagged):
         raise ValueError(f"timm has no pretrained weights for {tagged}; it has {_pretrained(tagged)}")
     model = timm.create_model(tagged, pretrained=True, num_classes=0)

@@ -70,6 +70,11 @@ def save(backbone: Backbone, folder: str | Path, *, about: Mapping[str, Any] | N
     safetensors_file.write(state, folder / WEIGHTS, {"format": "pt"})
 
 
+def is_one(folder: Path) -> bool:
+    """Whether `read` is for this folder: it names an architecture of timm's, or lies where timm's would."""
+    return (folder / CONFIG).is_file() and not any(folder.glob("*.ckpt"))
+
+
 def read(folder: str | Path) -> TimmFolder:
     """Read a folder of ours or of timm's.
 
@@ -126,7 +131,12 @@ def _config(folder: Path) -> dict[str, Any]:
     except ValueError as error:
         raise ValueError(f"{path} cannot be read as JSON: {error}") from error
     if not isinstance(config, dict) or "architecture" not in config:
-        raise ValueError(f"{path} does not name an architecture, as timm's own files do")
+        theirs = ", ".join(config["architectures"]) if isinstance(config, dict) and config.get("architectures") else ""
+        whose = f"; it is of the library transformers ({theirs}), whose weights have other names" if theirs else ""
+        raise ValueError(
+            f"{path} does not name an architecture, as timm's own files do{whose}. Give timm's model by its name, or a "
+            "file with the weights as their authors published them"
+        )
     if said := config.get(safetensors_file.KEY):
         safetensors_file.known(said, path)
     return config

@@ -151,12 +151,12 @@ def about(cfg: DictConfig, source: Checkpoint) -> dict[str, Any]:
     finished = source.epoch == ((source.config or {}).get("trainer") or {}).get("max_epochs")
     network = source.resolve(cfg.network)
     known = {
-        "source": Path(cfg.ckpt_path).name,
+        "source": Path(source.path).name,
         "format": source.format,
         "network": network if network != "backbone" else None,
         "epoch": source.epoch,
         "config": shareable(source.config),
-        "results": results_beside(Path(cfg.ckpt_path)) if finished and network == source.resolve("encoder") else None,
+        "results": results_beside(Path(source.path)) if finished and network == source.resolve("encoder") else None,
     }
     plain = json.loads(json.dumps(known, default=str))
     return {name: value for name, value in plain.items() if value is not None}

@@ -27,8 +27,8 @@ def start(cfg: DictConfig, module: Pretrainer) -> tuple[str | None, str | None]:
 
     if cfg.ckpt_path is not None:  # of a training that began with init_from, too
         with naming("ckpt_path"):
-            if read_checkpoint(cfg.ckpt_path).format == "esvit_pl":
-                return cfg.ckpt_path, None
+            if (source := read_checkpoint(cfg.ckpt_path)).format == "esvit_pl":
+                return source.path, None
             return None, module.continue_from(read_checkpoint(cfg.ckpt_path, moments=True))
     if cfg.init_from is not None:
         with naming("init_from"):
