@@ -19,7 +19,7 @@ def last_checkpoint(path: str | Path) -> Path:
     """The file that a path means.
 
     Args:
-        path: a file; or the folder of a run, or its folder ``checkpoints``. A folder means its ``last.ckpt``, and without
+        path: a file, the folder of a run, or its folder ``checkpoints``. A folder means its ``last.ckpt``, and without
             that the ``.ckpt`` that was written last.
 
     Raises:
