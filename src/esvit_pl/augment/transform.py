@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
 from esvit_pl.augment.evaluation import evaluation_view
 from esvit_pl.augment.recipe import Recipe
-from esvit_pl.datasets.decode import as_rgb
+from esvit_pl.datasets.pixels import PixelRules, upright_rgb
 
 
 @dataclass(frozen=True)
@@ -24,18 +24,21 @@ class EvaluationTransform:
 
     Args:
         recipe: only its evaluation settings and its normalisation are used.
+        pixels: how PIL images of other than 8 bits and transparent ones become RGB. For floats, for example:
+            ``dataclasses.replace(transform, pixels=PixelRules(value_range=(0, 1)))``.
     """
 
     recipe: Recipe
+    pixels: PixelRules = field(default_factory=PixelRules)
 
     def __call__(self, image: Image.Image | Tensor) -> Tensor:
         """A PIL image of any mode, or a uint8 tensor (3 h w) -> float32 (c s s), s = `recipe.eval_crop`, normalised.
 
         Raises:
-            ValueError: `image` is something else.
+            ValueError: `image` is something else, or nothing says which of its values are black and white.
         """
         if isinstance(image, Image.Image):
-            image = torch.from_numpy(np.array(as_rgb(ImageOps.exif_transpose(image)))).permute(2, 0, 1)
+            image = torch.from_numpy(np.array(upright_rgb(image, self.pixels))).permute(2, 0, 1)
         if not isinstance(image, Tensor):
             raise ValueError(f"the transform takes a PIL image or a uint8 tensor (3 h w), got {type(image).__name__}")
         if image.dtype != torch.uint8 or image.ndim != 3 or len(image) != 3:

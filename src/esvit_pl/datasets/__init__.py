@@ -5,6 +5,7 @@ from esvit_pl.datasets.decode import decode
 from esvit_pl.datasets.folder import FolderDataset, folder, imagenet
 from esvit_pl.datasets.interface import ArrayDataset, ImageDataset, Picture, Splits, Subset, split_by_name
 from esvit_pl.datasets.photographs import FREE_TO_SHOW, photographs
+from esvit_pl.datasets.pixels import PixelRules, UnreadableMetadata
 
 __all__ = [
     "FREE_TO_SHOW",
@@ -12,8 +13,10 @@ __all__ = [
     "FolderDataset",
     "ImageDataset",
     "Picture",
+    "PixelRules",
     "Splits",
     "Subset",
+    "UnreadableMetadata",
     "cifar10",
     "decode",
     "folder",

@@ -2,66 +2,131 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+import stat
+import warnings
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from io import BytesIO
+from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
+import PIL
 import torch
-from PIL import ExifTags, Image, ImageOps
+from PIL import Image, UnidentifiedImageError
+from PIL.TiffImagePlugin import ImageFileDirectory_v2
 from torch import Tensor
 
+from esvit_pl.datasets.bare import without_metadata
 from esvit_pl.datasets.interface import Picture
+from esvit_pl.datasets.pillow_settings import PillowSettings
+from esvit_pl.datasets.pixels import PixelError, PixelRules, UnreadableMetadata, orientation, upright_rgb
 
-SHRINKING = ("JPEG", "MPO")  # Pillow's names of formats that can be decoded at 1/2, 1/4 or 1/8; phones write MPO
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM")
+"""Pillow's names of the formats that are read, whatever a file is called. Others are not tried: Pillow would start
+Ghostscript for PostScript."""
+SHRINKING = ("JPEG", "MPO")  # formats that can be decoded at 1/2, 1/4 or 1/8; phones write MPO
+
+Told = Callable[[str], None]
+T = TypeVar("T")
 
 
-def decode(path: str) -> Tensor:
-    """The picture in a file as uint8 (3 h w), RGB, turned as its EXIF orientation says. A GIF gives its first frame.
+def decode(path: str, rules: PixelRules | None = None, told: Told | None = None) -> Tensor:
+    """The picture in a file as uint8 (3 h w), RGB, turned as its EXIF orientation says.
+
+    A file of several pictures gives its first.
 
     The memory keeps Pillow's order (channels last), with which torch resizes uint8 images fastest.
 
+    Args:
+        rules: of `datasets.pixels`: value range, background, largest image.
+        told: called with a sentence if metadata cannot be read; by default it becomes a warning `UnreadableMetadata`.
+
     Raises:
-        ValueError: the file is missing, broken or not an image; the message names it.
+        ValueError: the file is missing, broken, not an image, too large, or no rule covers its pixels; the message
+            names it.
     """
-    with _naming(path), Image.open(path) as file:
-        return _pixels(file)
+    rules = rules or PixelRules()
+    return _read(path, rules, told, partial(_pixels, rules))
 
 
-def as_rgb(image: Image.Image) -> Image.Image:
-    """The image converted to RGB; the same object if it is RGB already."""
-    if image.mode.startswith("I"):  # 16-bit grey: Pillow would clip it at 255 instead of scaling it
-        image = Image.fromarray(np.clip(np.asarray(image).astype(np.int64) >> 8, 0, 255).astype(np.uint8))
-    if image.mode == "P" and "transparency" in image.info:
-        image = image.convert("RGBA")
-    return image if image.mode == "RGB" else image.convert("RGB")
-
-
-def open_picture(path: str, label: int | None) -> Picture:
+def open_picture(path: str, label: int | None, rules: PixelRules | None = None, told: Told | None = None) -> Picture:
     """The picture in a file. It is decoded later if its format can be decoded at a smaller scale."""
-    with _naming(path), Image.open(path) as file:
+    rules = rules or PixelRules()
+
+    def look(file: Image.Image) -> Picture:
         if file.format not in SHRINKING:
-            return Picture.of(_pixels(file), label)
-        return Picture(_upright_size(file), label, partial(_shrunk, path))
+            return Picture.of(_pixels(rules, file), label)
+        return Picture(_upright_size(file), label, shrunk)
+
+    def shrunk(reduction: int) -> Tensor:
+        return _read(path, rules, told, partial(_pixels, rules, reduction=reduction))
+
+    return _read(path, rules, told, look)
 
 
-def _shrunk(path: str, reduction: int) -> Tensor:
-    with _naming(path), Image.open(path) as file:
-        if reduction > 1:
-            file.draft(None, (max(file.width // reduction, 1), max(file.height // reduction, 1)))
-        return _pixels(file)
+def _read(path: str, rules: PixelRules, told: Told | None, use: Callable[[Image.Image], T]) -> T:
+    """``use(image)`` of the opened file; without its metadata if they stand in the way."""
+    with _naming(path):
+        _check_is_a_file(path)
+        with PillowSettings() as heard:
+            start = len(heard)
+            try:
+                with Image.open(path, formats=FORMATS) as file:
+                    result = use(_not_too_large(file, rules))
+                notes = [str(note.message) for note in heard[start:] if issubclass(note.category, UserWarning)]
+            except (PixelError, MemoryError):
+                raise
+            except Exception as error:
+                bare = without_metadata(Path(path).read_bytes())
+                if bare is None:
+                    raise
+                try:
+                    with Image.open(BytesIO(bare), formats=FORMATS) as file:
+                        result = use(_not_too_large(file, rules))
+                except PixelError:
+                    raise
+                except Exception:
+                    raise error from None
+                notes = [f"{type(error).__name__}: {error}"]
+    if notes:
+        (told or _warn)(f"the metadata of '{path}' cannot be read ({notes[0]}); its pixels are taken as they lie there")
+    return result
+
+
+def _pixels(rules: PixelRules, file: Image.Image, reduction: int = 1) -> Tensor:
+    if reduction > 1:
+        file.draft(None, (max(file.width // reduction, 1), max(file.height // reduction, 1)))
+    return torch.from_numpy(np.array(upright_rgb(file, rules))).permute(2, 0, 1)
 
 
 def _upright_size(file: Image.Image) -> tuple[int, int]:
     """(height, width) of the picture as it is shown, without decoding its pixels."""
-    lies_on_its_side = file.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)  # the four with a quarter turn
+    lies_on_its_side = orientation(file) in (5, 6, 7, 8)  # the four with a quarter turn
     return (file.width, file.height) if lies_on_its_side else (file.height, file.width)
 
 
-def _pixels(file: Image.Image) -> Tensor:
-    # In place, because copying a large picture takes as long as decoding it.
-    ImageOps.exif_transpose(file, in_place=True)
-    return torch.from_numpy(np.array(as_rgb(file))).permute(2, 0, 1)
+def _check_is_a_file(path: str) -> None:
+    """A pipe would be waited for, for ever."""
+    status = os.stat(path)
+    kinds = {stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket", stat.S_IFDIR: "a folder"}
+    kind = stat.S_IFMT(status.st_mode)
+    if kind != stat.S_IFREG:
+        raise PixelError(f"it is {kinds.get(kind, 'a device')}, not a file")
+    if status.st_size == 0:
+        raise PixelError("the file is empty")
+
+
+def _not_too_large(file: Image.Image, rules: PixelRules) -> Image.Image:
+    pixels = file.width * file.height
+    if pixels > rules.max_pixels:
+        raise PixelError(
+            f"it has {file.width:,} x {file.height:,} = {pixels:,} pixels, and dataset.max_pixels={rules.max_pixels} "
+            "allows fewer; raise it, or make the image smaller"
+        )
+    return file
 
 
 @contextmanager
@@ -69,5 +134,34 @@ def _naming(path: str) -> Iterator[None]:
     """Turn any error inside into a `ValueError` that names the file."""
     try:
         yield
+    except MemoryError:
+        raise
+    except PixelError as error:
+        raise ValueError(f"cannot read the image file '{path}': {error}") from error
+    except UnidentifiedImageError as error:
+        raise ValueError(f"cannot read the image file '{path}': {type(error).__name__}: {_what_it_is(path)}") from error
     except Exception as error:  # Pillow's plugins raise many kinds for a broken file
         raise ValueError(f"cannot read the image file '{path}': {type(error).__name__}: {error}") from error
+
+
+def _what_it_is(path: str) -> str:
+    """A file that Pillow does not recognise, in words: a kind of TIFF that it does not read, or its first bytes."""
+    with open(path, "rb") as file, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        start = file.read(8)
+        try:
+            tags = ImageFileDirectory_v2(start)
+            file.seek(tags.next)
+            tags.load(file)
+            bits, sample_format = tags.get(258, (1,)), tags.get(339, (1,))
+            return (
+                f"a TIFF that Pillow {PIL.__version__} does not read: BitsPerSample {bits}, SampleFormat "
+                f"{sample_format}, PhotometricInterpretation {tags.get(262)}; save it with 8 or 16 bits, or as 32-bit "
+                "floats of one channel"
+            )
+        except Exception:
+            return f"it is none of {', '.join(FORMATS)}, or its header is broken; it begins with {start!r}"
+
+
+def _warn(sentence: str) -> None:
+    warnings.warn(sentence, UnreadableMetadata, stacklevel=4)

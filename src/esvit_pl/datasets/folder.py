@@ -18,12 +18,14 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from torch import Tensor
 
 from esvit_pl.datasets.decode import decode, open_picture
 from esvit_pl.datasets.interface import ImageDataset, Picture, Splits
+from esvit_pl.datasets.pixels import PixelRules
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 VAL_FOLDERS = ("val", "valid", "validation")
@@ -32,15 +34,22 @@ VAL_FOLDERS = ("val", "valid", "validation")
 class FolderDataset(ImageDataset):
     """The image files `names` (paths below `root`), with a class number for each in `labels`, or None without labels.
 
-    Files are opened when they are asked for.
+    Files are opened when they are asked for, and become RGB by `rules`.
 
     >>> images = FolderDataset("photos", ["cat/1.jpg", "dog/1.jpg"], labels=[0, 1])
     >>> len(images), images.name(1), images.labels
     (2, 'dog/1.jpg', [0, 1])
     """
 
-    def __init__(self, root: str | Path, names: Sequence[str], labels: Sequence[int] | None = None) -> None:
-        self.root = str(root)
+    def __init__(
+        self,
+        root: str | Path,
+        names: Sequence[str],
+        labels: Sequence[int] | None = None,
+        *,
+        rules: PixelRules | None = None,
+    ) -> None:
+        self.root, self.rules = str(root), rules or PixelRules()
         # One block of bytes instead of a million Python strings: forked workers share it without copying.
         self._names = np.array([os.fsencode(name) for name in names])
         self._labels = None if labels is None else np.array(labels, dtype=np.int64)
@@ -49,10 +58,10 @@ class FolderDataset(ImageDataset):
         return len(self._names)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int | None]:
-        return decode(self._path(index)), self._label(index)
+        return decode(self._path(index), self.rules), self._label(index)
 
     def open(self, index: int) -> Picture:
-        return open_picture(self._path(index), self._label(index))
+        return open_picture(self._path(index), self._label(index), self.rules)
 
     @property
     def labels(self) -> list[int] | None:
@@ -68,12 +77,13 @@ class FolderDataset(ImageDataset):
         return None if self._labels is None else int(self._labels[index])
 
 
-def folder(root: str | Path, *, labels: str = "auto", val_fraction: float = 0.1) -> Splits:
+def folder(root: str | Path, *, labels: str = "auto", val_fraction: float = 0.1, **rules: Any) -> Splits:
     """All images below `root`, in the order of their names; the top of this file says what a folder means.
 
     Args:
         labels: "auto", "folders" or "none".
         val_fraction: the share of images that become the query where there is no `val` folder.
+        rules: of `PixelRules`: value_range, background, max_pixels.
 
     Raises:
         ValueError: `root` does not exist, is not a folder or holds no image; `labels="folders"` and there are images
@@ -81,16 +91,17 @@ def folder(root: str | Path, *, labels: str = "auto", val_fraction: float = 0.1)
     """
     if labels not in ("auto", "folders", "none"):
         raise ValueError(f"labels must be 'auto', 'folders' or 'none', got {labels!r}")
+    pixels = PixelRules(**rules)
     root = _existing(root)
     train_root, val_root = _split_roots(root)
     train = _find(train_root)
     val = _find(val_root) if val_root is not None else None
     if labels == "none" or (labels == "auto" and not _are_class_folders(train)):
-        unlabelled = None if val_root is None else FolderDataset(val_root, val or [])
-        return Splits(FolderDataset(train_root, train), unlabelled, val_fraction=val_fraction)
+        unlabelled = None if val_root is None else FolderDataset(val_root, val or [], rules=pixels)
+        return Splits(FolderDataset(train_root, train, rules=pixels), unlabelled, val_fraction=val_fraction)
     classes = sorted(set(_class_names(train_root, train)))
-    labelled = None if val_root is None else _labelled(val_root, val or [], classes)
-    return Splits(_labelled(train_root, train, classes), labelled, classes, val_fraction)
+    labelled = None if val_root is None else _labelled(val_root, val or [], classes, pixels)
+    return Splits(_labelled(train_root, train, classes, pixels), labelled, classes, val_fraction)
 
 
 def imagenet(root: str | Path) -> Splits:
@@ -162,7 +173,7 @@ def _class_names(root: Path, names: list[str]) -> list[str]:
     return [name.split("/")[0] for name in names]
 
 
-def _labelled(root: Path, names: list[str], classes: list[str]) -> FolderDataset:
+def _labelled(root: Path, names: list[str], classes: list[str], rules: PixelRules) -> FolderDataset:
     number = {name: index for index, name in enumerate(classes)}
     of_images = _class_names(root, names)
     unknown = sorted(set(of_images) - number.keys())
@@ -172,4 +183,4 @@ def _labelled(root: Path, names: list[str], classes: list[str]) -> FolderDataset
             f"{', '.join(unknown[:5])}; "
             f"there are {len(classes)}: {', '.join(classes[:5])}{', ...' if len(classes) > 5 else ''}"
         )
-    return FolderDataset(root, names, [number[name] for name in of_images])
+    return FolderDataset(root, names, [number[name] for name in of_images], rules=rules)

@@ -1,0 +1,264 @@
+"""RGB of 8 bits from a Pillow image of any mode and bit depth, by one rule for each; docs/pixels.md shows the table.
+
+8 bits stay as they are. Of 16-bit values that use their whole range the upper 8 bits are taken. For every other number
+something must say which value is black and which is white: the file's own tags, or `PixelRules.value_range`. Where
+neither does, the image is refused, because a guess would make it black or white without a word.
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import ExifTags, Image
+
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""EXIF orientation -> what shows the picture upright."""
+LEAST_HIGHEST = 1 << 14
+"""16-bit values that all lie below it use 14 bits or fewer: the picture would come out nearly black."""
+
+
+class PixelError(ValueError):
+    """Pixels that no rule covers; the message says what came and which setting would tell."""
+
+
+class UnreadableMetadata(UserWarning):
+    """Metadata of an image cannot be read. Its pixels can, and are taken as they lie in the file."""
+
+
+@dataclass(frozen=True)
+class PixelRules:
+    """How images become RGB of 8 bits, and which are too large.
+
+    >>> PixelRules(value_range=(0, 4095)).value_range
+    (0.0, 4095.0)
+
+    Args:
+        value_range: (lo, hi), the values that become 0 and 255 in images of more than 8 bits whose file does not tell.
+            Values outside are clipped.
+        background: (r, g, b) in 0-255, what shows through transparent pixels.
+        max_pixels: an image of more pixels is refused before it is decoded.
+
+    Raises:
+        ValueError: a number out of range.
+    """
+
+    value_range: tuple[float, float] | None = None
+    background: tuple[int, int, int] = (255, 255, 255)
+    max_pixels: int = 100_000_000
+
+    def __post_init__(self) -> None:
+        if self.value_range is not None:
+            object.__setattr__(self, "value_range", _range(self.value_range))
+        colour = _numbers(self.background)
+        if len(colour) != 3 or any(value not in range(256) for value in colour):
+            raise ValueError(f"background must be three whole numbers in 0-255, got {self.background}")
+        object.__setattr__(self, "background", tuple(int(value) for value in colour))
+        if not isinstance(self.max_pixels, int) or self.max_pixels < 1:
+            raise ValueError(f"max_pixels must be a whole number, 1 or more, got {self.max_pixels}")
+
+
+def upright_rgb(image: Image.Image, rules: PixelRules | None = None) -> Image.Image:
+    """The image in RGB as its EXIF orientation shows it; the same object if it is so already.
+
+    Raises:
+        PixelError: nothing says which of its values are black and white.
+    """
+    rgb = as_rgb(image, rules or PixelRules())
+    turn = TURNS.get(orientation(image))  # asked after decoding: Pillow turns TIFFs while it decodes them
+    return rgb if turn is None else rgb.transpose(turn)
+
+
+def orientation(image: Image.Image) -> int:
+    """The EXIF orientation, 1-8; 1 if there is none, and with a warning `UnreadableMetadata` if it cannot be read."""
+    try:
+        value = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception as error:  # Pillow raises many kinds for broken EXIF and XMP
+        warnings.warn(f"{type(error).__name__}: {error}", UnreadableMetadata, stacklevel=2)
+        return 1
+    return int(value) if value in TURNS else 1
+
+
+def as_rgb(image: Image.Image, rules: PixelRules) -> Image.Image:
+    """The image converted to RGB, not turned; the same object if it is RGB already."""
+    stored = _Stored.of(image)
+    if stored.scrambled:
+        raise PixelError(
+            "its 16-bit colour channels lie one after the other without compression, and Pillow mixes their bytes up; "
+            "save it with interleaved channels (PlanarConfiguration 1)"
+        )
+    if image.mode.startswith(("I", "F")) or stored.signed:
+        image = _grey(image, stored, rules)
+    elif stored.deep:
+        _check_deep_colour(image, stored, rules)
+    elif stored.narrow_palette is not None:
+        image.load()
+        image.putpalette(stored.narrow_palette)
+    if image.has_transparency_data:
+        return _laid_over(image, rules.background)
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+class _Stored(NamedTuple):
+    """What the file says of its values. Pillow forgets a part of it while it decodes, so it is asked before."""
+
+    bits: int = 8
+    signed: bool = False
+    white_is_zero: bool = False
+    limits: tuple[float, float] | None = None
+    """The values of black and white, from the file."""
+    deep: bool = False
+    """Colour of 16 bits, of which Pillow gives the upper 8."""
+    scrambled: bool = False
+    narrow_palette: list[int] | None = None
+    """RGB, RGB, ...: a TIFF's palette whose 16-bit numbers only use the lower 8."""
+
+    @classmethod
+    def of(cls, image: Image.Image) -> _Stored:
+        is_grey = image.mode.startswith(("I", "F"))
+        codec, raw = "", ""
+        for tile in getattr(image, "tile", ())[:1]:
+            codec, raw = tile[0], str(tile[3][0] if isinstance(tile[3], tuple) else tile[3])
+        if hasattr(image, "tag_v2"):
+            return cls._of_tiff(image.mode, image.tag_v2, codec)
+        if image.mode == "I" and image.format == "PPM":
+            # Pillow scales the values of a PGM to 16 bits, unless the header says that they have as many.
+            return cls(16, limits=(0.0, 65535.0) if codec == "ppm" else None)
+        bits = 16 if image.mode.startswith("I;16") else 32 if is_grey else 8
+        return cls(bits, signed=image.mode == "I", deep=";16" in raw and not is_grey)
+
+    @classmethod
+    def _of_tiff(cls, mode: str, tags: Any, codec: str) -> _Stored:
+        bits, signed = _first(tags.get(258)) or 1, _first(tags.get(339)) == 2
+        is_grey = mode.startswith(("I", "F")) or signed
+        return cls(
+            bits,
+            signed,
+            # Pillow inverts values of 8 bits and fewer itself.
+            white_is_zero=bits > 8 and tags.get(262) == 0,
+            limits=_limits(tags, bits, unsigned=not signed and mode != "F"),
+            deep=bits == 16 and not is_grey,
+            scrambled=bits == 16 and not is_grey and tags.get(284) == 2 and codec == "raw",
+            narrow_palette=_narrow_palette(tags) if mode in ("P", "PA") else None,
+        )
+
+
+def _limits(tags: Any, bits: int, *, unsigned: bool) -> tuple[float, float] | None:
+    """Black and white from a TIFF's tags: SMinSampleValue and SMaxSampleValue, Min- and MaxSampleValue, or its bits."""
+    for low, high in ((340, 341), (280, 281)):
+        lo, hi = _first(tags.get(low)), _first(tags.get(high))
+        if lo is None and unsigned:
+            lo = 0
+        if lo is not None and hi is not None and np.isfinite([lo, hi]).all() and lo < hi:
+            return float(lo), float(hi)
+    return (0.0, float(2**bits - 1)) if unsigned and 8 < bits < 16 else None
+
+
+def _narrow_palette(tags: Any) -> list[int] | None:
+    colours = np.asarray(tags.get(320, ()))
+    if not len(colours) or colours.max() > 255 or colours.max() == 0:
+        return None
+    palette: list[int] = colours.reshape(3, -1).T.flatten().tolist()
+    return palette
+
+
+def _grey(image: Image.Image, stored: _Stored, rules: PixelRules) -> Image.Image:
+    """Grey of more than 8 bits, or with a sign, in 8 bits; with alpha if one value stands for transparent."""
+    values = np.asarray(image)
+    if stored.signed and stored.bits == 8:
+        values = values.view(np.int8)
+    elif image.mode == "I" and not stored.signed and stored.bits == 32:
+        values = values.view(np.uint32)  # Pillow has no unsigned 32 bits: values from 2 ** 31 on arrive negative
+    limits = stored.limits or rules.value_range
+    unsigned_16 = not stored.signed and stored.bits == 16
+    if limits is None and not unsigned_16:
+        raise PixelError(_no_range(values, stored, image.mode))
+    if limits is None and 0 < values.max(initial=0) < LEAST_HIGHEST:
+        likely = 2 ** int(values.max()).bit_length() - 1
+        raise PixelError(
+            f"its values of 16 bits go from {values.min()} to {values.max()}, and the file does not say which of "
+            f"them is white; {_advice(0, likely)}, or dataset.value_range=[0,65535] if it is that dark"
+        )
+    if limits in (None, (0.0, 65535.0)) and unsigned_16:
+        levels = (values.astype(np.int64) >> 8).astype(np.uint8)
+    else:
+        assert limits is not None
+        levels = _scaled(values, *limits)
+    if stored.white_is_zero:
+        levels = 255 - levels
+    grey = Image.fromarray(levels)
+    key = image.info.get("transparency")
+    if isinstance(key, int):
+        grey.putalpha(Image.fromarray(np.where(values == key, 0, 255).astype(np.uint8)))
+    return grey
+
+
+def _scaled(values: np.ndarray, lo: float, hi: float) -> np.ndarray:
+    """`lo` to 0, `hi` to 255, clipped; what is no number becomes 0."""
+    unit = (values.astype(np.float64) - lo) / (hi - lo)
+    levels: np.ndarray = np.round(255 * np.clip(np.nan_to_num(unit, nan=0.0, posinf=1.0, neginf=0.0), 0, 1))
+    return levels.astype(np.uint8)
+
+
+def _check_deep_colour(image: Image.Image, stored: _Stored, rules: PixelRules) -> None:
+    """Refuse 16-bit colour that uses 14 bits or fewer: Pillow has dropped the lower 8 of them."""
+    extrema: Any = image.getextrema()
+    highest = max(high for _, high in extrema[:3])
+    told = stored.limits is not None and stored.limits[1] < LEAST_HIGHEST
+    if told or (0 < highest < LEAST_HIGHEST >> 8 and rules.value_range != (0.0, 65535.0)):
+        raise PixelError(
+            "its colours use 14 of their 16 bits or fewer, and Pillow reads the upper 8 alone; save it with 8 bits "
+            "or over the whole range, or set dataset.value_range=[0,65535] if it is that dark"
+        )
+
+
+def _laid_over(image: Image.Image, background: tuple[int, int, int]) -> Image.Image:
+    colours = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
+    alpha = colours.getchannel("A")
+    if alpha.getextrema()[0] == 255:
+        return colours.convert("RGB")
+    canvas = Image.new("RGB", image.size, background)
+    canvas.paste(colours, mask=alpha)
+    return canvas
+
+
+def _no_range(values: np.ndarray, stored: _Stored, mode: str) -> str:
+    finite = values[np.isfinite(values)]
+    kind = "floats" if mode == "F" else f"{'signed' if stored.signed else 'unsigned'} whole numbers"
+    lo, hi = (finite.min(), finite.max()) if finite.size else (0, 0)
+    strange = f" ({values.size - finite.size:,} are not finite)" if finite.size < values.size else ""
+    return (
+        f"its values are {kind} of {stored.bits} bits from {lo:g} to {hi:g}{strange}, and the file does not say which "
+        f"of them are black and white; {_advice(lo, hi)}"
+    )
+
+
+def _advice(lo: float, hi: float) -> str:
+    return f"set dataset.value_range=[lo,hi] for all images, such as dataset.value_range=[{lo:g},{hi:g}] for this one"
+
+
+def _range(given: Any) -> tuple[float, float]:
+    numbers = _numbers(given)
+    if len(numbers) != 2 or not np.isfinite(numbers).all() or not numbers[0] < numbers[1]:
+        raise ValueError(f"value_range must be two numbers [lo,hi], lo below hi, got {given}")
+    return float(numbers[0]), float(numbers[1])
+
+
+def _numbers(given: Any) -> list[Any]:
+    numbers = list(given) if isinstance(given, list | tuple) else []
+    return numbers if all(isinstance(number, int | float) for number in numbers) else []
+
+
+def _first(value: Any) -> Any:
+    """A tag's number, or the first of them."""
+    return (value[0] if value else None) if isinstance(value, tuple) else value
