@@ -42,3 +42,14 @@ def test_one_mean_makes_the_grey_view(normalize):
     torch.testing.assert_close(view, torch.tensor([0.0, bright] * 2).expand(1, 4, 4))
     low, high = ((0.0 - 0.25) / 0.5, (bright - 0.25) / 0.5) if normalize == "dataset" else (-1.0, 1.0)
     torch.testing.assert_close(evaluation_view(recipe, image), torch.tensor([low, high] * 2).expand(1, 4, 4))
+
+
+@pytest.mark.parametrize("long_side", [1, 2])
+def test_a_very_long_image_gives_its_middle_without_being_resized_as_a_whole(long_side):
+    shape = [3, 1, 1]
+    shape[long_side] = 200_000  # 256 times as long it would be 39 GB
+    image = torch.zeros(shape, dtype=torch.uint8)
+    image.narrow(long_side, 100_000, 100_000).fill_(255)
+    view = evaluation_view(Recipe(), image, normalized=False)
+    halves = view.narrow(long_side, 0, 100), view.narrow(long_side, 124, 100)
+    assert [half.mean().item() for half in halves] == pytest.approx([0, 1], abs=0.25)

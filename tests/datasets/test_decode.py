@@ -1,13 +1,20 @@
 from __future__ import annotations
 
+import io
 import math
+import os
+import socket
+import struct
+import subprocess
+import sys
+import zlib
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageFile, ImageOps
 
-from esvit_pl.datasets import FolderDataset, decode, folder
+from esvit_pl.datasets import FolderDataset, PixelRules, UnreadableMetadata, decode, folder
 
 
 def waves(height: int, width: int) -> Image.Image:
@@ -22,11 +29,15 @@ def block_means(image: torch.Tensor, reduction: int) -> torch.Tensor:
     return means[0]
 
 
-@pytest.mark.parametrize("extension", ["jpg", "JPEG", "png", "WebP", "gif", "bmp", "tif", "TIFF"])
+FORMATS = {"jpg": "JPEG", "PNG": "PNG", "WebP": "WEBP", "gif": "GIF", "bmp": "BMP", "TIFF": "TIFF", "avif": "AVIF"}
+FORMATS |= {"jp2": "JPEG2000", "ppm": "PPM", "jfif": "JPEG", "jpeg": "PNG", "png": "JPEG"}  # the content counts
+
+
+@pytest.mark.parametrize("extension", FORMATS)
 def test_formats(tmp_path, extension):
     picture = Image.fromarray(np.full((6, 5, 3), 200, dtype=np.uint8))
-    picture.save(tmp_path / f"x.{extension}")
-    image, _ = folder(tmp_path).train[0]
+    picture.save(tmp_path / f"x.{extension}", FORMATS[extension])
+    image = decode(str(tmp_path / f"x.{extension}"))
     assert image.dtype == torch.uint8
     assert image.shape == (3, 6, 5)
     assert (image.int() - 200).abs().max() <= 2
@@ -90,6 +101,18 @@ def test_a_smaller_jpeg_is_turned_as_the_whole_one_is(tmp_path, orientation):
         assert np.array_equal(turned.decode(reduction).permute(1, 2, 0), expected)
 
 
+@pytest.mark.parametrize("extension", ["png", "webp", "tif"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_every_format_is_turned_once(tmp_path, extension, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    waves(4, 7).save(tmp_path / f"x.{extension}", exif=exif, **({"lossless": True} if extension == "webp" else {}))
+    expected = waves(4, 7)
+    expected.getexif()[0x0112] = orientation
+    ImageOps.exif_transpose(expected, in_place=True)
+    assert np.array_equal(decode(str(tmp_path / f"x.{extension}")).permute(1, 2, 0), expected)
+
+
 @pytest.mark.parametrize("extension", ["png", "webp", "gif", "bmp", "tif"])
 def test_other_formats_stay_whole(tmp_path, extension):
     waves(40, 50).save(tmp_path / f"x.{extension}")
@@ -133,3 +156,182 @@ def test_a_broken_file_is_named(tmp_path):
     for index, name in enumerate(("bad", "cut")):
         with pytest.raises(ValueError, match=rf"cannot read the image file '.*{name}\.png': \w+Error"):
             data[index]
+
+
+# -- metadata
+
+
+def chunk(name: bytes, body: bytes, checksum: int | None = None) -> bytes:
+    return struct.pack(">I", len(body)) + name + body + struct.pack(">I", checksum or zlib.crc32(name + body))
+
+
+def segment(marker: int, body: bytes) -> bytes:
+    return struct.pack(">BBH", 0xFF, marker, len(body) + 2) + body
+
+
+def with_parts(kind: str, *parts: bytes, behind: bytes = b"") -> bytes:
+    """A picture of 40 x 20 pixels with further chunks or segments of metadata."""
+    file = io.BytesIO()
+    waves(20, 40).save(file, kind)
+    data = file.getvalue()
+    if kind == "JPEG":
+        return data[:2] + b"".join(parts) + data[2:]
+    start, end = data.index(b"IDAT") - 4, data.index(b"IEND") - 4
+    return data[:start] + b"".join(parts) + data[start:end] + behind + data[end:]
+
+
+def saved(kind: str, **options: object) -> bytes:
+    file = io.BytesIO()
+    waves(20, 40).save(file, kind, **options)
+    return file.getvalue()
+
+
+def turned() -> bytes:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    return exif.tobytes()
+
+
+def tiff_with_a_cut_description() -> bytes:
+    data = saved("TIFF", tiffinfo={270: "x" * 50})
+    entry = data.index(struct.pack("<HH", 270, 2))
+    return data[: entry + 4] + struct.pack("<I", 10**6) + data[entry + 8 :]
+
+
+EXIF_6 = turned()
+NO_HEAD = b"Exif\0\0" + b"\0\x08\0\x02\x01\x12\0\x03"
+HUGE = zlib.compress(b"a" * 2**21)
+BROKEN_METADATA = {
+    "EXIF without head, PNG": lambda: with_parts("PNG", chunk(b"eXIf", NO_HEAD[6:])),
+    "EXIF without head, JPEG": lambda: with_parts("JPEG", segment(0xE1, NO_HEAD)),
+    "EXIF without head, WebP": lambda: saved("WEBP", exif=NO_HEAD),
+    "EXIF without head, AVIF": lambda: saved("AVIF", exif=EXIF_6[:6] + b"II*\0\x08\0\0\0" + bytes(6)).replace(
+        b"II*\0\x08\0\0\0", b"ZZ*\0\x08\0\0\0"
+    ),
+    "EXIF cut": lambda: with_parts("JPEG", segment(0xE1, EXIF_6[:20])),
+    "EXIF in a text that is no hex": lambda: with_parts(
+        "PNG", chunk(b"tEXt", b"Raw profile type exif\0\nexif\n 4\nzz!!\n")
+    ),
+    "chunk with a wrong checksum": lambda: with_parts("PNG", chunk(b"tEXt", b"k\0v", 1)),
+    "text of a strange kind": lambda: with_parts("PNG", chunk(b"zTXt", b"k\0\x05xx")),
+    "text of a strange kind behind the pixels": lambda: with_parts("PNG", behind=chunk(b"zTXt", b"k\0\x05xx")),
+    "text that unpacks to megabytes": lambda: with_parts("PNG", chunk(b"zTXt", b"k\0\0" + HUGE)),
+    "profile of a strange kind": lambda: with_parts("PNG", chunk(b"iCCP", b"n\0\x07xx")),
+    "animation without frames": lambda: with_parts("PNG", chunk(b"acTL", b"\0\0\0\2\0\0\0\0"), chunk(b"fcTL", b"\0")),
+    "profile of one byte": lambda: with_parts("JPEG", segment(0xE2, b"ICC_PROFILE\0")),
+    "Photoshop's block cut": lambda: with_parts("JPEG", segment(0xED, b"Photoshop 3.0\x008BIM\x04\x04")),
+    "JFIF cut": lambda: with_parts("JPEG", segment(0xE0, b"JFIF\0")),
+    "list of a phone's pictures cut": lambda: with_parts("JPEG", segment(0xE2, b"MPF\0xx")),
+    "description longer than the file": tiff_with_a_cut_description,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("row", BROKEN_METADATA)
+def test_metadata_that_cannot_be_read_ends_nothing(tmp_path, row):
+    path = tmp_path / "x"
+    path.write_bytes(BROKEN_METADATA[row]())
+    told: list[str] = []
+    image = decode(str(path), told=told.append)
+    assert image.shape == (3, 20, 40)
+    assert (image.float() - torch.from_numpy(np.array(waves(20, 40))).permute(2, 0, 1)).abs().mean() < 8
+    assert len(told) == 1
+    assert told[0].startswith(f"the metadata of '{path}' cannot be read (")
+
+
+def test_an_orientation_survives_other_broken_metadata(tmp_path):
+    for name, data in {
+        "x.png": with_parts("PNG", chunk(b"eXIf", EXIF_6[6:]), chunk(b"zTXt", b"k\0\x05xx")),
+        "x.jpg": with_parts("JPEG", segment(0xE1, EXIF_6), segment(0xED, b"Photoshop 3.0\x008BIM\x04\x04")),
+    }.items():
+        (tmp_path / name).write_bytes(data)
+        assert decode(str(tmp_path / name), told=lambda sentence: None).shape == (3, 40, 20)
+
+
+@pytest.mark.parametrize("value", [b"\0\0\0\0", b"\0\x63\0\0", b"\xff\xff\0\0"])
+def test_an_orientation_out_of_range_is_none(tmp_path, value):
+    exif = b"Exif\0\0MM\0*\0\0\0\x08\0\1" + struct.pack(">HHI", 0x112, 3, 1) + value + bytes(4)
+    (tmp_path / "x.jpg").write_bytes(with_parts("JPEG", segment(0xE1, exif)))
+    assert decode(str(tmp_path / "x.jpg")).shape == (3, 20, 40)
+
+
+def test_unreadable_metadata_is_a_warning_of_its_own_kind(tmp_path):
+    (tmp_path / "x.png").write_bytes(BROKEN_METADATA["EXIF without head, PNG"]())
+    with pytest.warns(UnreadableMetadata, match=r"x.png' cannot be read \(SyntaxError: not a TIFF file"):
+        decode(str(tmp_path / "x.png"))
+
+
+# -- what is not opened
+
+
+def test_a_postscript_file_called_jpg_starts_nothing(tmp_path):
+    (tmp_path / "x.jpg").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n")
+    with Image.open(tmp_path / "x.jpg") as image:
+        assert image.format == "EPS"  # Pillow would read it
+    with pytest.raises(
+        ValueError, match=r"x.jpg': UnidentifiedImageError: it is none of JPEG, .*begins with b'%!PS-Ado'"
+    ):
+        decode(str(tmp_path / "x.jpg"))
+
+
+def test_pipes_sockets_devices_and_links_to_themselves_are_named_and_never_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe.jpg")
+    (tmp_path / "loop.jpg").symlink_to("loop.jpg")
+    (tmp_path / "empty.jpg").touch()
+    (tmp_path / "folder.jpg").mkdir()
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(os.path.relpath(tmp_path / "socket.jpg"))
+    (tmp_path / "zero.jpg").symlink_to("/dev/zero")
+    for name, message in (
+        ("pipe", "it is a pipe, not a file"),
+        ("socket", "it is a socket, not a file"),
+        ("zero", "it is a device, not a file"),
+        ("folder", "it is a folder, not a file"),
+        ("empty", "the file is empty"),
+        ("loop", "OSError: .*Too many levels of symbolic links"),
+    ):
+        with pytest.raises(ValueError, match=f"{name}.jpg': {message}"):
+            decode(str(tmp_path / f"{name}.jpg"))
+
+
+def test_more_pixels_than_allowed_are_refused_before_they_are_decoded(tmp_path):
+    Image.new("1", (4000, 3000)).save(tmp_path / "x.png")
+    (tmp_path / "x.png").write_bytes((tmp_path / "x.png").read_bytes()[:60])  # only the header is there
+    with pytest.raises(
+        ValueError, match=r"x.png': it has 4,000 x 3,000 = 12,000,000 pixels, and dataset.max_pixels=1000"
+    ):
+        decode(str(tmp_path / "x.png"), PixelRules(max_pixels=1000))
+    with pytest.raises(ValueError, match="max_pixels=1000"):
+        folder(tmp_path, max_pixels=1000).train.open(0)
+
+
+def test_pillows_own_settings_do_not_matter_and_stay_as_they_are(tmp_path, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1)  # Pillow would refuse everything
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)  # and read half of a file
+    waves(40, 50).save(tmp_path / "x.png")
+    waves(400, 500).save(tmp_path / "cut.jpg")
+    (tmp_path / "cut.jpg").write_bytes((tmp_path / "cut.jpg").read_bytes()[:-3000])
+    assert decode(str(tmp_path / "x.png")).shape == (3, 40, 50)
+    with pytest.raises(ValueError, match="truncated"):
+        decode(str(tmp_path / "cut.jpg"))
+    assert (Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES) == (1, True)
+
+
+def test_importing_the_data_sets_leaves_pillow_alone():
+    code = (
+        "from PIL import Image, ImageFile; before = Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES; "
+        "import esvit_pl.datasets.decode; assert before == (Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 30000), (30000, 1)])
+def test_pictures_of_one_pixel_and_very_long_ones(tmp_path, size):
+    Image.new("RGB", size, (1, 2, 3)).save(tmp_path / "x.png")
+    assert decode(str(tmp_path / "x.png")).shape == (3, size[1], size[0])
+
+
+@pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG", "TIFF", "AVIF"])
+def test_the_first_of_several_pictures_counts(tmp_path, kind):
+    first, second = (Image.new("RGB", (8, 8), colour) for colour in ((255, 255, 255), (0, 0, 0)))
+    first.save(tmp_path / "x", kind, save_all=True, append_images=[second])
+    assert decode(str(tmp_path / "x")).float().mean() > 250

@@ -9,6 +9,7 @@ from esvit_pl.augment.crop import resize
 from esvit_pl.augment.photometric import luma
 from esvit_pl.augment.recipe import Recipe
 
+LONGEST = 16  # short sides; more of a longer image is cut off before it is resized, as the crop is from its centre
 LEAST_DEVIATION = 1 / 255  # a uniform image has deviation 0, which nothing can be divided by
 
 
@@ -55,6 +56,8 @@ def evaluation_view(recipe: Recipe, image: Tensor, *, normalized: bool = True) -
 
     Returns float32 (c s s), c = `recipe.channels`, s = `recipe.eval_crop`; in 0-1 if not `normalized`.
     """
+    moments = image_moments(recipe, image) if normalized else None
+    image = _not_too_long(image)
     height, width = image.shape[-2:]
     short, side = recipe.eval_resize, recipe.eval_crop
     # the longer side is cut, not rounded, to whole pixels, as torchvision does
@@ -62,4 +65,12 @@ def evaluation_view(recipe: Recipe, image: Tensor, *, normalized: bool = True) -
     resized = resize(image, size)
     top, left = (round((length - side) / 2) for length in size)
     view = to_channels(recipe, to_unit(resized[:, top : top + side, left : left + side])[None])
-    return (normalize(recipe, view, image_moments(recipe, image)) if normalized else view)[0]
+    return (normalize(recipe, view, moments) if normalized else view)[0]
+
+
+def _not_too_long(image: Tensor) -> Tensor:
+    """The middle of an image that is very long: one of 1 x 30,000 pixels would be resized to billions."""
+    height, width = image.shape[-2:]
+    limit = LONGEST * min(height, width)
+    top, left = max(height - limit, 0) // 2, max(width - limit, 0) // 2
+    return image[:, top : top + limit, left : left + limit]

@@ -5,19 +5,42 @@ from __future__ import annotations
 import re
 import struct
 import zlib
+from contextlib import suppress
 
 PNG = b"\x89PNG\r\n\x1a\n"
 JPEG = b"\xff\xd8\xff"
 # EXIF stays, because it holds the orientation; Pillow reads it apart from the pixels.
+TIFF = {b"II*\0": "<", b"MM\0*": ">"}
 PNG_KEPT = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND", b"eXIf")
+# Sizes, places and kinds of pixels, orientation, tables and palettes.
+TIFF_KEPT = {
+    *range(256, 260),
+    262,
+    266,
+    273,
+    274,
+    *range(277, 282),
+    284,
+    292,
+    293,
+    317,
+    *range(320, 326),
+    338,
+    339,
+    340,
+}
+TIFF_KEPT |= {341, 347, *range(512, 522), *range(529, 533)}
+NO_TAG = 65000  # of the range for private use; Pillow keeps it and looks no further
 
 
 def without_metadata(data: bytes) -> bytes | None:
-    """The same file without metadata; None if it is not a PNG, JPEG or AVIF, or is bare already."""
+    """The same file without metadata; None if it is not a PNG, JPEG, TIFF or AVIF, or is bare."""
     if data.startswith(PNG):
         bare = _png(data)
     elif data.startswith(JPEG):
         bare = _jpeg(data)
+    elif data[:4] in TIFF:
+        bare = _tiff(data, TIFF[data[:4]])
     elif data[4:8] == b"ftyp":
         # The names of the items that hold EXIF and XMP; what has another name is not looked at.
         bare = re.sub(rb"(?s)(infe.{8})(?:Exif|mime)", rb"\1free", data)
@@ -57,3 +80,16 @@ def _jpeg(data: bytes) -> bytes:
         if marker == 0xDA:  # the pixels begin
             break
     return b"".join([*parts, data[at:]])
+
+
+def _tiff(data: bytes, order: str) -> bytes:
+    """The tags of the first page that pixels do not need get a number that says nothing, and one byte each."""
+    bare = bytearray(data)
+    with suppress(struct.error):  # the list of tags is cut
+        (start,) = struct.unpack_from(f"{order}I", data, 4)
+        (count,) = struct.unpack_from(f"{order}H", data, start)
+        for at in range(start + 2, start + 2 + 12 * count, 12):
+            (tag,) = struct.unpack_from(f"{order}H", data, at)
+            if tag not in TIFF_KEPT:
+                struct.pack_into(f"{order}HHIxxxx", bare, at, NO_TAG, 1, 1)
+    return bytes(bare)

@@ -90,7 +90,8 @@ def _read(path: str, rules: PixelRules, told: Told | None, use: Callable[[Image.
                     raise
                 except Exception:
                     raise error from None
-                notes = [f"{type(error).__name__}: {error}"]
+                unknown = isinstance(error, UnidentifiedImageError)  # Pillow says no more than that
+                notes = ["Pillow stops at it" if unknown else f"{type(error).__name__}: {error}"]
     if notes:
         (told or _warn)(f"the metadata of '{path}' cannot be read ({notes[0]}); its pixels are taken as they lie there")
     return result

@@ -75,14 +75,17 @@ def upright_rgb(image: Image.Image, rules: PixelRules | None = None) -> Image.Im
         PixelError: nothing says which of its values are black and white.
     """
     rgb = as_rgb(image, rules or PixelRules())
-    turn = TURNS.get(orientation(image))  # asked after decoding: Pillow turns TIFFs while it decodes them
+    turn = TURNS.get(orientation(image))
     return rgb if turn is None else rgb.transpose(turn)
 
 
 def orientation(image: Image.Image) -> int:
     """The EXIF orientation, 1-8; 1 if there is none, and with a warning `UnreadableMetadata` if it cannot be read."""
     try:
-        value = image.getexif().get(ExifTags.Base.Orientation, 1)
+        exif, stored = image.getexif(), image.info.get("exif")
+        if not exif and stored:  # in a JPEG Pillow has looked for the resolution before, and kept the error to itself
+            Image.Exif().load(stored)
+        value = exif.get(ExifTags.Base.Orientation, 1)
     except Exception as error:  # Pillow raises many kinds for broken EXIF and XMP
         warnings.warn(f"{type(error).__name__}: {error}", UnreadableMetadata, stacklevel=2)
         return 1
@@ -97,12 +100,12 @@ def as_rgb(image: Image.Image, rules: PixelRules) -> Image.Image:
             "its 16-bit colour channels lie one after the other without compression, and Pillow mixes their bytes up; "
             "save it with interleaved channels (PlanarConfiguration 1)"
         )
+    image.load()  # Pillow turns a TIFF while it decodes it, and forgets the orientation then
     if image.mode.startswith(("I", "F")) or stored.signed:
         image = _grey(image, stored, rules)
     elif stored.deep:
         _check_deep_colour(image, stored, rules)
     elif stored.narrow_palette is not None:
-        image.load()
         image.putpalette(stored.narrow_palette)
     if image.has_transparency_data:
         return _laid_over(image, rules.background)
