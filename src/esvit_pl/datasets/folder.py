@@ -1,22 +1,10 @@
-"""Images in a folder, with or without labels, and ImageNet's usual layout.
-
-What a folder means:
-  root/train/..., root/val/...    the two splits, if the only folders in root are `train` and any of `val`, `valid`,
-                                  `validation` and `test`. The first of `val`, `valid`, `validation` is used; `test` is
-                                  never read
-  anything else                   all images below root are for training; a hash of the file names splits them into
-                                  bank and query
-and within a split, with `labels="auto"`:
-  <class>/<file> only             the folders are classes, if there are two or more
-  anything else                   no labels: images directly in the split, deeper than one folder, or in a single folder
-`labels="folders"` takes the first folder below the split as the class, even for images deeper down; `labels="none"`
-ignores folders. Hidden files and folders are left out.
-"""
+"""Images in a folder, with or without labels, and ImageNet's usual layout. `layout` decides what a folder means."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+import stat
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +13,12 @@ from torch import Tensor
 
 from esvit_pl.datasets.decode import decode, open_picture
 from esvit_pl.datasets.interface import ImageDataset, Picture, Splits
+from esvit_pl.datasets.layout import Part, read_layout
+from esvit_pl.datasets.listing import Listing, ending, list_images, shown
 from esvit_pl.datasets.pixels import PixelRules
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
-VAL_FOLDERS = ("val", "valid", "validation")
+ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z", ".rar")
+TABLES = (".csv", ".tsv", ".parquet")
 
 
 class FolderDataset(ImageDataset):
@@ -44,14 +34,15 @@ class FolderDataset(ImageDataset):
     def __init__(
         self,
         root: str | Path,
-        names: Sequence[str],
-        labels: Sequence[int] | None = None,
+        names: Sequence[str] | np.ndarray,
+        labels: Sequence[int] | np.ndarray | None = None,
         *,
         rules: PixelRules | None = None,
     ) -> None:
         self.root, self.rules = str(root), rules or PixelRules()
         # One block of bytes instead of a million Python strings: forked workers share it without copying.
-        self._names = np.array([os.fsencode(name) for name in names])
+        bytes_already = isinstance(names, np.ndarray) and names.dtype.kind == "S"
+        self._names = names if bytes_already else np.array([os.fsencode(name) for name in names])
         self._labels = None if labels is None else np.array(labels, dtype=np.int64)
 
     def __len__(self) -> int:
@@ -77,31 +68,28 @@ class FolderDataset(ImageDataset):
         return None if self._labels is None else int(self._labels[index])
 
 
-def folder(root: str | Path, *, labels: str = "auto", val_fraction: float = 0.1, **rules: Any) -> Splits:
-    """All images below `root`, in the order of their names; the top of this file says what a folder means.
+def folder(
+    root: str | Path, *, layout: str = "auto", labels: str = "auto", val_fraction: float = 0.1, **rules: Any
+) -> Splits:
+    """All images below `root`, in the order of their names; docs/data.md says what a folder means.
 
     Args:
-        labels: "auto", "folders" or "none".
+        layout: "auto"; "classes": the first folders are classes, whatever their names; "flat": all images, without
+            labels; "splits": the folders called train and val are splits, whatever lies beside them.
+        labels: whether folders within a split are classes: "auto", "folders" or "none".
         val_fraction: the share of images that become the query where there is no `val` folder.
         rules: of `PixelRules`: value_range, background, max_pixels.
 
     Raises:
-        ValueError: `root` does not exist, is not a folder or holds no image; `labels="folders"` and there are images
-            outside class folders; `val` has classes that `train` does not have, or only one of the two has labels.
+        ValueError: `root` does not exist, is not a folder, holds a run or no image; it can be read in two ways; `val`
+            has classes that `train` does not have.
     """
-    if labels not in ("auto", "folders", "none"):
-        raise ValueError(f"labels must be 'auto', 'folders' or 'none', got {labels!r}")
     pixels = PixelRules(**rules)
-    root = _existing(root)
-    train_root, val_root = _split_roots(root)
-    train = _find(train_root)
-    val = _find(val_root) if val_root is not None else None
-    if labels == "none" or (labels == "auto" and not _are_class_folders(train)):
-        unlabelled = None if val_root is None else FolderDataset(val_root, val or [], rules=pixels)
-        return Splits(FolderDataset(train_root, train, rules=pixels), unlabelled, val_fraction=val_fraction)
-    classes = sorted(set(_class_names(train_root, train)))
-    labelled = None if val_root is None else _labelled(val_root, val or [], classes, pixels)
-    return Splits(_labelled(train_root, train, classes, pixels), labelled, classes, val_fraction)
+    listing = list_images(existing(root))
+    found = read_layout(listing, layout=layout, labels=labels)
+    train = _images(listing, found.train, pixels)
+    val = None if found.val is None else _images(listing, found.val, pixels)
+    return Splits(train, val, found.classes, val_fraction, notes=found.notes())
 
 
 def imagenet(root: str | Path) -> Splits:
@@ -110,77 +98,49 @@ def imagenet(root: str | Path) -> Splits:
     Raises:
         ValueError: one of the two folders is missing, or the validation images are not sorted into class folders.
     """
-    root = _existing(root)
+    root = existing(root)
     missing = [name for name in ("train", "val") if not (root / name).is_dir()]
     if missing:
         raise ValueError(f"'{root}' has no folder '{missing[0]}': ImageNet is read from train/<wnid>/ and val/<wnid>/")
-    return folder(root, labels="folders")
+    return folder(root, layout="splits", labels="folders")
 
 
-def _existing(root: str | Path) -> Path:
-    root = Path(root).expanduser()
-    if not root.exists():
-        raise ValueError(f"the folder '{root}' does not exist")
-    if not root.is_dir():
-        raise ValueError(f"'{root}' is a file; give a folder of images")
-    return root
+def existing(root: str | Path) -> Path:
+    """The folder `root`, with ``~`` for the home folder.
+
+    Raises:
+        ValueError: it is no folder; the message says what it is instead.
+    """
+    if root is None or str(root).strip() in ("", "None"):
+        raise ValueError("root is empty; give the folder of your images (dataset.root=FOLDER; . is the one you are in)")
+    path = Path(str(root)).expanduser()
+    try:
+        about = path.stat()
+    except (OSError, ValueError) as error:  # ValueError: a null byte
+        if isinstance(error, FileNotFoundError):
+            raise ValueError(f"the folder '{shown(path)}' does not exist") from None
+        raise ValueError(f"the folder '{shown(path)}' cannot be opened: {getattr(error, 'strerror', error)}") from error
+    if stat.S_ISDIR(about.st_mode):
+        return path
+    kind = ending(path.name)
+    if kind in ARCHIVES:
+        raise ValueError(f"'{shown(path)}' is an archive, which is not read yet; unpack it, and give the folder")
+    if kind in TABLES:
+        raise ValueError(f"'{shown(path)}' is a table; it is read by dataset=table dataset.file='{shown(path)}'")
+    raise ValueError(f"'{shown(path)}' is a file; give a folder of images")
 
 
-def _split_roots(root: Path) -> tuple[Path, Path | None]:
-    """The folders of the training and validation images; see the top of this file."""
-    folders = {entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith(".")}
-    if "train" not in folders or folders - {"train", "test", *VAL_FOLDERS}:
-        return root, None
-    val = next((root / name for name in VAL_FOLDERS if name in folders), None)
-    return root / "train", val
-
-
-def _find(root: Path) -> list[str]:
-    """The image files below `root`, as sorted paths with forward slashes."""
-    names = sorted(_walk(root, "", ()))
-    if not names:
-        endings = " ".join(ending[1:] for ending in EXTENSIONS)
-        raise ValueError(f"no image below '{root}': looked for {endings}, in upper or lower case")
-    return names
-
-
-def _walk(folder: Path, prefix: str, above: tuple[str, ...]) -> Iterator[str]:
-    real = os.path.realpath(folder)
-    if real in above:  # a symbolic link to one of its own parents
-        return
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.name.startswith(".") or entry.name == "__MACOSX":
-                continue
-            if entry.is_dir():
-                yield from _walk(Path(entry.path), f"{prefix}{entry.name}/", (*above, real))
-            elif entry.name.lower().endswith(EXTENSIONS):
-                yield prefix + entry.name
-
-
-def _are_class_folders(names: list[str]) -> bool:
-    return all(name.count("/") == 1 for name in names) and len({name.split("/")[0] for name in names}) > 1
-
-
-def _class_names(root: Path, names: list[str]) -> list[str]:
-    """The class of every image: the first folder below `root`."""
-    flat = [name for name in names if "/" not in name]
-    if flat:
-        raise ValueError(
-            f"{len(flat):,} images lie directly in '{root}' (the first is '{flat[0]}') and not in class folders "
-            f"('{root}/<class>/<image>'): sort them into folders, or pass labels='none'"
-        )
-    return [name.split("/")[0] for name in names]
-
-
-def _labelled(root: Path, names: list[str], classes: list[str], rules: PixelRules) -> FolderDataset:
-    number = {name: index for index, name in enumerate(classes)}
-    of_images = _class_names(root, names)
-    unknown = sorted(set(of_images) - number.keys())
-    if unknown:
-        raise ValueError(
-            f"'{root}' has {len(unknown)} class folders that the training images do not have: "
-            f"{', '.join(unknown[:5])}; "
-            f"there are {len(classes)}: {', '.join(classes[:5])}{', ...' if len(classes) > 5 else ''}"
-        )
-    return FolderDataset(root, names, [number[name] for name in of_images], rules=rules)
+def _images(listing: Listing, part: Part, rules: PixelRules) -> FolderDataset:
+    """The data set of a split, in the order of the names below the split's folder."""
+    start = len(part.root) + 1 if part.root else 0
+    names, numbers = [], []
+    for path, number in part.folders.items():
+        prefix = f"{path[start:]}/" if len(path) > start else ""
+        found = [os.fsencode(prefix + name) for name in listing.images[path]]
+        names += found
+        numbers.append(np.full(len(found), -1 if number is None else number))
+    array = np.array(names)
+    order = np.argsort(array, kind="stable")
+    labelled = None not in part.folders.values()
+    labels = np.concatenate(numbers)[order] if labelled else None
+    return FolderDataset(os.path.join(listing.root, part.root), array[order], labels, rules=rules)

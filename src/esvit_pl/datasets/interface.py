@@ -155,6 +155,8 @@ class Splits:
     val: ImageDataset | None = None
     classes: list[str] | None = None
     val_fraction: float = 0.1
+    notes: tuple[str, ...] = ()
+    """Further lines for the user: how the data were read, what was left out."""
 
     def __post_init__(self) -> None:
         if not 0 < self.val_fraction < 1:
@@ -183,7 +185,7 @@ class Splits:
         return split_by_name(self.train, self.val_fraction)
 
     def describe(self) -> str:
-        """One line: how many images there are, of how many classes, and where bank and query come from."""
+        """A line with the numbers of images and classes, and where bank and query come from; then the `notes`."""
         what = f"{len(self.classes)} classes" if self.classes else ("with labels" if self.has_labels else "no labels")
         if self.val is not None:
             origin = f"bank: the {len(self.bank):,} training images, query: the {len(self.query):,} of val"
@@ -194,7 +196,7 @@ class Splits:
                 f"bank: {len(self.bank):,}, query: {len(self.query):,}, parted by a hash of the file names "
                 f"(no val; pretraining uses all)"
             )
-        return f"data: {len(self.train):,} images to train on, {what}; {origin}"
+        return "\n".join([f"data: {len(self.train):,} images to train on, {what}; {origin}", *self.notes])
 
 
 def split_by_name(dataset: ImageDataset, fraction: float) -> tuple[Subset, Subset]:
