@@ -512,9 +512,12 @@ def test_configurations_show_the_signatures_defaults(file):
         return
     name = shown.pop("_target_").removeprefix("esvit_pl.")
     target = ImageDataModule if name == "data.ImageDataModule" else getattr(datasets, name.split(".")[1])
-    parameters = inspect.signature(target).parameters
+    parameters = dict(inspect.signature(target).parameters)
+    if parameters.pop("reading", None):
+        parameters |= inspect.signature(datasets.Reading).parameters
     given_by_the_command = {"dataset", "recipe", "seed"} if target is ImageDataModule else set()
     assert shown.keys() == parameters.keys() - given_by_the_command
     required = {key for key in shown if parameters[key].default is inspect.Parameter.empty}
     assert {key for key, value in shown.items() if value == "???"} == required
+    shown |= {key: tuple(value) for key, value in shown.items() if isinstance(value, list)}
     assert all(shown[key] == parameters[key].default for key in shown.keys() - required)

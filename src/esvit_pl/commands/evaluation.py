@@ -46,6 +46,7 @@ def evaluate(job: Job, cfg: DictConfig, images: Splits | None = None) -> Result:
         cfg: of the command, with ``paths.output_dir`` set.
         images: in place of ``cfg.dataset``.
     """
+    from esvit_pl.runs import bad_images
     from esvit_pl.runs.folder import RunFolder
     from esvit_pl.runs.result import Result
 
@@ -61,7 +62,7 @@ def evaluate(job: Job, cfg: DictConfig, images: Splits | None = None) -> Result:
     run.describe(cfg)
     if run.writes:
         print("\n".join(filter(None, [*lines, line])), flush=True)
-    with run.status():
+    with run.status(), bad_images.kept(run, data.dataset):
         metrics = {name: float(value) for name, value in job.measure(cfg, trainer, module, data).items()}
         run.update(**{job.probe: {PRETRAINED: metrics[main_metric(job.probe)]}}, metrics=metrics)
     if run.writes:

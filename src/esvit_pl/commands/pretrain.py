@@ -57,7 +57,7 @@ def pretrain(cfg: DictConfig, images: Splits | None = None, *, default_callbacks
     from esvit_pl.configs import assemble, trainers, weights
     from esvit_pl.ema import make_teacher
     from esvit_pl.evaluation.names import PRETRAINED, main_metric
-    from esvit_pl.runs import pictures
+    from esvit_pl.runs import bad_images, pictures
     from esvit_pl.runs.folder import RunFolder
     from esvit_pl.runs.result import Result, newest_checkpoint
 
@@ -81,7 +81,7 @@ def pretrain(cfg: DictConfig, images: Splits | None = None, *, default_callbacks
     if beginning and run.writes:
         print(beginning, flush=True)
 
-    with run.status():
+    with run.status(), bad_images.kept(run, splits):
         if run.writes:
             pictures.draw_crops(run.path / "figures", splits.train, recipe, seed=cfg.seed)
         trainers.fit(trainer, module, data, ckpt_path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ from esvit_pl.augment import (
     make_views,
 )
 from esvit_pl.data.threads import as_in_a_worker
-from esvit_pl.datasets import ImageDataset
+from esvit_pl.datasets import ImageDataset, readable
 
 Place = int | tuple[int, int]  # an index, or (epoch, index)
 
@@ -47,14 +48,18 @@ class TrainingViews(Dataset[dict[str, Any]]):
     def __getitem__(self, place: Place) -> dict[str, Any]:
         epoch, index = place if isinstance(place, tuple) else (0, place)  # `overfit_batches` samples plain numbers
         with as_in_a_worker():
-            if self.reduced_decoding:
-                size, label, decode = self.images.open(index)
-                drawn = self.draw(size, epoch, index)
-                image = decode(largest_reduction(drawn, size))
-            else:
-                image, label = self.images[index]
-                drawn = self.draw(image.shape[-2:], epoch, index)
-            return _item(index, label, **self.tensors(image, drawn))
+            return readable(partial(self._views, epoch, index), len(self), index, self.seed, epoch)
+
+    def _views(self, epoch: int, index: int, shown: int) -> dict[str, Any]:
+        """Views of the image `shown`, which another one's place may hold, as drawn for `index`."""
+        if self.reduced_decoding:
+            size, label, decode = self.images.open(shown)
+            drawn = self.draw(size, epoch, index)
+            image = decode(largest_reduction(drawn, size))
+        else:
+            image, label = self.images[shown]
+            drawn = self.draw(image.shape[-2:], epoch, index)
+        return _item(shown, label, **self.tensors(image, drawn))
 
     def draw(self, image_size: Sequence[int], epoch: int, index: int) -> ViewParameters:
         return draw(self.views, self.recipe, image_size, seed=self.seed, epoch=epoch, index=index)
@@ -96,9 +101,11 @@ class EvaluationImages(Dataset[dict[str, Any]]):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         with as_in_a_worker():
-            image, label = self.images[index]
-            view = evaluation_view(self.recipe, image)
-        return _item(index, label, image=view)
+            return readable(self._view, len(self), index)
+
+    def _view(self, shown: int) -> dict[str, Any]:
+        image, label = self.images[shown]
+        return _item(shown, label, image=evaluation_view(self.recipe, image))
 
 
 def _places(drawn: ViewParameters) -> dict[str, Any]:

@@ -3,17 +3,29 @@
 from esvit_pl.datasets.cifar10 import cifar10
 from esvit_pl.datasets.decode import decode
 from esvit_pl.datasets.folder import FolderDataset, folder, imagenet
-from esvit_pl.datasets.interface import ArrayDataset, ImageDataset, Picture, Splits, Subset, split_by_name
+from esvit_pl.datasets.interface import (
+    UNREADABLE_METADATA,
+    ArrayDataset,
+    ImageDataset,
+    Picture,
+    Splits,
+    Subset,
+    split_by_name,
+)
 from esvit_pl.datasets.photographs import FREE_TO_SHOW, photographs
 from esvit_pl.datasets.pixels import PixelRules, UnreadableMetadata
+from esvit_pl.datasets.problems import Reading, SkippedImage, readable
 
 __all__ = [
     "FREE_TO_SHOW",
+    "UNREADABLE_METADATA",
     "ArrayDataset",
     "FolderDataset",
     "ImageDataset",
     "Picture",
     "PixelRules",
+    "Reading",
+    "SkippedImage",
     "Splits",
     "Subset",
     "UnreadableMetadata",
@@ -22,5 +34,6 @@ __all__ = [
     "folder",
     "imagenet",
     "photographs",
+    "readable",
     "split_by_name",
 ]

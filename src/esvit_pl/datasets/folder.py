@@ -12,10 +12,10 @@ import numpy as np
 from torch import Tensor
 
 from esvit_pl.datasets.decode import decode, open_picture
-from esvit_pl.datasets.interface import ImageDataset, Picture, Splits
+from esvit_pl.datasets.interface import UNREADABLE_METADATA, ImageDataset, Picture, Splits
 from esvit_pl.datasets.layout import Part, read_layout
 from esvit_pl.datasets.listing import Listing, ending, list_images, shown
-from esvit_pl.datasets.pixels import PixelRules
+from esvit_pl.datasets.problems import Problems, Reading
 
 ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z", ".rar")
 TABLES = (".csv", ".tsv", ".parquet")
@@ -24,7 +24,7 @@ TABLES = (".csv", ".tsv", ".parquet")
 class FolderDataset(ImageDataset):
     """The image files `names` (paths below `root`), with a class number for each in `labels`, or None without labels.
 
-    Files are opened when they are asked for, and become RGB by `rules`.
+    Files are opened when they are asked for, and become RGB, as `reading` says.
 
     >>> images = FolderDataset("photos", ["cat/1.jpg", "dog/1.jpg"], labels=[0, 1])
     >>> len(images), images.name(1), images.labels
@@ -37,22 +37,32 @@ class FolderDataset(ImageDataset):
         names: Sequence[str] | np.ndarray,
         labels: Sequence[int] | np.ndarray | None = None,
         *,
-        rules: PixelRules | None = None,
+        reading: Reading | None = None,
     ) -> None:
-        self.root, self.rules = str(root), rules or PixelRules()
+        self.root, self.reading = str(root), reading or Reading()
         # One block of bytes instead of a million Python strings: forked workers share it without copying.
         bytes_already = isinstance(names, np.ndarray) and names.dtype.kind == "S"
         self._names = names if bytes_already else np.array([os.fsencode(name) for name in names])
         self._labels = None if labels is None else np.array(labels, dtype=np.int64)
+        self._problems = Problems(len(self._names), self.reading)
 
     def __len__(self) -> int:
         return len(self._names)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int | None]:
-        return decode(self._path(index), self.rules), self._label(index)
+        with self._problems.watch(index):
+            return decode(self.path(index), self.reading, self._problems.told(index)), self._label(index)
 
     def open(self, index: int) -> Picture:
-        return open_picture(self._path(index), self._label(index), self.rules)
+        with self._problems.watch(index):
+            path, told = self.path(index), self._problems.told(index)
+            picture = open_picture(path, self._label(index), self.reading, told)
+
+        def decoded(reduction: int) -> Tensor:
+            with self._problems.watch(index):
+                return picture.decode(reduction)
+
+        return picture._replace(decode=decoded)
 
     @property
     def labels(self) -> list[int] | None:
@@ -61,15 +71,29 @@ class FolderDataset(ImageDataset):
     def name(self, index: int) -> str:
         return os.fsdecode(self._names[index])
 
-    def _path(self, index: int) -> str:
+    def path(self, index: int) -> str:
+        """The image's file."""
         return os.path.join(self.root, self.name(index))
+
+    def problems(self) -> list[tuple[str, str]]:
+        reasons = [(index, self._reason(index)) for index in self._problems.broken]
+        reasons += [(index, UNREADABLE_METADATA) for index in self._problems.metadata]
+        return [(self.name(index), reason) for index, reason in reasons]
+
+    def _reason(self, index: int) -> str:
+        """Asked of the file again: the loading process that met the error is another one, or has gone."""
+        try:
+            decode(self.path(index), self.reading, lambda sentence: None)
+        except ValueError as error:
+            return str(error)
+        return "it could not be read then, and can be read now"
 
     def _label(self, index: int) -> int | None:
         return None if self._labels is None else int(self._labels[index])
 
 
 def folder(
-    root: str | Path, *, layout: str = "auto", labels: str = "auto", val_fraction: float = 0.1, **rules: Any
+    root: str | Path, *, layout: str = "auto", labels: str = "auto", val_fraction: float = 0.1, **reading: Any
 ) -> Splits:
     """All images below `root`, in the order of their names; docs/data.md says what a folder means.
 
@@ -78,17 +102,17 @@ def folder(
             labels; "splits": the folders called train and val are splits, whatever lies beside them.
         labels: whether folders within a split are classes: "auto", "folders" or "none".
         val_fraction: the share of images that become the query where there is no `val` folder.
-        rules: of `PixelRules`: value_range, background, max_pixels.
+        reading: of `Reading`: value_range, background, max_pixels, on_bad_image, bad_image_budget.
 
     Raises:
         ValueError: `root` does not exist, is not a folder, holds a run or no image; it can be read in two ways; `val`
             has classes that `train` does not have.
     """
-    pixels = PixelRules(**rules)
+    how = Reading(**reading)
     listing = list_images(existing(root))
     found = read_layout(listing, layout=layout, labels=labels)
-    train = _images(listing, found.train, pixels)
-    val = None if found.val is None else _images(listing, found.val, pixels)
+    train = _images(listing, found.train, how)
+    val = None if found.val is None else _images(listing, found.val, how)
     return Splits(train, val, found.classes, val_fraction, notes=found.notes())
 
 
@@ -130,7 +154,7 @@ def existing(root: str | Path) -> Path:
     raise ValueError(f"'{shown(path)}' is a file; give a folder of images")
 
 
-def _images(listing: Listing, part: Part, rules: PixelRules) -> FolderDataset:
+def _images(listing: Listing, part: Part, reading: Reading) -> FolderDataset:
     """The data set of a split, in the order of the names below the split's folder."""
     start = len(part.root) + 1 if part.root else 0
     names, numbers = [], []
@@ -143,4 +167,4 @@ def _images(listing: Listing, part: Part, rules: PixelRules) -> FolderDataset:
     order = np.argsort(array, kind="stable")
     labelled = None not in part.folders.values()
     labels = np.concatenate(numbers)[order] if labelled else None
-    return FolderDataset(os.path.join(listing.root, part.root), array[order], labels, rules=rules)
+    return FolderDataset(os.path.join(listing.root, part.root), array[order], labels, reading=reading)

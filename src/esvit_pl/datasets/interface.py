@@ -19,6 +19,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+UNREADABLE_METADATA = "unreadable metadata"
+
 
 class Picture(NamedTuple):
     """An image whose size is known and whose pixels may be decoded later."""
@@ -71,6 +73,10 @@ class ImageDataset(Dataset[tuple[Tensor, "int | None"]], ABC):
     @abstractmethod
     def name(self, index: int) -> str:
         """A name that is the same on every machine: the path below the data set's root, with forward slashes."""
+
+    def problems(self) -> list[tuple[str, str]]:
+        """(name, sentence) of every image that could not be read so far, or `UNREADABLE_METADATA` in place of it."""
+        return []
 
 
 class ArrayDataset(ImageDataset):
@@ -135,6 +141,9 @@ class Subset(ImageDataset):
     def name(self, index: int) -> str:
         return self.dataset.name(self.indices[index])
 
+    def problems(self) -> list[tuple[str, str]]:
+        return self.dataset.problems()
+
 
 @dataclass(frozen=True)
 class Splits:
@@ -183,6 +192,11 @@ class Splits:
     @cached_property
     def _parts(self) -> tuple[ImageDataset, ImageDataset]:
         return split_by_name(self.train, self.val_fraction)
+
+    def problems(self) -> list[tuple[str, str, str]]:
+        """(split, name, sentence), split "train" or "val", of the images that could not be read so far."""
+        parts = {"train": self.train} if self.val is None else {"train": self.train, "val": self.val}
+        return [(part, name, sentence) for part, images in parts.items() for name, sentence in images.problems()]
 
     def describe(self) -> str:
         """A line with the numbers of images and classes, and where bank and query come from; then the `notes`."""

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from esvit_pl.augment import Recipe, draw, make_views
-from esvit_pl.datasets import ImageDataset
+from esvit_pl.datasets import ImageDataset, readable
 from esvit_pl.evaluation.names import PRETRAINED, is_training_loss
 from esvit_pl.loggers import read_metrics
 from esvit_pl.visualize import comparison, crops, learning_curve, save
@@ -15,7 +15,7 @@ from esvit_pl.visualize import comparison, crops, learning_curve, save
 
 def draw_crops(folder: Path, images: ImageDataset, recipe: Recipe, *, seed: int, index: int = 0) -> Path:
     """``crops.png``: an image with its crop boxes, and its views as colour and blur leave them."""
-    image, _ = images[index]
+    image = readable(lambda shown: images[shown][0], len(images), index, seed, 0)
     parameters = draw(recipe.views, recipe, image.shape[-2:], seed=seed, epoch=0, index=index)
     views = make_views(recipe, image, parameters, normalized=False)
     figure = crops(image, parameters.boxes, views, num_global=recipe.num_global, flipped=parameters.flipped.tolist())

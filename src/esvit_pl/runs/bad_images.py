@@ -1,0 +1,52 @@
+"""``bad_images.csv`` of a run: the images that could not be read, and those whose metadata could not."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from esvit_pl.datasets import UNREADABLE_METADATA, Splits
+from esvit_pl.distributed import rank
+from esvit_pl.runs.folder import RunFolder
+
+SHOWN = 5
+
+
+@contextmanager
+def kept(run: RunFolder, splits: Splits) -> Iterator[None]:
+    """Write the file, whatever comes of what runs inside, and print the counts if it ends well."""
+    try:
+        yield
+    except BaseException:
+        _write(run, splits)
+        raise
+    found = _write(run, splits)
+    if run.writes:
+        print("".join(f"{line}\n" for line in lines(found, run.path)), end="", flush=True)
+
+
+def lines(found: list[tuple[str, str, str]], folder: Path) -> list[str]:
+    """What to say about `Splits.problems`."""
+    broken = [name for _, name, sentence in found if sentence != UNREADABLE_METADATA]
+    metadata, said = len(found) - len(broken), []
+    if broken:
+        names = ", ".join(broken[:SHOWN]) + (", ..." if len(broken) > SHOWN else "")
+        said.append(
+            f"images that could not be read: {len(broken):,}, and others of the same split took their places, "
+            f"with labels of their own: {names}; {folder / 'bad_images.csv'} says why"
+        )
+    if metadata:
+        said.append(f"images whose metadata could not be read: {metadata:,}; their pixels were taken as they lie there")
+    return said
+
+
+def _write(run: RunFolder, splits: Splits) -> list[tuple[str, str, str]]:
+    found = splits.problems()
+    if found:
+        # Each process has met images of its own.
+        path = run.path / ("bad_images.csv" if run.writes else f"bad_images_{rank()}.csv")
+        with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+            csv.writer(file).writerows([("split", "image", "problem"), *found])
+    return found

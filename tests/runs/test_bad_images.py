@@ -1,0 +1,40 @@
+from __future__ import annotations
+
+import csv
+import shutil
+
+import pytest
+
+
+@pytest.fixture
+def some_bad(pictures, tmp_path):
+    """36 pictures in three class folders, two of them broken."""
+    shutil.copytree(pictures, tmp_path / "pictures")
+    for name in ("red/03.jpg", "blue/07.jpg"):
+        (tmp_path / "pictures" / name).write_bytes(b"broken")
+    return tmp_path / "pictures"
+
+
+def test_a_run_ends_at_a_bad_image_and_says_what_else_could_be_done(commands, some_bad):
+    outcome = commands.pretrain(some_bad)
+    assert outcome.code == 1
+    assert "cannot read the image file" in outcome.err
+    assert outcome.results["status"] == "failed"
+    assert len((outcome.folder / "bad_images.csv").read_text().splitlines()) == 2
+
+
+def test_a_run_that_skips_bad_images_names_them_at_its_end(commands, some_bad):
+    outcome = commands.pretrain(some_bad, "dataset.on_bad_image=skip", "dataset.bad_image_budget=0.1")
+    assert outcome.code == 0, outcome.err
+    line = next(line for line in outcome.out.splitlines() if line.startswith("images that could not be read: "))
+    assert line.startswith("images that could not be read: 2, and others of the same split took their places")
+    assert "blue/07.jpg, red/03.jpg" in line
+    with (outcome.folder / "bad_images.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["split"], row["image"]) for row in rows] == [("train", "blue/07.jpg"), ("train", "red/03.jpg")]
+    assert "UnidentifiedImageError" in rows[0]["problem"]
+
+
+def test_a_run_without_bad_images_says_nothing_of_them(pretrained):
+    assert "could not be read" not in pretrained.out
+    assert not (pretrained.folder / "bad_images.csv").exists()
