@@ -1,5 +1,6 @@
 """Data sets: `(image, label or None)` by index, as `Splits` of training, bank and query."""
 
+from esvit_pl.datasets.checking import CheckReport, check
 from esvit_pl.datasets.cifar10 import cifar10
 from esvit_pl.datasets.decode import decode
 from esvit_pl.datasets.folder import FolderDataset, folder, imagenet
@@ -20,6 +21,7 @@ __all__ = [
     "FREE_TO_SHOW",
     "UNREADABLE_METADATA",
     "ArrayDataset",
+    "CheckReport",
     "FolderDataset",
     "ImageDataset",
     "Picture",
@@ -29,6 +31,7 @@ __all__ = [
     "Splits",
     "Subset",
     "UnreadableMetadata",
+    "check",
     "cifar10",
     "decode",
     "folder",

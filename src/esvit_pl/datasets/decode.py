@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from functools import partial
 from io import BytesIO
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import PIL
@@ -22,7 +22,7 @@ from torch import Tensor
 from esvit_pl.datasets.bare import without_metadata
 from esvit_pl.datasets.interface import Picture
 from esvit_pl.datasets.pillow_settings import PillowSettings
-from esvit_pl.datasets.pixels import PixelError, PixelRules, UnreadableMetadata, orientation, upright_rgb
+from esvit_pl.datasets.pixels import PixelError, PixelRules, UnreadableMetadata, orientation, rule_of, upright_rgb
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM")
 """Pillow's names of the formats that are read, whatever a file is called. Others are not tried: Pillow would start
@@ -65,6 +65,27 @@ def open_picture(path: str, label: int | None, rules: PixelRules | None = None, 
         return _read(path, rules, told, partial(_pixels, rules, reduction=reduction))
 
     return _read(path, rules, told, look)
+
+
+class Look(NamedTuple):
+    """A picture, and how its file holds it."""
+
+    pixels: Tensor
+    """uint8 (3 h w)."""
+    kind: str
+    """Pillow's names of format and mode, such as "PNG, RGBA"."""
+    rule: str
+    """How it became RGB; empty if it was so already, or grey or paletted."""
+
+
+def look(path: str, rules: PixelRules, told: Told) -> Look:
+    """`decode`, with what there is to know about the file."""
+
+    def seen(file: Image.Image) -> Look:
+        kind, rule = f"{file.format}, {file.mode}", rule_of(file, rules)
+        return Look(_pixels(rules, file), kind, rule)
+
+    return _read(path, rules, told, seen)
 
 
 def _read(path: str, rules: PixelRules, told: Told | None, use: Callable[[Image.Image], T]) -> T:

@@ -112,6 +112,24 @@ def as_rgb(image: Image.Image, rules: PixelRules) -> Image.Image:
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
+def rule_of(image: Image.Image, rules: PixelRules) -> str:
+    """The rule that `as_rgb` would take for an image that is not decoded yet, in a few words."""
+    stored, words = _Stored.of(image), []
+    if image.mode.startswith(("I", "F")) or stored.signed:
+        limits, origin = stored.limits or rules.value_range, "the file's tags" if stored.limits else "value_range"
+        is_whole = limits in (None, (0.0, 65535.0))
+        words.append("upper 8 of 16 bits" if limits is None or is_whole else f"{limits[0]:g}-{limits[1]:g} by {origin}")
+        if stored.white_is_zero:
+            words.append("inverted")
+    elif stored.deep:
+        words.append("upper 8 of 16 bits")
+    elif image.mode in ("CMYK", "YCbCr", "LAB", "HSV"):
+        words.append(f"{image.mode} converted")
+    if image.has_transparency_data:
+        words.append("alpha over the background")
+    return ", ".join(words)
+
+
 class _Stored(NamedTuple):
     """What the file says of its values. Pillow forgets a part of it while it decodes, so it is asked before."""
 
