@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from benchmarks.comparison import Comparison, compare
 from esvit_pl.losses import RegionLoss, ViewLoss, partition_and_target
-from esvit_pl.profiling.measure import Comparison, compare
 
 STUDENT_TEMP, TEACHER_TEMP = 0.1, 0.04
 

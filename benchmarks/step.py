@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from benchmarks.comparison import Comparison, compared, relative_error
 from benchmarks.loss import Problem, straightforward
 from benchmarks.tokens import with_padding
 from esvit_pl.augment.batch import Batch
@@ -24,7 +25,7 @@ from esvit_pl.objectives import EsViTObjective, Losses, Progress, Views
 from esvit_pl.optim import OptimizerRecipe, parameter_groups
 from esvit_pl.precision import wide
 from esvit_pl.pretraining import PretrainingStep
-from esvit_pl.profiling.measure import Comparison, compared, peak_bytes, relative_error, wait
+from esvit_pl.profiling.measure import peak_bytes, wait
 from esvit_pl.profiling.training import Noise, Training
 
 PARTS = ("teacher", "student", "loss", "backward", "optimizer and teacher's average")

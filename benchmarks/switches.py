@@ -9,11 +9,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from benchmarks.comparison import relative_error
 from esvit_pl.backbones import build
 from esvit_pl.compiling import compile_
 from esvit_pl.network import MultiCropNetwork
 from esvit_pl.objectives import EsViTObjective
-from esvit_pl.profiling.measure import peak_bytes, relative_error, seconds
+from esvit_pl.profiling.measure import peak_bytes, seconds
 
 SWITCHES = {
     "eager": (False, False),

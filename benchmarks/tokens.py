@@ -9,8 +9,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from benchmarks.comparison import Comparison, compare
 from esvit_pl.backbones.swin import Swin, SwinBlock, attend
-from esvit_pl.profiling.measure import Comparison, compare
 
 Part = Callable[[Tensor], Tensor]
 
