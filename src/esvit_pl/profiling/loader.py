@@ -9,16 +9,16 @@ from typing import Any
 
 from esvit_pl.profiling.measure import seconds
 
-WARM_UP = 2
-"""Batches of each process before those that are measured."""
+WARM_UP, MEASURED = 2, 4
+"""Batches of each process: first these, then those that are timed."""
 
 
-def batches_needed(num_workers: int, rounds: int = 4) -> int:
+def batches_needed(num_workers: int) -> int:
     """How many batches a loader must have for `loader_rate`."""
-    return (WARM_UP + rounds) * max(num_workers, 1)
+    return (WARM_UP + MEASURED) * max(num_workers, 1)
 
 
-def loader_rate(loader: Iterable[Any], *, batch_size: int, num_workers: int, rounds: int = 4) -> float:
+def loader_rate(loader: Iterable[Any], *, batch_size: int, num_workers: int) -> float:
     """Images a second of a loader.
 
     Its processes answer in turns, one batch each. Whole turns are counted, from the end of one to the end of another.
@@ -27,14 +27,13 @@ def loader_rate(loader: Iterable[Any], *, batch_size: int, num_workers: int, rou
         loader: of `batches_needed` batches.
         batch_size: images.
         num_workers: its processes.
-        rounds: batches of each process that are measured.
     """
     at_once = max(num_workers, 1)
     batches = iter(loader)
-    exhaust(islice(batches, WARM_UP * at_once))
-    return rounds * at_once * batch_size / seconds(lambda: exhaust(batches))
+    _exhaust(islice(batches, WARM_UP * at_once))
+    return MEASURED * at_once * batch_size / seconds(lambda: _exhaust(batches))
 
 
-def exhaust(iterator: Iterator[Any]) -> None:
+def _exhaust(iterator: Iterator[Any]) -> None:
     """Take everything, keep nothing."""
     deque(iterator, maxlen=0)
