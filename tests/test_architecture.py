@@ -25,6 +25,7 @@ FLOORS = [
         "heads",
         "seeding",
         "precision",
+        "specs",
         "backbones",
         "losses",
         "augment",

@@ -238,7 +238,7 @@ def test_fan_in_initialisation_has_unit_gain():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"num_heads": [1]}, r"as many num_heads as depths.*depths=\[2, 2\], num_heads=\[1\]"),
+        ({"num_heads": [1]}, r"depths, num_heads of equal length.*depths=\[2, 2\], num_heads=\[1\]"),
         ({"num_heads": [3, 2]}, "stage 0 is 8 wide, which 3 heads do not divide"),
         ({"depths": [2, -1]}, r"depths of 1 or more.*got depths=\[2, -1\]"),
         ({"mlp_ratio": -1.0}, "positive mlp_ratio, got -1.0"),

@@ -332,9 +332,10 @@ def test_modes_only_differ_by_what_a_local_sees():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"num_heads": [1]}, r"one of num_heads for each stage; got dims=\[8, 16\], num_heads=\[1\]"),
+        ({"num_heads": [1]}, r"equal length.*depths=\[2, 1\], num_heads=\[1\], patch_sizes"),
         ({"num_heads": [1, 3]}, "stage 1 is 16 wide, which 3 heads do not divide"),
-        ({"depths": [2, 0]}, r"depths of 1 or more, got \[2, 0\]"),
+        ({"depths": [2, 0]}, r"depths of 1 or more, got depths=\[2, 0\]"),
+        ({"sliding": [True]}, r"one of sliding for each stage; got dims=\[8, 16\], sliding=\[True\]"),
         ({"num_globals": [-1, 0]}, r"num_globals of 0 or more, got \[-1, 0\]"),
         ({"positions": ["relative", "none"]}, "positions 'relative' or 'absolute', got 'none'"),
         ({"dims": [7, 16], "positions": ["absolute"] * 2}, "stage 0 is 7 wide; absolute positions need an even width"),

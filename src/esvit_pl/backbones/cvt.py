@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from math import isqrt
-from typing import Any, cast
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -20,13 +20,15 @@ from timm.layers.drop import DropPath
 from timm.layers.norm import LayerNorm2d
 from torch import Tensor, nn
 
-from esvit_pl.backbones.interface import Attention, Backbone, Features, check_block_count, width_of_last
+from esvit_pl.backbones.interface import Attention, Features
 from esvit_pl.backbones.recompute import Recomputable
+from esvit_pl.backbones.stages import StagedBackbone, check_sizes, drop_path_rates
+from esvit_pl.specs import spec_of
 
 EPS = 1e-5
 
 
-class CvT(Backbone):
+class CvT(StagedBackbone):
     """A CvT of any size, for images of 4 px and more.
 
     >>> cvt = CvT(dims=[8, 16], depths=[1, 1], num_heads=[1, 2], windows=[7, 7])
@@ -60,27 +62,24 @@ class CvT(Backbone):
         drop_path_rate: float = 0.1,
     ) -> None:
         super().__init__()
-        self.spec = {
-            "name": "cvt",
-            "dims": list(dims),
-            "depths": list(depths),
-            "num_heads": list(num_heads),
-            "windows": list(windows),
-            "in_chans": in_chans,
-            "mlp_ratio": mlp_ratio,
-            "drop_path_rate": drop_path_rate,
-        }
-        _check(self.spec)
+        self.spec = spec_of("cvt", locals())
+        self.stage_widths = list(dims)
+        check_sizes(
+            "CvT",
+            self.spec,
+            self.stage_widths,
+            per_stage=("dims", "depths", "num_heads", "windows"),
+            positive=("in_chans", "mlp_ratio"),
+        )
         self.patch_size = 4
-        last = max(sum(depths) - 1, 1)
-        rates = iter([drop_path_rate * block / last for block in range(sum(depths))])
         self.stages = nn.ModuleList()
-        for stage, (width, depth, heads, window) in enumerate(zip(dims, depths, num_heads, windows, strict=True)):
+        sizes = zip(dims, num_heads, windows, drop_path_rates(self.spec), strict=True)
+        for stage, (width, heads, window, rates) in enumerate(sizes):
             if stage == 0:
                 embed = Embedding(in_chans, width, kernel=7, stride=self.patch_size, padding=2)
             else:
                 embed = Embedding(dims[stage - 1], width, kernel=3, stride=2, padding=1)
-            blocks = [Block(width, heads, window, int(mlp_ratio * width), next(rates)) for _ in range(depth)]
+            blocks = [Block(width, heads, window, int(mlp_ratio * width), rate) for rate in rates]
             self.stages.append(Stage(embed, blocks))
         self.norm = LayerNorm2d(dims[-1], eps=EPS)
         self.apply(_initialise)
@@ -94,36 +93,20 @@ class CvT(Backbone):
         regions = self.norm(x).flatten(2).mT  # (b n c)
         return Features(regions.mean(1), regions, (x.shape[2], x.shape[3]))
 
-    def last_blocks(self, x: Tensor, n: int) -> Tensor:
-        check_block_count(n, sum(self.spec["depths"]))
-        last_stage = len(self.stages) - 1
-        pooled = [
-            (self.norm(feature) if stage == last_stage else feature).mean((2, 3))
-            for stage, feature in list(self.walk(x))[-n:]
-        ]
-        return torch.cat(pooled, dim=-1)
-
-    def last_blocks_width(self, n: int) -> int:
-        return width_of_last(n, self.spec["dims"], self.spec["depths"])
-
-    def attention(self, x: Tensor, block: int = -1) -> Attention:
-        depths = self.spec["depths"]
-        if not -sum(depths) <= block < sum(depths):
-            raise ValueError(f"attention needs a block between {-sum(depths)} and {sum(depths) - 1}, got {block}")
-        index, inside = [(index, j) for index, depth in enumerate(depths) for j in range(depth)][block]
-        for earlier in self.stages[:index]:
-            x = earlier(x)
-        stage = cast(Stage, self.stages[index])
-        return cast(Block, stage.blocks[inside]).attention(stage.blocks[:inside](stage.embed(x)))
-
-    def walk(self, x: Tensor) -> Iterator[tuple[int, Tensor]]:
-        """(stage, (b c h w) map) after every block."""
-        for index, module in enumerate(self.stages):
+    def pooled_blocks(self, x: Tensor) -> Iterator[Tensor]:
+        for module in self.stages:
             stage = cast(Stage, module)
             x = stage.embed(x)
             for block in stage.blocks:
                 x = block(x)
-                yield index, x
+                yield (self.norm(x) if stage is self.stages[-1] else x).mean((2, 3))
+
+    def attention(self, x: Tensor, block: int = -1) -> Attention:
+        index, inside = self.place_of(block)
+        for earlier in self.stages[:index]:
+            x = earlier(x)
+        stage = cast(Stage, self.stages[index])
+        return cast(Block, stage.blocks[inside]).attention(stage.blocks[:inside](stage.embed(x)))
 
 
 class Embedding(nn.Module):
@@ -282,23 +265,3 @@ def _initialise(module: nn.Module) -> None:
         nn.init.trunc_normal_(module.weight, std=0.02)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
-
-
-def _check(spec: dict[str, Any]) -> None:
-    lists = {name: spec[name] for name in ("dims", "depths", "num_heads", "windows")}
-    if len({len(values) for values in lists.values()}) > 1 or not spec["dims"]:
-        got = ", ".join(f"{name}={values}" for name, values in lists.items())
-        raise ValueError(f"CvT needs dims, depths, num_heads and windows of equal length, one per stage; got {got}")
-    for name, values in lists.items():
-        if min(values) < 1:
-            raise ValueError(f"CvT needs {name} of 1 or more, got {name}={values}")
-    for stage, (width, heads) in enumerate(zip(spec["dims"], spec["num_heads"], strict=True)):
-        if width % heads:
-            raise ValueError(
-                f"CvT's stage {stage} is {width} wide, which {heads} heads do not divide; change num_heads or dims"
-            )
-    for name in ("in_chans", "mlp_ratio"):
-        if spec[name] <= 0:
-            raise ValueError(f"CvT needs a positive {name}, got {spec[name]}")
-    if not 0 <= spec["drop_path_rate"] < 1:
-        raise ValueError(f"CvT needs drop_path_rate in [0, 1), got {spec['drop_path_rate']}")

@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -159,12 +159,6 @@ def hide(tokens: Tensor, mask: Tensor, vector: Tensor | None, *, factor: int = 1
         )
     mask = mask.repeat_interleave(factor, 1).repeat_interleave(factor, 2)[:, :height, :width]
     return torch.where(mask[..., None], vector.to(tokens.dtype), tokens)
-
-
-def width_of_last(n: int, widths: Sequence[int], depths: Sequence[int]) -> int:
-    """Channels of the last `n` blocks side by side, from the width and the number of blocks of each stage."""
-    check_block_count(n, sum(depths))
-    return sum([width for width, depth in zip(widths, depths, strict=True) for _ in range(depth)][-n:])
 
 
 def check_block_count(n: int, available: int) -> None:

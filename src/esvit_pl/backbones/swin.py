@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from math import isqrt
-from typing import Any, Literal, cast
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -26,13 +26,15 @@ from timm.models.swin_transformer import (
 )
 from torch import Tensor, nn
 
-from esvit_pl.backbones.interface import Attention, Backbone, Features, check_block_count, hide, width_of_last
+from esvit_pl.backbones.interface import Attention, Features, hide
 from esvit_pl.backbones.recompute import Recomputable
+from esvit_pl.backbones.stages import StagedBackbone, check_sizes
 from esvit_pl.backbones.swin_windows import Strip, WindowGroup, WindowPlan, shifted_window_mask, window_plan
 from esvit_pl.precision import narrow
+from esvit_pl.specs import spec_of
 
 
-class Swin(Backbone):
+class Swin(StagedBackbone):
     """A Swin backbone of any size for inputs of any size.
 
     Args:
@@ -70,20 +72,18 @@ class Swin(Backbone):
         init: Literal["trunc_normal", "fan_in"] = "trunc_normal",
     ) -> None:
         super().__init__()
-        self.spec = {
-            "name": "swin",
-            "embed_dim": embed_dim,
-            "depths": list(depths),
-            "num_heads": list(num_heads),
-            "window": window,
-            "img_size": img_size,
-            "patch_size": patch_size,
-            "in_chans": in_chans,
-            "mlp_ratio": mlp_ratio,
-            "drop_path_rate": drop_path_rate,
-            "init": init,
-        }
-        _check(self.spec)
+        self.spec = spec_of("swin", locals())
+        self.patch_size = patch_size
+        self.stage_widths = [embed_dim * 2**stage for stage in range(len(depths))]
+        check_sizes(
+            "Swin",
+            self.spec,
+            self.stage_widths,
+            per_stage=("depths", "num_heads"),
+            positive=("embed_dim", "window", "img_size", "patch_size", "in_chans", "mlp_ratio"),
+        )
+        if init not in ("trunc_normal", "fan_in"):
+            raise ValueError(f"Swin needs init 'trunc_normal' or 'fan_in', got {init!r}")
         model = SwinTransformer(
             img_size=img_size,
             patch_size=patch_size,
@@ -103,8 +103,6 @@ class Swin(Backbone):
         self.norm = model.norm
         if init == "fan_in":
             self.apply(_fan_in)
-        self.patch_size = patch_size
-        self.stage_widths = [embed_dim * 2**stage for stage in range(len(depths))]
         self.width = self.region_width = self.stage_widths[-1]
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Features:
@@ -119,25 +117,19 @@ class Swin(Backbone):
     def learn_mask(self) -> None:
         self.mask_vector = nn.Parameter(torch.zeros(self.stage_widths[0]))
 
-    def last_blocks(self, x: Tensor, n: int) -> Tensor:
-        check_block_count(n, sum(self.spec["depths"]))
-        last_stage = len(self.layers) - 1
-        pooled = [
-            (self.norm(feature) if stage == last_stage else feature).mean((1, 2))
-            for stage, feature in list(self.walk(x))[-n:]
-        ]
-        return torch.cat(pooled, dim=-1)
-
-    def last_blocks_width(self, n: int) -> int:
-        return width_of_last(n, self.stage_widths, self.spec["depths"])
+    def pooled_blocks(self, x: Tensor) -> Iterator[Tensor]:
+        x = self.embed(x)
+        for stage in self.stages:
+            x = stage.downsample(x)
+            for block in stage.blocks:
+                x = block(x)
+                yield (self.norm(x) if stage is self.layers[-1] else x).mean((1, 2))
 
     def attention(self, x: Tensor, block: int = -1) -> Attention:
-        depth = sum(self.spec["depths"])
-        if not -depth <= block < depth:
-            raise ValueError(f"attention needs a block between {-depth} and {depth - 1}, got {block}")
-        stage, inside = [(stage, j) for stage in self.stages for j in range(len(stage.blocks))][block]
+        index, inside = self.place_of(block)
+        stage = self.stages[index]
         x = self.embed(x)
-        for earlier in self.stages[: self.stages.index(stage)]:
+        for earlier in self.stages[:index]:
             x = earlier(x)
         x = stage.blocks[:inside](stage.downsample(x))
         return cast(SwinBlock, stage.blocks[inside]).attention(x)
@@ -150,15 +142,6 @@ class Swin(Backbone):
         """(b c h w) images -> (b h w c) patches."""
         pad_h, pad_w = (-side % self.patch_size for side in x.shape[-2:])
         return cast(Tensor, self.patch_embed(F.pad(x, (0, pad_w, 0, pad_h))))
-
-    def walk(self, x: Tensor) -> Iterator[tuple[int, Tensor]]:
-        """(stage, (b h w c) map) after every block."""
-        x = self.embed(x)
-        for index, stage in enumerate(self.stages):
-            x = stage.downsample(x)
-            for block in stage.blocks:
-                x = block(x)
-                yield index, x
 
 
 class SwinStage(nn.Module):
@@ -341,25 +324,3 @@ def to_released(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _fan_in(module: nn.Module) -> None:
     if isinstance(module, nn.Linear):
         nn.init.normal_(module.weight, std=module.in_features**-0.5)
-
-
-def _check(spec: dict[str, Any]) -> None:
-    depths, heads = spec["depths"], spec["num_heads"]
-    if len(depths) != len(heads) or not depths or min(depths) < 1:
-        raise ValueError(
-            "Swin needs depths of 1 or more and as many num_heads as depths, one per stage; "
-            f"got depths={depths}, num_heads={heads}"
-        )
-    for name in ("embed_dim", "window", "img_size", "patch_size", "in_chans", "mlp_ratio"):
-        if spec[name] <= 0:
-            raise ValueError(f"Swin needs a positive {name}, got {spec[name]}")
-    for stage, count in enumerate(heads):
-        width = spec["embed_dim"] * 2**stage
-        if count < 1 or width % count:
-            raise ValueError(
-                f"Swin's stage {stage} is {width} wide, which {count} heads do not divide; change num_heads"
-            )
-    if not 0 <= spec["drop_path_rate"] < 1:
-        raise ValueError(f"Swin needs drop_path_rate in [0, 1), got {spec['drop_path_rate']}")
-    if spec["init"] not in ("trunc_normal", "fan_in"):
-        raise ValueError(f"Swin needs init 'trunc_normal' or 'fan_in', got {spec['init']!r}")

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from esvit_pl.backbones.interface import Attention, Backbone, Features, check_block_count, hide
 from esvit_pl.backbones.recompute import hold_statistics
+from esvit_pl.backbones.stages import check_block
 from esvit_pl.backbones.timm_errors import check_spec
 from esvit_pl.backbones.timm_features import Pool, as_features, create, last_tokens, padded, pooled_blocks
 from esvit_pl.backbones.timm_study import check_recomputes, study
@@ -189,8 +190,7 @@ class TimmBackbone(Backbone):
                 f"timm's {self.spec['name']} has no attention weights to show; ViT and DeiT have, Swin, CvT and ViL's "
                 "full blocks (backbone=vit_base_p16, deit_small_p16, swin_tiny_w7, cvt_tiny_w7, vil_tiny)"
             )
-        if not -len(blocks) <= block < len(blocks):
-            raise ValueError(f"attention needs a block between {-len(blocks)} and {len(blocks) - 1}, got {block}")
+        check_block(block, len(blocks))
         wanted = cast(FullAttention, blocks[block])
         inputs: list[Tensor] = []
         hook = wanted.register_forward_pre_hook(lambda _, arguments: inputs.append(arguments[0]))

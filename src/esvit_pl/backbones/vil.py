@@ -18,8 +18,9 @@ from timm.layers.drop import DropPath
 from timm.layers.mlp import Mlp
 from torch import Tensor, nn
 
-from esvit_pl.backbones.interface import Attention, Backbone, Features, check_block_count, width_of_last
+from esvit_pl.backbones.interface import Attention, Features
 from esvit_pl.backbones.recompute import Recomputable
+from esvit_pl.backbones.stages import StagedBackbone, check_block, check_sizes, drop_path_rates
 from esvit_pl.backbones.vil_attention import (
     AROUND,
     OWN,
@@ -29,12 +30,12 @@ from esvit_pl.backbones.vil_attention import (
     cubic_weights,
     relative_index,
 )
+from esvit_pl.specs import spec_of
 
 EPS = 1e-6
-PER_STAGE = ("dims", "depths", "num_heads", "patch_sizes", "windows", "num_globals", "sliding", "positions")
 
 
-class ViL(Backbone):
+class ViL(StagedBackbone):
     """A ViL of any size, for images of any size and shape that leave at least one token in the last stage.
 
     >>> vil = ViL(
@@ -90,30 +91,11 @@ class ViL(Backbone):
         drop_path_rate: float = 0.1,
     ) -> None:
         super().__init__()
-        self.spec = {
-            "name": "vil",
-            "dims": list(dims),
-            "depths": list(depths),
-            "num_heads": list(num_heads),
-            "patch_sizes": list(patch_sizes),
-            "windows": list(windows),
-            "num_globals": list(num_globals),
-            "sliding": list(sliding),
-            "positions": list(positions),
-            "mode": mode,
-            "share_projections": share_projections,
-            "norm_embed": norm_embed,
-            "avg_pool": avg_pool,
-            "img_size": img_size,
-            "in_chans": in_chans,
-            "mlp_ratio": mlp_ratio,
-            "drop_path_rate": drop_path_rate,
-        }
+        self.spec = spec_of("vil", locals())
+        self.stage_widths = list(dims)
         _check(self.spec)
-        last = max(sum(depths) - 1, 1)
-        rates = iter([drop_path_rate * block / last for block in range(sum(depths))])
-        for stage, depth in enumerate(depths):
-            self.add_module(f"layer{stage + 1}", _stage(self.spec, stage, [next(rates) for _ in range(depth)]))
+        for stage, rates in enumerate(drop_path_rates(self.spec)):
+            self.add_module(f"layer{stage + 1}", _stage(self.spec, stage, rates))
         self.norm = nn.LayerNorm(dims[-1], eps=EPS)
         self.apply(_initialise)
         self.patch_size = math.prod(patch_sizes)
@@ -127,16 +109,9 @@ class ViL(Backbone):
         z = self.norm(last)
         return Features(self.pool(z, self.stages[-1]), z[:, self.stages[-1].num_globals :], shape)
 
-    def last_blocks(self, x: Tensor, n: int) -> Tensor:
-        check_block_count(n, sum(self.spec["depths"]))
-        pooled = [
-            self.pool(self.norm(tokens) if stage is self.stages[-1] else tokens, stage)
-            for stage, tokens, _ in list(self.walk(x))[-n:]
-        ]
-        return torch.cat(pooled, dim=-1)
-
-    def last_blocks_width(self, n: int) -> int:
-        return width_of_last(n, self.spec["dims"], self.spec["depths"])
+    def pooled_blocks(self, x: Tensor) -> Iterator[Tensor]:
+        for stage, tokens, _ in self.walk(x):
+            yield self.pool(self.norm(tokens) if stage is self.stages[-1] else tokens, stage)
 
     def attention(self, x: Tensor, block: int = -1) -> Attention:
         """Weights of a block with full attention, (b heads g+n g+n): the stage's g global tokens come first.
@@ -145,8 +120,7 @@ class ViL(Backbone):
             NotImplementedError: for a block with sliding attention, whose weights are not a matrix of tokens by tokens.
         """
         branches = [branch for stage in self.stages for branch, _ in stage.blocks]
-        if not -len(branches) <= block < len(branches):
-            raise ValueError(f"attention needs a block between {-len(branches)} and {len(branches) - 1}, got {block}")
+        check_block(block, len(branches))
         wanted = branches[block]
         if not isinstance(wanted.attn, FullAttention):
             full = [index for index, branch in enumerate(branches) if isinstance(branch.attn, FullAttention)]
@@ -370,25 +344,23 @@ def _initialise(module: nn.Module) -> None:
 
 
 def _check(spec: dict[str, Any]) -> None:
-    stages = len(spec["dims"])
-    for name in PER_STAGE:
-        if len(spec[name]) != stages or not stages:
+    for name in ("num_globals", "sliding", "positions"):
+        if len(spec[name]) != len(spec["dims"]):
             raise ValueError(f"ViL needs one of {name} for each stage; got dims={spec['dims']}, {name}={spec[name]}")
-    for name in ("dims", "depths", "num_heads", "patch_sizes", "windows"):
-        if min(spec[name]) < 1:
-            raise ValueError(f"ViL needs {name} of 1 or more, got {spec[name]}")
+    check_sizes(
+        "ViL",
+        spec,
+        spec["dims"],
+        per_stage=("dims", "depths", "num_heads", "patch_sizes", "windows"),
+        positive=("img_size", "in_chans", "mlp_ratio"),
+    )
     if min(spec["num_globals"]) < 0:
         raise ValueError(f"ViL needs num_globals of 0 or more, got {spec['num_globals']}")
-    for stage, (dim, count) in enumerate(zip(spec["dims"], spec["num_heads"], strict=True)):
-        if dim % count:
-            raise ValueError(f"ViL's stage {stage} is {dim} wide, which {count} heads do not divide; change num_heads")
-        if spec["positions"][stage] not in ("relative", "absolute"):
-            raise ValueError(f"ViL needs positions 'relative' or 'absolute', got {spec['positions'][stage]!r}")
-        if spec["positions"][stage] == "absolute" and dim % 2:
+    for stage, (dim, positions) in enumerate(zip(spec["dims"], spec["positions"], strict=True)):
+        if positions not in ("relative", "absolute"):
+            raise ValueError(f"ViL needs positions 'relative' or 'absolute', got {positions!r}")
+        if positions == "absolute" and dim % 2:
             raise ValueError(f"ViL's stage {stage} is {dim} wide; absolute positions need an even width")
-    for name in ("img_size", "in_chans", "mlp_ratio"):
-        if spec[name] <= 0:
-            raise ValueError(f"ViL needs a positive {name}, got {spec[name]}")
     if spec["img_size"] < math.prod(spec["patch_sizes"]):
         raise ValueError(
             f"ViL needs an img_size of {math.prod(spec['patch_sizes'])} px or more with patch_sizes "
@@ -396,5 +368,3 @@ def _check(spec: dict[str, Any]) -> None:
         )
     if spec["mode"] < -1:
         raise ValueError(f"ViL needs mode 0 (all chunks around), -1 (none) or 1 (one of them), got {spec['mode']}")
-    if not 0 <= spec["drop_path_rate"] < 1:
-        raise ValueError(f"ViL needs drop_path_rate in [0, 1), got {spec['drop_path_rate']}")

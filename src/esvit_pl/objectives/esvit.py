@@ -16,6 +16,7 @@ from esvit_pl.metrics.collapse import largest_entropy
 from esvit_pl.objectives.interface import Losses, Objective, Progress, Views, Window
 from esvit_pl.precision import wide
 from esvit_pl.schedules import check_shape, scheduled
+from esvit_pl.specs import spec_of
 
 
 class EsViTObjective(Objective):
@@ -68,26 +69,7 @@ class EsViTObjective(Objective):
         center_momentum: float = 0.9,
     ) -> None:
         super().__init__()
-        self.spec = {
-            "name": "esvit",
-            "view_weight": view_weight,
-            "region_weight": region_weight,
-            "region_start_epoch": region_start_epoch,
-            "num_prototypes": num_prototypes,
-            "hidden_dim": hidden_dim,
-            "out_dim": out_dim,
-            "num_layers": num_layers,
-            "batch_norm": batch_norm,
-            "region_batch_norm": region_batch_norm,
-            "norm_last_layer": norm_last_layer,
-            "student_temp": student_temp,
-            "teacher_temp": teacher_temp,
-            "teacher_temp_start": teacher_temp_start,
-            "teacher_temp_warmup_epochs": teacher_temp_warmup_epochs,
-            "teacher_temp_end": teacher_temp_end,
-            "teacher_temp_schedule": teacher_temp_schedule,
-            "center_momentum": center_momentum,
-        }
+        self.spec = spec_of("esvit", locals())
         _check(self.spec)
         self.weights = {name: w for name, w in (("view", view_weight), ("region", region_weight)) if w > 0}
         self.centers = nn.ModuleDict(
