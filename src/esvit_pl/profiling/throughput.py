@@ -45,52 +45,39 @@ class Throughput(NamedTuple):
 def throughput(
     backbones: Mapping[str, Callable[[], Backbone]],
     *,
-    side: int = 224,
     batch_size: int = 1,
-    repeats: int = 10,
-    budget_seconds: float = 3.0,
     precision: Precision = "float32",
     device: str = "cpu",
 ) -> Iterator[Throughput]:
-    """What each backbone costs and how many images a second it embeds; one after the other, as they are measured.
+    """What each backbone costs and how many images of 224 px it embeds a second, one after the other.
 
     Args:
         backbones: {name of its file in conf/backbone: what builds it}; one is built at a time.
-        side: of the images in pixels.
         batch_size: images.
-        repeats: passes measured at most, after one to warm up.
-        budget_seconds: no pass of a backbone begins later than this after its first measured one; one is always made.
         precision: "float32", or "bf16": under autocast.
         device: where.
 
     Raises:
-        ValueError: no image, no repeat, or an unknown precision.
+        ValueError: no image, or an unknown precision.
     """
-    if min(batch_size, repeats) < 1:
-        raise ValueError(f"throughput needs batch_size and repeats from 1 on, got {batch_size} and {repeats}")
+    if batch_size < 1:
+        raise ValueError(f"throughput needs batch_size from 1 on, got {batch_size}")
     if precision not in ("float32", "bf16"):
         raise ValueError(f"throughput needs precision 'float32' or 'bf16', got {precision!r}")
     for name, build in backbones.items():
         backbone = build().eval()
-        row = counted(name, backbone, side)
-        rate = images_per_second(
-            backbone.to(device),
-            side=side,
-            batch_size=batch_size,
-            repeats=repeats,
-            budget_seconds=budget_seconds,
-            precision=precision,
-        )
+        row = counted(name, backbone)
+        rate = images_per_second(backbone.to(device), batch_size=batch_size, precision=precision)
         yield row._replace(batch_size=batch_size, images_per_second=rate)
 
 
-def counted(name: str, backbone: Backbone, side: int = 224) -> Throughput:
+def counted(name: str, backbone: Backbone) -> Throughput:
     """What needs no measurement; nothing is computed."""
     views = [accuracy(name, loss) for loss in ("view", "view_region")]
     return Throughput(
         name,
         sum(parameter.numel() for parameter in backbone.parameters()),
-        multiply_adds(deepcopy(backbone).to("meta"), side),
+        multiply_adds(deepcopy(backbone).to("meta")),
         None,
         None,
         v100_images_per_second(name),
@@ -98,7 +85,7 @@ def counted(name: str, backbone: Backbone, side: int = 224) -> Throughput:
     )
 
 
-def multiply_adds(backbone: Backbone, side: int) -> int:
+def multiply_adds(backbone: Backbone, side: int = 224) -> int:
     """Operations for one image: convolutions, linear layers and both products of every attention.
 
     As in the literature, norms, softmax, activations and sums are not counted. torch counts two operations for each.
@@ -110,9 +97,22 @@ def multiply_adds(backbone: Backbone, side: int) -> int:
 
 
 def images_per_second(
-    backbone: Backbone, *, side: int, batch_size: int, repeats: int, budget_seconds: float, precision: Precision
+    backbone: Backbone,
+    *,
+    side: int = 224,
+    batch_size: int,
+    precision: Precision,
+    repeats: int = 10,
+    budget_seconds: float = 3.0,
 ) -> float:
-    """Images of a batch / median seconds of a pass in inference mode, where the backbone lies; as in `throughput`."""
+    """Images of a batch / median seconds of a pass in inference mode, where the backbone lies.
+
+    Args:
+        side: of the images in pixels.
+        batch_size, precision: as in `throughput`.
+        repeats: passes measured at most, after one to warm up.
+        budget_seconds: no pass begins later than this after the first measured one; one is always made.
+    """
     device = _device(backbone)
     images = torch.randn(batch_size, channels_of(backbone), side, side, device=device)
 
