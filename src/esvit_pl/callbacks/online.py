@@ -17,15 +17,10 @@ from esvit_pl.isolation import undisturbed
 
 
 class OnlineEvaluation(Callback):
-    """Base class of `OnlineKNN` and `OnlineLinear`; a subclass writes `measure`.
+    """Base class of `OnlineKNN` and `OnlineLinear`, which describe its arguments; a subclass writes `measure`.
 
     Args:
-        features: what to measure: the path of a network in the module, or a function images -> (b d) or ``Features``;
-            several as a dict {name: path or function}, the main one first.
         loaders: {"bank": ..., "query": ...}, each a loader or its name.
-        every_n_epochs: measure after so many epochs, and after the last one.
-        unpack: batch -> (images, labels).
-        prefix: of the metrics' names.
     """
 
     def __init__(
