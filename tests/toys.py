@@ -16,6 +16,21 @@ from esvit_pl.objectives import EsViTObjective
 from esvit_pl.optim import OptimizerRecipe
 
 SIDES = (32, 32, 16, 16)
+# The same training as a command types it, for benchmarks.
+WORDS = [
+    "backbone=swin_micro_32px",
+    "backbone.embed_dim=8",
+    "backbone.num_heads=[1,2]",
+    "augment.global_size=32",
+    "augment.local_size=16",
+    "augment.num_local=2",
+    "loss.num_prototypes=64",
+    "loss.hidden_dim=16",
+    "loss.out_dim=8",
+    "trainer=cpu",
+    "batch_size=1",
+    "repeats=1",
+]
 
 # The smallest backbone of each family that has two stages.
 FAMILIES: dict[str, dict[str, Any]] = {

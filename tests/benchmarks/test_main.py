@@ -5,24 +5,10 @@ from __future__ import annotations
 import json
 
 import pytest
+from toys import WORDS as TOY
 
 from benchmarks.__main__ import BENCHMARKS, main
 from esvit_pl.commands.bench import IN_A_CHECKOUT
-
-TOY = [
-    "backbone=swin_micro_32px",
-    "backbone.embed_dim=8",
-    "backbone.num_heads=[1,2]",
-    "augment.global_size=32",
-    "augment.local_size=16",
-    "augment.num_local=2",
-    "loss.num_prototypes=64",
-    "loss.hidden_dim=16",
-    "loss.out_dim=8",
-    "trainer=cpu",
-    "batch_size=1",
-    "repeats=1",
-]
 
 
 def test_benchmarks_print_tables_and_write_json(commands, tmp_path):

@@ -4,23 +4,9 @@ import json
 import re
 
 import pytest
+from toys import WORDS as TOY
 
 from esvit_pl.commands.bench import BENCHMARKS, in_words
-
-TOY = [
-    "backbone=swin_micro_32px",
-    "backbone.embed_dim=8",
-    "backbone.num_heads=[1,2]",
-    "augment.global_size=32",
-    "augment.local_size=16",
-    "augment.num_local=2",
-    "loss.num_prototypes=64",
-    "loss.hidden_dim=16",
-    "loss.out_dim=8",
-    "trainer=cpu",
-    "batch_size=1",
-    "repeats=1",
-]
 
 
 def test_a_recipe_says_what_bounds_it(commands, tmp_path):
