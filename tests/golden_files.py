@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,10 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from esvit_pl.backbones import Backbone, build, cvt, swin
+from esvit_pl.backbones import Backbone, build, cvt, swin, vil
+from esvit_pl.checkpoints.infer_spec import infer_spec
+
+FAMILIES = {"swin": swin, "cvt": cvt, "vil": vil}
 
 OWN_FOLDER = Path(__file__).parent / "golden"
 FOLDER = Path(os.environ.get("ESVIT_GOLDEN", OWN_FOLDER))
@@ -59,48 +61,19 @@ def image(batch: int, side: int, phase: float = 0.0) -> Tensor:
     return x.float()
 
 
-def swin_from(weights: dict[str, Tensor], window: int, **overrides: Any) -> Backbone:
-    """A Swin whose sizes follow from the released weights, with them inside."""
-    blocks = [re.match(r"layers\.(\d+)\.blocks\.(\d+)\.", key) for key in weights]
-    depths: dict[int, int] = {}
-    for match in filter(None, blocks):
-        depths[int(match[1])] = max(depths.get(int(match[1]), 0), int(match[2]) + 1)
-    projection = weights["patch_embed.proj.weight"]
-    table = "layers.{}.blocks.0.attn.relative_position_bias_table"
-    backbone = build(
-        "swin",
-        embed_dim=projection.shape[0],
-        in_chans=projection.shape[1],
-        patch_size=projection.shape[2],
-        depths=[depths[stage] for stage in sorted(depths)],
-        num_heads=[weights[table.format(stage)].shape[1] for stage in sorted(depths)],
-        window=window,
-        mlp_ratio=weights["layers.0.blocks.0.mlp.fc1.weight"].shape[0] / projection.shape[0],
-        drop_path_rate=0.0,
-        **overrides,
-    )
-    backbone.load_state_dict(swin.from_released(weights))
-    return backbone
-
-
-def cvt_from(file: Golden) -> Backbone:
-    """A CvT whose sizes follow from the released weights and the file's settings, with them inside."""
-    weights = file.part("w")
-    stages = sorted({int(match[1]) for key in weights if (match := re.match(r"stage(\d+)\.", key))})
-    embeddings = [weights[f"stage{stage}.0.proj.weight"] for stage in stages]
-    blocks = {match[0] for key in weights if (match := re.match(r"stage\d+\.1\.layers\.\d+\.", key))}
-    window = file.settings["window"]
-    backbone = build(
-        "cvt",
-        dims=[embedding.shape[0] for embedding in embeddings],
-        in_chans=embeddings[0].shape[1],
-        depths=[sum(block.startswith(f"stage{stage}.") for block in blocks) for stage in stages],
-        num_heads=file.settings["num_heads"],
-        windows=window if isinstance(window, list) else [window] * len(stages),
-        mlp_ratio=weights["stage0.1.layers.0.1.fn.net.0.weight"].shape[0] / embeddings[0].shape[0],
-        drop_path_rate=0.0,
-    )
-    backbone.load_state_dict(cvt.from_released(weights))
+def backbone_from(weights: dict[str, Tensor], settings: dict[str, Any]) -> Backbone:
+    """The backbone of a file, with its released weights inside; its sizes follow from them and from the settings."""
+    found = infer_spec(weights)
+    assert found is not None
+    spec = {**found.spec, "drop_path_rate": 0.0}
+    if spec["name"] == "cvt":  # its weights do not tell these
+        window = settings["window"]
+        spec["num_heads"] = settings["num_heads"]
+        spec["windows"] = window if isinstance(window, list) else [window] * len(spec["dims"])
+    if spec["name"] == "vil":
+        spec |= {**vil_arch(settings["arch"]), "mode": settings["mode"]}
+    backbone = build(**spec)
+    backbone.load_state_dict(FAMILIES[spec["name"]].from_released(weights))
     return backbone
 
 
@@ -121,28 +94,6 @@ def to_network(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     }
     backbone = {key: value for key, value in weights.items() if not key.startswith(tuple(heads))}
     return network | {f"backbone.{key}": value for key, value in swin.from_released(backbone).items()}
-
-
-def check_features(file: Golden, backbone: Backbone, error: Callable[[Tensor, Tensor], float], bound: float) -> None:
-    """Pooled and region features at every size in the file."""
-    assert file.sizes("global")
-    for side in file.sizes("global"):
-        pooled = file.tensors[f"global.{side}"]
-        features = backbone(image(len(pooled), side))
-        assert error(features.pooled, pooled) < bound
-        assert error(features.regions, file.tensors[f"region.{side}"]) < bound
-        assert features.grid[0] * features.grid[1] == features.regions.shape[1]
-
-
-def check_last_blocks(file: Golden, backbone: Backbone, error: Callable[[Tensor, Tensor], float], bound: float) -> None:
-    """Features of the last blocks, for every number of blocks and size in the file."""
-    keys = [key for key in file.tensors if key.startswith("last")]
-    assert keys
-    for key in keys:
-        name, _, side = key.partition(".")
-        n, reference = int(name.removeprefix("last")), file.tensors[key]
-        assert error(backbone.last_blocks(image(len(reference), int(side)), n), reference) < bound
-        assert backbone.last_blocks_width(n) == reference.shape[1]
 
 
 def largest_error(value: Tensor, reference: Tensor) -> float:

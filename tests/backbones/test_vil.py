@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import toys
-from golden_files import image, relative_error
+from golden_files import relative_error
 
 from esvit_pl.backbones.vil import ViL, from_released, to_released
 from esvit_pl.backbones.vil_attention import FullAttention, SlidingAttention
@@ -32,71 +32,11 @@ def on_meta(**changes):
         return ViL(**changes)
 
 
-def released(file):
-    """Every size from the file's keys, shapes and settings."""
-    weights = file.part("w")
-    backbone = ViL(
-        **golden_files.vil_arch(file.settings["arch"]),
-        mode=file.settings["mode"],  # the weights do not tell it
-        norm_embed="layer1.0.norm_embed.weight" in weights,
-        share_projections=all(
-            torch.equal(value, weights[name.replace("_global", "")])
-            for name, value in weights.items()
-            if "_global." in name
-        ),
-        in_chans=weights["layer1.0.proj.weight"].shape[1],
-        mlp_ratio=weights["layer1.2.mlp.fc1.weight"].shape[0] / weights["layer1.2.mlp.fc1.weight"].shape[1],
-        drop_path_rate=0.0,
-    )
-    backbone.load_state_dict(from_released(weights))
-    return backbone.eval()
-
-
-@pytest.fixture(scope="module", params=golden_files.paths("vil_"), ids=lambda path: path.stem)
-def golden(request):
-    file = golden_files.read(request.param)
-    return file, released(file)
-
-
-@pytest.mark.golden
-@torch.no_grad()
-def test_features_are_the_released_ones(golden):
-    golden_files.check_features(*golden, relative_error, 1e-5)
-
-
-@pytest.mark.golden
-@torch.no_grad()
-def test_last_blocks_are_the_released_ones(golden):
-    golden_files.check_last_blocks(*golden, relative_error, 1e-5)
-
-
-@pytest.mark.golden
-def test_with_gradients_features_are_the_released_ones_too(golden):
-    """Where a bias learns, a CPU takes another way."""
-    file, backbone = golden
-    side = min(file.sizes("global"))
-    reference = file.tensors[f"region.{side}"]
-    features = backbone(image(len(reference), side))
-    assert features.regions.requires_grad
-    assert relative_error(features.regions, reference) < 1e-5
-
-
 def test_the_published_model_has_its_number_of_parameters():
     backbone = on_meta(**golden_files.vil_arch(PUBLISHED))
     assert sum(parameter.numel() for parameter in backbone.parameters()) == 27_569_352
     assert backbone.spec == on_meta().spec  # the signature carries the published model
     assert backbone.spec["drop_path_rate"] == 0.1
-
-
-@pytest.mark.golden
-def test_weights_go_back_to_the_released_names(golden):
-    file, backbone = golden
-    again = to_released(backbone.state_dict())
-    assert {name: value.shape for name, value in file.part("w").items()}.items() <= {
-        name: value.shape for name, value in again.items()
-    }.items()
-    assert all(torch.equal(again[name], value) for name, value in file.part("w").items())
-    assert all(name.endswith("relative_position_index") for name in again.keys() - file.part("w").keys())
 
 
 def test_index_tables_of_released_checkpoints_are_derived():

@@ -36,9 +36,7 @@ class Steps(Dataset):
 def pretrainer(golden: golden_files.Golden) -> Pretrainer:
     s = golden.settings
     weights = {key: value.double() for key, value in golden_files.to_network(golden.part("init")).items()}
-    backbone = golden_files.swin_from(
-        {k: v for k, v in golden.part("init").items() if not k.startswith("head")}, s["window"]
-    )
+    backbone = golden_files.backbone_from({k: v for k, v in golden.part("init").items() if not k.startswith("head")}, s)
     region = s["region"]
     objective = EsViTObjective(
         view_weight=0.5 if region else 1,
