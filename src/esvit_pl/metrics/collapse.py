@@ -40,25 +40,7 @@ HEALTHY: dict[str, Healthy] = {
     "matched_share": Healthy(low=0.1),
     "center_norm": Healthy(),
 }
-"""Default ranges: wide ones, far from what the embedded run shows from its second epoch on. Measured with
-``esvit-pretrain experiment=embedded callbacks=collapse`` and
-
-=====================  ===========  ================  ======================  =======================
-..                     loss=view    loss=view_region  loss=view, a teacher    loss=view_region, a
-                                                      that is the student     teacher temperature of 1
-=====================  ===========  ================  ======================  =======================
-feature_spread         .37 - .80    .64 - .82         .024 - .76              .43 - .72
-effective_rank         25 - 29      21 - 27           1.8 - 17                9 - 11
-region_diversity       .51 - .59    .27 - .61         .055 - .63              .52 - .61
-teacher_entropy_share  .14 - .50    .11 - .48         .14 - .91               1.00
-kl                     .62 - 1.11   .51 - 1.21        .52 - 3.0               .000 - .003
-matched_share          -            .66 - .76         -                       .43 - .48
-=====================  ===========  ================  ======================  =======================
-
-Seed 0, 2 cores of an AMD EPYC. The healthy runs have 12 epochs and ``callbacks.collapse.window=1``, single
-measurements; the third, ``module.momentum=0 module.momentum_end=0``, has 4 epochs and ends at the lower values; the
-fourth, ``loss.teacher_temp=1 loss.teacher_temp_start=1``, was stopped by the monitor in its second epoch. Larger runs
-were not measured: look at the first epochs of yours.
+"""Default ranges; docs/recipes.md, "Health", has the runs behind them.
 
 A sharp teacher is not a bad sign, so the entropy has no lower bound: if all images get one prototype, the divergence
 shows it. The norm of the centre says something only when it is compared with that of earlier steps.
