@@ -200,13 +200,7 @@ def _properties(x: Tensor) -> Any:
     "int size) -> ()",
 )
 def _launch_attend(
-    rows: Tensor,
-    keys: Tensor,
-    values: Tensor | None,
-    bias: Tensor | None,
-    statistics: Tensor,
-    sums: Tensor,
-    size: int,
+    rows: Tensor, keys: Tensor, values: Tensor | None, bias: Tensor | None, statistics: Tensor, sums: Tensor, size: int
 ) -> None:
     (r, p), k, splits = rows.shape, len(keys), statistics.shape[1]
     tile_rows, tile_prototypes = _tile(rows)

@@ -29,11 +29,7 @@ class RegionLoss(nn.Module):
         self.temp = temp
 
     def forward(
-        self,
-        z: list[Tensor],
-        log_partition: list[Tensor],
-        target: list[Tensor],
-        matches: dict[tuple[int, int], Tensor],
+        self, z: list[Tensor], log_partition: list[Tensor], target: list[Tensor], matches: dict[tuple[int, int], Tensor]
     ) -> Tensor:
         """
         Args:

@@ -103,14 +103,7 @@ def knn_accuracy(
     if len(query) == 0:
         raise ValueError("knn_accuracy needs one query image or more, got none")
     right = knn_correct(
-        bank,
-        bank_labels,
-        query,
-        query_labels,
-        k=ks,
-        temperature=temperature,
-        num_classes=num_classes,
-        chunk=chunk,
+        bank, bank_labels, query, query_labels, k=ks, temperature=temperature, num_classes=num_classes, chunk=chunk
     )
     return {n: TopK(*row) for n, row in zip(ks, (right / len(query)).tolist(), strict=True)}
 

@@ -7,12 +7,4 @@ from esvit_pl.visualize.figures.style import save
 from esvit_pl.visualize.figures.sweep import sweep
 from esvit_pl.visualize.figures.throughput import Model, accuracy_against_throughput
 
-__all__ = [
-    "Model",
-    "accuracy_against_throughput",
-    "comparison",
-    "crops",
-    "learning_curve",
-    "save",
-    "sweep",
-]
+__all__ = ["Model", "accuracy_against_throughput", "comparison", "crops", "learning_curve", "save", "sweep"]

@@ -8,14 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from esvit_pl.evaluation.names import (
-    KNN_TOP1,
-    PROBES,
-    TRAINING_LOSSES,
-    figure_title,
-    is_training_loss,
-    loss_title,
-)
+from esvit_pl.evaluation.names import KNN_TOP1, PROBES, TRAINING_LOSSES, figure_title, is_training_loss, loss_title
 from esvit_pl.visualize.figures.style import COLOURS, GREEN, GREY, new_figure, tidy
 
 if TYPE_CHECKING:
@@ -67,10 +60,7 @@ def learning_curve(
         if len(steps):
             mark = "o" if len(steps) <= 30 else None
             axes[-1].plot(steps / per_epoch, 100 * values, color=GREEN, marker=mark, markersize=4, label="pretraining")
-        _baselines(
-            axes[-1],
-            {figure_title(name): 100 * value for name, value in (baselines or {}).items()},
-        )
+        _baselines(axes[-1], {figure_title(name): 100 * value for name, value in (baselines or {}).items()})
         tidy(axes[-1], f"{PROBES['knn']} top-1 accuracy (%)" if accuracy == KNN_TOP1 else f"{accuracy} (%)")
         highest = 100 * max([*values, *(baselines or {}).values()], default=1.0)
         axes[-1].set_ylim(0, 1.1 * highest if highest > 0 else 1)
