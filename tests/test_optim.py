@@ -9,14 +9,7 @@ import toys
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from esvit_pl.optim import (
-    LARS,
-    FusedSGD,
-    OptimizerRecipe,
-    clip_each_,
-    parameter_groups,
-    scaled_lr,
-)
+from esvit_pl.optim import LARS, FusedSGD, OptimizerRecipe, clip_each_, parameter_groups, scaled_lr
 from esvit_pl.schedules import Progress
 
 

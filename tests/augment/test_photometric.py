@@ -10,12 +10,7 @@ from PIL import Image, ImageFilter
 from torchvision.transforms.v2 import functional as TF
 
 from esvit_pl.augment import OFF, ORDERS, PARAMS, apply_color
-from esvit_pl.augment.photometric import (
-    gaussian_blur,
-    grayscale,
-    jitter,
-    solarize,
-)
+from esvit_pl.augment.photometric import gaussian_blur, grayscale, jitter, solarize
 
 VALUES = torch.tensor([0.6, 1.0, 1.37, 0.0])  # one for each image; 1 is off for factors
 TURNS = torch.tensor([-0.5, 0.0, 0.1, 0.37])

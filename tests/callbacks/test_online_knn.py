@@ -75,12 +75,7 @@ def test_logs_what_the_pure_function_says_of_the_eval_features(tmp_path) -> None
 def test_names_loaders_dicts_functions_and_several_features(tmp_path) -> None:
     network = module()
     callback = OnlineKNN(
-        {"raw": lambda x: x, "trunk": "net.trunk"},
-        bank="train",
-        query="odd",
-        k=3,
-        prefix="mine",
-        unpack=foreign.unpack,
+        {"raw": lambda x: x, "trunk": "net.trunk"}, bank="train", query="odd", k=3, prefix="mine", unpack=foreign.unpack
     )
     fit(network, tmp_path, callback)
     raw = knn_accuracy(IMAGES[BANK], LABELS[BANK], IMAGES[QUERY], LABELS[QUERY], k=3)[3]

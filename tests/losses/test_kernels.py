@@ -71,7 +71,7 @@ def test_no_rows_are_no_problem(given):
 
 
 def test_fake_tensors_run_nothing(given):
-    """As in `benchmarks.memory`, which predicts what a step allocates."""
+    """As in `profiling.memory`, which predicts what a step allocates."""
     with FakeTensorMode(allow_non_fake_inputs=True) as fake:
         rows, keys, values, bias = map(fake.from_tensor, given)
         log_partition, expected, _ = kernels.attend(rows, keys, values, bias)

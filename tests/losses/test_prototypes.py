@@ -34,14 +34,7 @@ def on_logits(given):
 
 def streamed(given, **options):
     partition, target = partition_and_target(
-        given["z"],
-        given["w"],
-        TEMP,
-        given["teacher_z"],
-        given["teacher_w"],
-        given["center"],
-        TEACHER_TEMP,
-        **options,
+        given["z"], given["w"], TEMP, given["teacher_z"], given["teacher_w"], given["center"], TEACHER_TEMP, **options
     )
     matched = target.u[given["match"]].view(given["z"].shape)
     return (partition - (given["z"] * matched).sum(-1) / TEMP).mean(), target.entropy

@@ -56,9 +56,7 @@ def size_of(tensors: Any) -> int:
 
 
 @pytest.mark.parametrize(
-    "options",
-    [{}, {"accumulate_grad_batches": 2, "precision": "bf16-mixed"}],
-    ids=["float32", "accumulated bf16"],
+    "options", [{}, {"accumulate_grad_batches": 2, "precision": "bf16-mixed"}], ids=["float32", "accumulated bf16"]
 )
 def test_a_training_under_lightning_takes_what_was_predicted(tmp_path, options):
     module = toys.pretrainer(MANY, freeze_prototypes_epochs=0)

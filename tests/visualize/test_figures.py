@@ -8,15 +8,7 @@ import pytest
 import torch
 
 from esvit_pl.profiling.throughput import published_models
-from esvit_pl.visualize import (
-    Model,
-    accuracy_against_throughput,
-    comparison,
-    crops,
-    learning_curve,
-    save,
-    sweep,
-)
+from esvit_pl.visualize import Model, accuracy_against_throughput, comparison, crops, learning_curve, save, sweep
 
 TABLE = {"chance": 0.05, "untrained": 0.36, "pretrained": 0.63, "raw_pixels": 0.28, "histogram": None}
 

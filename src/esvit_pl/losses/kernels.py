@@ -1,7 +1,7 @@
 """The two passes of `losses.prototypes` as Triton kernels: no block of logits is written to the GPU's memory.
 
 Products are multiplied in the type of the rows (bfloat16 for tensor cores); sums and exponentials are float32. The
-kernels are registered as operators of torch, so that fake tensors (`benchmarks.memory`) and torch.compile know their
+kernels are registered as operators of torch, so that fake tensors (`profiling.memory`) and torch.compile know their
 results' shapes.
 """
 
