@@ -65,12 +65,7 @@ def attend(rows: Tensor, keys: Tensor, values: Tensor | None, bias: Tensor | Non
     return (top + total.log2()) / LOG2_E, expected, total.log() - e_log_e / total / LOG2_E
 
 
-@torch.library.custom_op(
-    "esvit_pl::add_gradient_",
-    mutates_args=("to",),
-    schema="(Tensor(a!) to, Tensor rows, Tensor keys, Tensor? bias, Tensor log_partition, "
-    "Tensor? weights, Tensor right) -> ()",
-)
+@torch.library.custom_op("esvit_pl::add_gradient_", mutates_args=("to",))
 def add_gradient_(
     to: Tensor,
     rows: Tensor,
@@ -193,12 +188,7 @@ def _properties(x: Tensor) -> Any:
     return torch.cuda.get_device_properties(x.device)
 
 
-@torch.library.custom_op(
-    "esvit_pl::attend",
-    mutates_args=("statistics", "sums"),
-    schema="(Tensor rows, Tensor keys, Tensor? values, Tensor? bias, Tensor(a!) statistics, Tensor(b!) sums, "
-    "int size) -> ()",
-)
+@torch.library.custom_op("esvit_pl::attend", mutates_args=("statistics", "sums"))
 def _launch_attend(
     rows: Tensor, keys: Tensor, values: Tensor | None, bias: Tensor | None, statistics: Tensor, sums: Tensor, size: int
 ) -> None:
