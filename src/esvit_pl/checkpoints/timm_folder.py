@@ -5,11 +5,8 @@
     timm's models   the same, bit for bit
     CvT, ViL        esvit_cvt_*, esvit_vil_*, which ``import esvit_pl.backbones`` registers with timm
 
-Weights are the same to the last bit. timm's Swin computes with them in three other ways than ours. Its layer norms add
-1e-5 to the variance, the released ones 1e-6; with
-``timm.create_model("local-dir:FOLDER", pretrained=True, norm_layer=timm.layers.LayerNorm)`` they add 1e-6, too, and at
-224 px the output is ours to the last bit. On maps that are not a multiple of the window timm rolls before it pads, and
-the release after. And timm refuses sides that are not a multiple of the patch. docs/checkpoints.md has the numbers.
+Weights are the same to the last bit, but timm's Swin computes with them in three other ways than ours: the eps of its
+layer norms, the order of rolling and padding, and the sides it takes. docs/checkpoints.md has the numbers.
 """
 
 from __future__ import annotations
