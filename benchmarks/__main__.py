@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
@@ -57,68 +57,47 @@ def show(cfg: DictConfig) -> None:
 
 def loss(cfg: DictConfig) -> Iterator[Report]:
     from benchmarks.loss import loss_costs
-    from esvit_pl.configs import assemble
 
-    recipe, backbone = assemble.construct(cfg, "augment"), build_backbone(cfg)
-    counts = region_counts(backbone, recipe)
-    batch_size = cfg.batch_size or 8
+    views, batch_size = given(cfg, batch_size=8)
+    counts = region_counts(build_backbone(cfg), views)
+    sizes = {"num_prototypes": cfg.loss.num_prototypes, "dim": cfg.loss.out_dim}
     yield report(
         cfg,
         "loss",
         f"losses with their prototype layers, {cfg.loss.num_prototypes:,} prototypes of width {cfg.loss.out_dim}, "
         f"batch {batch_size}, views of {in_words(counts)} regions, {cfg.trainer.precision}; forward and backward; "
         "straightforward holds all logits and every pair's targets, ours streams them; memory beyond the inputs",
-        loss_costs(
-            batch_size=batch_size,
-            num_prototypes=cfg.loss.num_prototypes,
-            dim=cfg.loss.out_dim,
-            regions=counts,
-            repeats=cfg.repeats,
-            device=device(cfg),
-            bf16=bf16(cfg),
-        ),
+        loss_costs(batch_size=batch_size, regions=counts, bf16=bf16(cfg), **sizes, **how(cfg)),
     )
 
 
 def crops(cfg: DictConfig) -> Iterator[Report]:
     from benchmarks.crops import crop_rates
-    from esvit_pl.configs import assemble
 
-    recipe: Recipe = assemble.construct(cfg, "augment")
-    batch_size = cfg.batch_size or 16
+    views, batch_size = given(cfg, batch_size=16)
     yield report(
         cfg,
         "crops",
-        f"views of {in_words(recipe.sizes)} px of JPEGs made here, batch {batch_size}, one thread, no other processes",
-        crop_rates(
-            recipe, images=(4 * batch_size, batch_size), batch_size=batch_size, repeats=cfg.repeats, device=device(cfg)
-        ),
+        f"views of {in_words(views.sizes)} px of JPEGs made here, batch {batch_size}, one thread, no other processes",
+        crop_rates(views, images=(4 * batch_size, batch_size), batch_size=batch_size, **how(cfg)),
     )
 
 
 def tokens(cfg: DictConfig) -> Iterator[Report]:
     from benchmarks.tokens import token_savings
     from esvit_pl.backbones.swin import Swin
-    from esvit_pl.configs import assemble
 
     backbone = build_backbone(cfg)
     if not isinstance(backbone, Swin):
         raise UserError(f"tokens measures the padding of Swin, got backbone.name={cfg.backbone.name}; choose a Swin")
-    recipe: Recipe = assemble.construct(cfg, "augment")
-    batch_size = cfg.batch_size or 4
-    sizes = recipe.sizes
+    views, batch_size = given(cfg, batch_size=4)
+    crops = tuple((views.sizes.count(side), side) for side in dict.fromkeys(views.sizes))
     yield report(
         cfg,
         "tokens",
-        f"{chosen(cfg, 'backbone')}, batch {batch_size}, views of {in_words(sizes)} px; forward and backward; "
+        f"{chosen(cfg, 'backbone')}, batch {batch_size}, views of {in_words(views.sizes)} px; forward and backward; "
         "straightforward computes padding, ours the tokens only; memory beyond the weights",
-        token_savings(
-            backbone,
-            crops=tuple((sizes.count(side), side) for side in dict.fromkeys(sizes)),
-            batch_size=batch_size,
-            repeats=cfg.repeats,
-            device=device(cfg),
-        ),
+        token_savings(backbone, crops=crops, batch_size=batch_size, **how(cfg)),
     )
 
 
@@ -126,8 +105,7 @@ def step(cfg: DictConfig) -> Iterator[Report]:
     from benchmarks.step import step_costs
     from esvit_pl.configs import assemble
 
-    views: Recipe = assemble.construct(cfg, "augment")
-    batch_size = cfg.batch_size or 4
+    views, batch_size = given(cfg, batch_size=4)
     yield report(
         cfg,
         "step",
@@ -140,11 +118,10 @@ def step(cfg: DictConfig) -> Iterator[Report]:
             sides=views.sizes,
             num_global=views.num_global,
             batch_size=batch_size,
-            repeats=cfg.repeats,
-            device=device(cfg),
             bf16=bf16(cfg),
             compile=cfg.module.compile,
             grad_checkpointing=cfg.module.grad_checkpointing,
+            **how(cfg),
         ),
     )
 
@@ -153,10 +130,8 @@ def switches(cfg: DictConfig) -> Iterator[Report]:
     import torch
 
     from benchmarks import switches
-    from esvit_pl.configs import assemble
 
-    views: Recipe = assemble.construct(cfg, "augment")
-    batch_size = cfg.batch_size or 4
+    views, batch_size = given(cfg, batch_size=4)
     spec = build_backbone(cfg).spec
     yield report(
         cfg,
@@ -167,9 +142,8 @@ def switches(cfg: DictConfig) -> Iterator[Report]:
             backbone=spec["name"],
             batch_size=batch_size,
             sides=views.sizes,
-            repeats=cfg.repeats,
-            device=device(cfg),
             autocast=torch.bfloat16 if bf16(cfg) else None,
+            **how(cfg),
             **{key: value for key, value in spec.items() if key != "name"},
         ),
     )
@@ -181,8 +155,7 @@ def roofline(cfg: DictConfig) -> Iterator[Report]:
     from esvit_pl.profiling.data_sheets import DATA_SHEETS
     from esvit_pl.profiling.report import Report
 
-    views: Recipe = assemble.construct(cfg, "augment")
-    batch_size = cfg.batch_size or cfg.datamodule.batch_size
+    views, batch_size = given(cfg, batch_size=cfg.datamodule.batch_size)
     gpu = cfg.gpu or gpu_here(cfg)
     sheet = data_sheet(cfg, gpu)
     if not all(sheet):
@@ -190,19 +163,13 @@ def roofline(cfg: DictConfig) -> Iterator[Report]:
             f"roofline reads a GPU's data sheet, and there is none of {gpu or 'a CPU'}; choose gpu= one of "
             f"{', '.join(DATA_SHEETS)}, or give peak_tflops= and peak_gbytes="
         )
+    objective = assemble.construct(cfg, "loss")
     yield Report(
         "roofline",
         f"{chosen(cfg, 'backbone')}, {cfg.loss.num_prototypes:,} prototypes, batch {batch_size}, views of "
         f"{in_words(views.sizes)} px; what the products of a step take at least in bfloat16, all else free; on paper",
         {"gpu": f"{gpu or 'a GPU'} with {sheet.tflops:g} TFLOP/s and {sheet.gbytes:g} GB/s"},
-        bounds(
-            build_backbone(cfg),
-            assemble.construct(cfg, "loss"),
-            views.sizes,
-            views.num_global,
-            batch_size=batch_size,
-            sheet=sheet,
-        ),
+        bounds(build_backbone(cfg), objective, views.sizes, views.num_global, batch_size=batch_size, sheet=sheet),
     )
 
 
@@ -213,7 +180,7 @@ def vil(cfg: DictConfig) -> Iterator[Report]:
         cfg,
         "vil",
         "ViL's sliding attention against a full one; 96 channels, 3 heads, chunks of 7, batch 2; forward and backward",
-        attention_costs(repeats=cfg.repeats, device=device(cfg)),
+        attention_costs(**how(cfg)),
     )
 
 
@@ -226,6 +193,19 @@ BENCHMARKS: dict[str, Benchmark] = {
     "roofline": roofline,
     "vil": vil,
 }
+
+
+def given(cfg: DictConfig, *, batch_size: int) -> tuple[Recipe, int]:
+    """The views, and the batch size: that of the settings, or this one."""
+    from esvit_pl.configs import assemble
+
+    views: Recipe = assemble.construct(cfg, "augment")
+    return views, cfg.batch_size or batch_size
+
+
+def how(cfg: DictConfig) -> dict[str, Any]:
+    """What all measurements take."""
+    return {"repeats": cfg.repeats, "device": device(cfg)}
 
 
 def region_counts(backbone: Backbone, recipe: Recipe) -> tuple[int, ...]:
