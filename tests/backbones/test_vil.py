@@ -130,8 +130,6 @@ def test_last_blocks_by_hand():
     expected = [early[:, 0], backbone.norm(late).mean(1)]  # the first global, not normed; then the normed mean
     assert torch.allclose(backbone.last_blocks(x, 2), torch.cat(expected, 1), atol=1e-6)
     assert [backbone.last_blocks_width(n) for n in (1, 2, 3)] == [16, 24, 32]
-    with pytest.raises(ValueError, match="between 1 and the backbone's 3 blocks, got 4"):
-        backbone.last_blocks(x, 4)
 
 
 def test_attention_of_full_blocks():
@@ -145,8 +143,6 @@ def test_attention_of_full_blocks():
     for block in (0, -3):
         with pytest.raises(NotImplementedError, match=rf"block {block} attends within.*full attention: \[1, 2\]"):
             backbone.attention(x, block)
-    with pytest.raises(ValueError, match="block between -3 and 2, got 3"):
-        backbone.attention(x, 3)
 
 
 def test_a_draw_of_each_attention_while_training_and_mode_0_in_evaluation():
@@ -272,17 +268,12 @@ def test_modes_only_differ_by_what_a_local_sees():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"num_heads": [1]}, r"equal length.*depths=\[2, 1\], num_heads=\[1\], patch_sizes"),
-        ({"num_heads": [1, 3]}, "stage 1 is 16 wide, which 3 heads do not divide"),
-        ({"depths": [2, 0]}, r"depths of 1 or more, got depths=\[2, 0\]"),
         ({"sliding": [True]}, r"one of sliding for each stage; got dims=\[8, 16\], sliding=\[True\]"),
         ({"num_globals": [-1, 0]}, r"num_globals of 0 or more, got \[-1, 0\]"),
         ({"positions": ["relative", "none"]}, "positions 'relative' or 'absolute', got 'none'"),
         ({"dims": [7, 16], "positions": ["absolute"] * 2}, "stage 0 is 7 wide; absolute positions need an even width"),
-        ({"mlp_ratio": -1.0}, "positive mlp_ratio, got -1.0"),
         ({"img_size": 7}, r"img_size of 8 px or more with patch_sizes \[4, 2\], got 7"),
         ({"mode": -2}, "ViL needs mode 0 .*, got -2"),
-        ({"drop_path_rate": 1.0}, r"drop_path_rate in \[0, 1\), got 1.0"),
     ],
 )
 def test_impossible_sizes_are_refused(change, message):

@@ -1,0 +1,59 @@
+"""What Swin, CvT and ViL share."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import toys
+
+from esvit_pl.backbones import build
+from esvit_pl.backbones.stages import drop_path_rates
+
+every_family = pytest.mark.parametrize("family", toys.FAMILIES)
+
+
+def small(family, **changes):
+    return build(family, **{**toys.FAMILIES[family], **changes}).eval()
+
+
+@every_family
+@torch.no_grad()
+def test_a_spec_builds_the_same_backbone_again(family):
+    backbone = small(family, mlp_ratio=2.0, drop_path_rate=0.2)
+    again = build(**backbone.spec)
+    assert again.spec == backbone.spec
+    again.load_state_dict(backbone.state_dict())
+    x = torch.randn(1, 3, 28, 28)
+    assert torch.equal(again.eval()(x).pooled, backbone(x).pooled)
+
+
+@every_family
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num_heads": [1]}, r"depths, num_heads.* of equal length, one per stage; got .*num_heads=\[1\]"),
+        ({"num_heads": [3, 2]}, "stage 0 is 8 wide, which 3 heads do not divide"),
+        ({"depths": [2, -1]}, r"depths of 1 or more, got depths=\[2, -1\]"),
+        ({"mlp_ratio": -1.0}, "positive mlp_ratio, got -1.0"),
+        ({"drop_path_rate": 1.0}, r"drop_path_rate in \[0, 1\), got 1.0"),
+    ],
+)
+def test_sizes_that_none_can_have(family, change, message):
+    with pytest.raises(ValueError, match=message):
+        small(family, **change)
+
+
+@every_family
+def test_asking_for_more_blocks_than_there_are(family):
+    backbone, x = small(family), torch.randn(1, 3, 32, 32)
+    blocks = sum(backbone.spec["depths"])
+    with pytest.raises(ValueError, match=f"between 1 and the backbone's {blocks} blocks, got {blocks + 1}"):
+        backbone.last_blocks(x, blocks + 1)
+    with pytest.raises(ValueError, match=f"a block between -{blocks} and {blocks - 1}, got {blocks}"):
+        backbone.attention(x, blocks)
+
+
+def test_stochastic_depth_grows_linearly_to_its_rate():
+    rates = drop_path_rates({"depths": [1, 3], "drop_path_rate": 0.3})
+    assert rates == [[0.0], pytest.approx([0.1, 0.2, 0.3])]
+    assert drop_path_rates({"depths": [1], "drop_path_rate": 0.3}) == [[0.0]]
