@@ -58,10 +58,7 @@ def bounds(
     chip, as in FlashAttention and `losses.kernels`. Backward has two products for each of forward, as large.
 
     Args:
-        backbone: the student's.
-        objective: with its heads.
-        sides: of the views in pixels, global ones first.
-        num_global: so many views are the teacher's, too.
+        backbone, objective, sides, num_global: as in `profiling.recipe.model_flops`.
         batch_size: images of a step.
         sheet: of the GPU.
     """

@@ -89,17 +89,15 @@ def shown(field: str, value: Any) -> str:
 
 def as_words(machine: Mapping[str, Any]) -> str:
     """``AMD EPYC, 2 threads, torch 2.14.1``"""
-    words = []
-    for name, value in machine.items():
-        counted = name[:-1] if value == 1 else name
-        words.append(
-            str(value)
-            if name in ("cpu", "gpu")
-            else f"{value} {counted}"
-            if isinstance(value, int)
-            else f"{name} {value}"
-        )
-    return ", ".join(words)
+
+    def word(name: str, value: Any) -> str:
+        if name in ("cpu", "gpu"):
+            return str(value)
+        if isinstance(value, int):
+            return f"{value} {name[:-1] if value == 1 else name}"
+        return f"{name} {value}"
+
+    return ", ".join(word(name, value) for name, value in machine.items())
 
 
 def write_json(reports: Sequence[Report], path: str | Path) -> Path:
