@@ -140,9 +140,8 @@ def _turn_hue(image: Tensor, turn: Tensor) -> Tensor:
 
 
 def _blur(image: Tensor, sigma: Tensor) -> Tensor:
-    reach = torch.ceil(3 * sigma).clamp(
-        max=min(image.shape[-2:]) - 1
-    )  # what is mirrored at an edge must be shorter than the image
+    # What is mirrored at an edge must be shorter than the image.
+    reach = torch.ceil(3 * sigma).clamp(max=min(image.shape[-2:]) - 1)
     most = int(reach.max())
     offset = torch.arange(-most, most + 1)
     kernel = torch.exp(-0.5 * (offset / sigma[:, None]) ** 2) * (offset.abs() <= reach[:, None])  # (b k)

@@ -48,9 +48,6 @@ class CollapseMonitor(Callback):
     them lies outside its healthy range, else 0. ModelCheckpoint and EarlyStopping can monitor all of these. The images
     of all processes are measured together, so that every process comes to the same decision.
 
-    Crops are drawn again in every step, so a teacher region exists for one step only. The mean of ``matched_share``
-    over steps is therefore the share of teacher regions that were ever matched in them.
-
     Args:
         embedding: where the embedding comes from if the step returns none: the path of a network in the module, whose
             first output in a step is taken (a tensor (b d) or ``Features``), or a function of the step's outputs.

@@ -76,9 +76,8 @@ class LearningCurve(Callback):
         self.rows = [dict(row) for row in state_dict["rows"]]
 
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
-        self._collect(
-            trainer, trainer.current_epoch - 1
-        )  # what was logged at the last epoch's end, after this callback
+        # What was logged at the last epoch's end, after this callback.
+        self._collect(trainer, trainer.current_epoch - 1)
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         if trainer.global_step % max(trainer.log_every_n_steps, 1) == 0:
