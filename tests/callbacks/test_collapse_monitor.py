@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import copy
-import inspect
 import json
 import math
 import subprocess
@@ -15,7 +14,6 @@ import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
 import toys
-from omegaconf import OmegaConf
 from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -376,10 +374,3 @@ def test_mistakes_are_named(tmp_path) -> None:
         fit(Dino(), tmp_path, CollapseMonitor("teacher.trunk"))
     with pytest.raises(ValueError, match="needs a network at embedding='distil', found method"):
         fit(Dino(), tmp_path, CollapseMonitor("distil"))
-
-
-def test_a_number_has_one_home() -> None:
-    node = OmegaConf.load(Path(__file__).parents[2] / "conf" / "callbacks" / "collapse.yaml").collapse
-    assert node.pop("_target_") == "esvit_pl.callbacks.CollapseMonitor"
-    defaults = {name: parameter.default for name, parameter in inspect.signature(CollapseMonitor).parameters.items()}
-    assert OmegaConf.to_container(node) == defaults

@@ -30,7 +30,7 @@ def test_default_is_all_of_them_with_progress_after_the_measures() -> None:
     assert names == ["knn", "throughput", "collapse", "progress", "checkpoint", "checkpoint_last"]
 
 
-@pytest.mark.parametrize("name", ["knn", "linear", "learning_curve", "throughput", "progress"])
+@pytest.mark.parametrize("name", ["knn", "linear", "learning_curve", "collapse", "throughput", "progress"])
 def test_a_number_has_one_home(name) -> None:
     (node,) = group(f"+callbacks={name}").values()
     instantiate(node)
