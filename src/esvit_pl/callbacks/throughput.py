@@ -24,45 +24,38 @@ class Throughput(Callback):
 
     Args:
         count: batch -> number of images; by default the length of the first tensor in it.
-        clock: gives the time in seconds.
     """
 
-    def __init__(self, count: Callable[[Any], int] | None = None, clock: Callable[[], float] = perf_counter) -> None:
+    def __init__(self, count: Callable[[Any], int] | None = None) -> None:
         self.count = count or batch_length
-        self.clock = clock
         self._reset()
 
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
         self._reset()
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        now = self.clock()
+        now = perf_counter()
         self._waited += now - self._mark
         self._busy_since = now
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        self._mark = self.clock()
+        self._mark = perf_counter()
         self._worked += self._mark - self._busy_since
         self._images += self.count(batch)
 
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
-        self._mark = self.clock()  # validation in the middle of an epoch is neither work nor waiting
+        self._mark = perf_counter()  # validation in the middle of an epoch is neither work nor waiting
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
-        for name, value in throughput(self._images * trainer.world_size, self._worked, self._waited).items():
+        images, seconds = self._images * trainer.world_size, self._worked + self._waited
+        rates = {"images_per_second": images, "data_wait_share": self._waited}
+        for name, amount in rates.items():
+            value = amount / seconds if seconds > 0 else 0.0
             pl_module.log(f"time/{name}", value, on_step=False, on_epoch=True, batch_size=1)
 
     def _reset(self) -> None:
         self._images, self._worked, self._waited = 0, 0.0, 0.0
-        self._mark = self._busy_since = self.clock()
-
-
-def throughput(images: int, worked: float, waited: float) -> dict[str, float]:
-    """Images per second and the share of time spent waiting, from seconds of work and of waiting."""
-    seconds = worked + waited
-    if seconds <= 0:
-        return {"images_per_second": 0.0, "data_wait_share": 0.0}
-    return {"images_per_second": images / seconds, "data_wait_share": waited / seconds}
+        self._mark = self._busy_since = perf_counter()
 
 
 def batch_length(batch: Any) -> int:
