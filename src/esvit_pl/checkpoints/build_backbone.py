@@ -36,7 +36,8 @@ def load_backbone(
         ValueError: there is no such file or name, its format is not recognised, it is unsafe, it holds no such network,
             or weights do not fit (by name and shape).
     """
-    return backbone_of(read_checkpoint(path_or_name), network=network, backbone=backbone)
+    spec = backbone if backbone is not None and "name" in backbone else None
+    return backbone_of(read_checkpoint(path_or_name, backbone=spec), network=network, backbone=backbone)
 
 
 def backbone_of(
@@ -71,8 +72,9 @@ def settled(checkpoint: Checkpoint, backbone: Mapping[str, Any] | None) -> dict[
     if backbone is None:
         return checkpoint.backbone
     if checkpoint.backbone["name"] not in FAMILIES and backbone.get("name") not in FAMILIES:
-        # timm has several names for one architecture; the weights' shapes decide
-        return {**checkpoint.backbone, **backbone}
+        # timm has several names for one architecture; the weights' shapes decide, and tell the size of position tables
+        told = () if "img_size" in checkpoint.guessed else ("img_size",)
+        return {**checkpoint.backbone, **{name: value for name, value in backbone.items() if name not in told}}
     open_ = {*checkpoint.guessed, "drop_path_rate"}
     differences = [
         f"{name}: checkpoint {checkpoint.backbone[name]!r}, backbone= {value!r}"

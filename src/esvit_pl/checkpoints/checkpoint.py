@@ -52,6 +52,8 @@ class Checkpoint:
     moments: Moments | None = None
     config: dict[str, Any] | None = None
     """The run's whole config, if the file has it."""
+    left_out: tuple[str, ...] = ()
+    """Names of weights in the file that belong to no network here, such as a classifier's."""
     recipe: Recipe | None = None
     """How images were prepared, if the file says it."""
 

@@ -14,7 +14,13 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from esvit_pl.checkpoints import timm_names
+
 State = Mapping[str, Tensor]
+FIRST_WEIGHTS = ("patch_embed.proj.weight", "stage0.0.proj.weight", "layer1.0.proj.weight", "conv1.weight")
+"""Names of the first weight in each family; what stands before them in a file is a prefix."""
+_NO_PLAIN_VIT = r"\.ls1\.|\.gamma|register_tokens|reg_token|dist_token|\.w12\.|norm_pre|[qk]_norm|fc_norm|\.attn_pool"
+"""What ViTs have that the release does not train."""
 
 
 class Inferred(NamedTuple):
@@ -32,6 +38,11 @@ def infer_spec(state: State) -> Inferred | None:
         if all(any(re.match(pattern, name) for name in state) for pattern in recognised):
             return read(state)
     return None
+
+
+def recognised(state: State) -> bool:
+    """Whether `infer_spec` knows the family."""
+    return any(all(any(re.match(pattern, name) for name in state) for pattern in family) for family in _FAMILIES)
 
 
 def _swin(state: State) -> Inferred:
@@ -125,17 +136,28 @@ def _vil_map(sliding: bool, table: Tensor | None, rows: Tensor | None) -> int | 
 
 def _vit(state: State) -> Inferred:
     projection, depth = state["patch_embed.proj.weight"], _count(state, r"blocks\.(\d+)\.")
-    width, patch = projection.shape[0], projection.shape[-1]
+    width, patch, table = projection.shape[0], projection.shape[-1], state["pos_embed"]
     known = {(192, 12): "tiny", (384, 12): "small", (768, 12): "base", (1024, 24): "large"}
-    if (width, depth) not in known:
-        raise ValueError(
-            f"the release trains no ViT of width {width} and {depth} blocks (tiny, small, base and large it does); "
-            "name its timm model: backbone=timm backbone.name=..."
-        )
-    table = state["pos_embed"]
-    side = isqrt(table.shape[1] - 1) * patch
-    name = f"vit_{known[width, depth]}_patch{patch}_224"
-    return Inferred({"name": name, "img_size": side, "in_chans": projection.shape[1]}, ("drop_path_rate", "pool"))
+    channels = {"in_chans": projection.shape[1]}
+    if not any(re.search(_NO_PLAIN_VIT, name) for name in state) and (width, depth) in known:
+        name = f"vit_{known[width, depth]}_patch{patch}_224"
+        side = isqrt(table.shape[1] - 1) * patch
+        return Inferred({"name": name, "img_size": side, **channels}, ("drop_path_rate", "pool"))
+    size = known.get((width, depth)) or {(1280, 32): "huge", (1536, 40): "giant"}.get((width, depth))
+    registers = "reg4_" if "register_tokens" in state or "reg_token" in state else ""
+    candidates = (f"vit_{size}_patch{patch}_{registers}dinov2", f"deit3_{size}_patch{patch}_224")
+    for name in (name for name in candidates if timm_names.fits(state, name)):
+        spec, _ = timm_names.on_meta({"name": name, **channels}, state)
+        return Inferred(spec, ("drop_path_rate", "pool"))
+    size = {w: name for (w, _), name in known.items()}.get(width, "")
+    differ = {"patch_size": patch, "depth": depth, "embed_dim": width, "num_heads": max(width // 64, 1)}
+    same = {"patch_size": patch == 16, "depth": (width, depth) in known, "embed_dim": size, "num_heads": size}
+    words = "".join(f" +backbone.{name}={value}" for name, value in differ.items() if not same[name])
+    raise ValueError(
+        f"timm has no ViT of width {width}, {depth} blocks and patches of {patch} px with weights of these names. Name "
+        "the model that comes nearest and what differs, such as backbone=timm "
+        f"backbone.name=vit_{size or 'small'}_patch16_224{words}"
+    )
 
 
 def _resnet(state: State) -> Inferred:

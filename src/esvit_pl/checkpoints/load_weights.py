@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from math import isqrt
 
@@ -18,6 +19,11 @@ SHOWN = 6
 """How many names of one kind a message lists."""
 MASK = "mask_vector"
 """A backbone's name for what stands in place of masked patches; only trainings that mask have it."""
+
+_HEAD = re.compile(
+    r"((.*_)?(head|heads|classifier|projector|projection|predictor|prototypes|decoder|logits)(_.*)?|fc|proj|queue.*)"
+)
+"""First words of names of classifiers and of what a training puts on top of a backbone."""
 
 
 @torch.no_grad()
@@ -84,7 +90,7 @@ def fitted(network: State, backbone: Backbone) -> State:
     best = max(choices, key=lambda choice: len(wanted & set(choice)))
     if MASK in wanted and MASK not in best:  # the training of these weights masked nothing
         best = {**best, MASK: backbone.state_dict()[MASK]}
-    return {name: value for name, value in best.items() if name in wanted or not _has_no_part(name)}
+    return {name: value for name, value in best.items() if name in wanted or not has_no_part(name)}
 
 
 def _sized(name: str, value: Tensor, wanted: Tensor | None) -> Tensor:
@@ -124,6 +130,11 @@ def _some(names: list[str]) -> str:
     return "; ".join(names[:SHOWN]) + (f"; and {rest} more" if rest > 0 else "")
 
 
-def _has_no_part(name: str) -> bool:
-    """Whether a backbone without classifier and masks can do without this weight."""
-    return name == MASK or name.removeprefix("model.").startswith(("head.", "fc.", "classifier.", "head_dist."))
+def has_no_part(name: str) -> bool:
+    """Whether a backbone can do without this weight: of a classifier, a projection, a decoder, or for masks.
+
+    >>> has_no_part("fc.weight"), has_no_part("decoder_blocks.0.norm1.bias"), has_no_part("fc_norm.bias")
+    (True, True, False)
+    """
+    word, _, rest = name.removeprefix("model.").partition(".")
+    return word in (MASK, "mask_token") or bool(_HEAD.fullmatch(word) and not rest.startswith("norm."))

@@ -9,23 +9,27 @@ from pathlib import Path
 from typing import Any, cast
 
 import timm
-from torch import Tensor
 
 from esvit_pl.augment import Recipe
 from esvit_pl.checkpoints import pretraining_file, released, safetensors_file, timm_folder
 from esvit_pl.checkpoints.checkpoint import Checkpoint, under
 from esvit_pl.checkpoints.locate import WEIGHTS, last_checkpoint, missing
 from esvit_pl.checkpoints.pickled import read_pickled
+from esvit_pl.checkpoints.unwrap import flattened, is_weight
 
 _HUB = ("hf-hub:", "hf_hub:")
 
 
-def read_checkpoint(path_or_name: str | Path, *, moments: bool = False) -> Checkpoint:
+def read_checkpoint(
+    path_or_name: str | Path, *, moments: bool = False, backbone: Mapping[str, Any] | None = None
+) -> Checkpoint:
     """Read the file or folder at a path, or the model of a name.
 
     Args:
         path_or_name: as in `load_backbone`.
         moments: whether to read the optimizer's state, too.
+        backbone: spec of the backbone that the weights are for. Weights of others may need it, such as a ConvNeXt's;
+            files that say it themselves do not.
 
     Raises:
         ValueError: as in `load_backbone`.
@@ -35,38 +39,36 @@ def read_checkpoint(path_or_name: str | Path, *, moments: bool = False) -> Check
     if timm_folder.is_one(path):
         return _folder(path, name)
     if path.is_file() or path.is_dir():
-        return _file(last_checkpoint(path), moments=moments)
+        return _file(last_checkpoint(path), moments=moments, backbone=backbone)
     return _named(name)
 
 
-def _file(path: Path, *, moments: bool) -> Checkpoint:
+def _file(path: Path, *, moments: bool, backbone: Mapping[str, Any] | None) -> Checkpoint:
     with path.open("rb") as file:
         is_safetensors = file.read(9)[8:] == b"{"
     if is_safetensors:
-        return _safetensors(path)
+        return _safetensors(path, backbone)
     content = read_pickled(path)
     if pretraining_file.is_ours(content):
         return pretraining_file.read(content, str(path), moments=moments)
     if released.is_released(content):
-        return released.read(content, str(path), moments=moments)
-    for key in ("state_dict", "model"):
-        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
-            content = content[key]
-    if not isinstance(content, Mapping) or not content or not all(isinstance(v, Tensor) for v in content.values()):
+        return released.read(content, str(path), moments=moments, backbone=backbone)
+    if not isinstance(content, Mapping) or not any(map(is_weight, flattened(content))):
         kind = (
             f"a dict with {', '.join(map(str, list(content)[:6]))}" if isinstance(content, Mapping) else type(content)
         )
         raise ValueError(
             f"{path} is not a known kind of checkpoint; it holds {kind}. Known are those of esvit-pretrain and of the "
-            "released EsViT and DINO, and plain dicts of weights"
+            "released EsViT and DINO, and dicts of weights"
         )
-    return released.read_weights(content, str(path), form="weights of the released code or timm")
+    form = "weights of the released code or timm"
+    return released.read_weights(content, str(path), form=form, backbone=backbone)
 
 
-def _safetensors(path: Path) -> Checkpoint:
+def _safetensors(path: Path, backbone: Mapping[str, Any] | None) -> Checkpoint:
     state, description = safetensors_file.read(path)
     if description is None:
-        return released.read_weights(state, str(path), form="safetensors without our description")
+        return released.read_weights(state, str(path), form="safetensors without our description", backbone=backbone)
     return Checkpoint(
         str(path),
         "safetensors",

@@ -10,17 +10,23 @@ from __future__ import annotations
 
 import re
 from argparse import Namespace
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import timm
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from esvit_pl.backbones import cvt, swin, vil
+from esvit_pl.backbones import FAMILIES, build, cvt, swin, vil
+from esvit_pl.checkpoints import timm_names
 from esvit_pl.checkpoints.checkpoint import Checkpoint, Moments, State, part, under
-from esvit_pl.checkpoints.infer_spec import Inferred, infer_spec
+from esvit_pl.checkpoints.infer_spec import FIRST_WEIGHTS, Inferred, infer_spec, recognised
+from esvit_pl.checkpoints.load_weights import MASK, has_no_part
 from esvit_pl.checkpoints.optimizer_order import optimizer_order
+from esvit_pl.checkpoints.timm_names import unchunked
+from esvit_pl.checkpoints.unwrap import before, flattened, innermost, is_weight, prefixes, roles, within
 
 HEADS = {"head": "view", "head_dense": "region"}
 """Released name of a head -> ours."""
@@ -49,45 +55,70 @@ def is_released(checkpoint: object) -> bool:
     )
 
 
-def read(checkpoint: Mapping[str, Any], path: str, *, moments: bool = False) -> Checkpoint:
+def read(
+    checkpoint: Mapping[str, Any], path: str, *, moments: bool = False, backbone: Mapping[str, Any] | None = None
+) -> Checkpoint:
     """Read a training checkpoint of the released code.
 
     Args:
         checkpoint: what `read_pickled` returns.
         path: for messages.
         moments: whether to read the optimizer, too.
+        backbone: as in `read_weights`.
 
     Raises:
         ValueError: the family of the backbone is not known, or the optimizer is not the student's.
     """
-    found = {name: checkpoint[name] for name in ("student", "teacher") if isinstance(checkpoint.get(name), Mapping)}
-    networks, inferred = {}, None
-    for name, state in found.items():
-        networks[name], inferred = _network(state, path)
-    assert inferred is not None
+    weights = read_weights(checkpoint, path, form="", backbone=backbone)
     loss = checkpoint.get("dino_loss") or {}
     args = checkpoint.get("args")
-    return Checkpoint(
-        path=path,
-        format="released EsViT" if "center_grid" in loss or inferred.spec["name"] in _BACKBONES else "released DINO",
-        backbone=inferred.spec,
-        guessed=inferred.guessed,
-        networks=networks,
+    is_esvit = "center_grid" in loss or weights.backbone["name"] in _BACKBONES
+    has_moments = moments and checkpoint.get("optimizer") and "student" in weights.networks
+    return replace(
+        weights,
+        format="released EsViT" if is_esvit else "released DINO",
         objective={CENTERS[name]: value.flatten() for name, value in loss.items() if name in CENTERS},
         epoch=checkpoint.get("epoch"),
-        moments=_moments(checkpoint, path) if moments and checkpoint.get("optimizer") else None,
-        config=vars(args) if args is not None else None,
+        moments=_moments(checkpoint, weights.networks["student"], path) if has_moments else None,
+        config=vars(args) if isinstance(args, Namespace) else None,
     )
 
 
-def read_weights(state: Mapping[str, Tensor], path: str, *, form: str) -> Checkpoint:
-    """Read the weights of one network, with released or timm's names, with or without heads.
+def read_weights(
+    content: Mapping[str, Any], path: str, *, form: str, backbone: Mapping[str, Any] | None = None
+) -> Checkpoint:
+    """Read the networks in a file of any code, with released or timm's names, with or without heads.
+
+    Args:
+        content: weights by name, in dicts of any depth and under any prefixes (`unwrap`).
+        path: for messages.
+        form: what to call this format.
+        backbone: spec of the backbone that the weights are for, where they may not tell it.
 
     Raises:
-        ValueError: the family of the backbone is not known.
+        ValueError: the family of the backbone is not known, or nothing says which of several is meant.
     """
-    network, inferred = _network(state, path)
-    return Checkpoint(path, form, inferred.spec, {"backbone": network}, guessed=inferred.guessed)
+    flat = flattened(content)
+    networks: dict[str, State] = {}
+    places = _of_given(flat, backbone) if backbone is not None and backbone["name"] not in FAMILIES else []
+    if places:
+        assert backbone is not None
+        found = roles(places, path)
+        for role, prefix in found.items():
+            state, spec = _timm(within(flat, prefix, places), backbone)
+            networks[role] = under("backbone.model.", state) | _heads(flat, prefix)
+        inferred = Inferred(spec, ("drop_path_rate", "pool", "in_chans"))
+    else:
+        places = [prefix for prefix in before(flat, FIRST_WEIGHTS) if recognised(unchunked(part(flat, prefix)))]
+        if not places and backbone is not None:
+            places = _of_given(flat, backbone)
+        if not places:
+            raise ValueError(_strange(path, flat, backbone))
+        found = roles(places, path)
+        for role, prefix in found.items():
+            networks[role], inferred = _network(within(flat, prefix, places), flat, prefix, path, backbone)
+    left = _left_out(flat, found.values(), networks)
+    return Checkpoint(path, form, inferred.spec, networks, guessed=inferred.guessed, left_out=tuple(left))
 
 
 def to_released(source: Checkpoint) -> dict[str, Any]:
@@ -127,35 +158,94 @@ def save(source: Checkpoint, path: str | Path) -> None:
 # -- names
 
 
-def _network(state: Mapping[str, Tensor], path: str) -> tuple[State, Inferred]:
+def _network(
+    backbone: State, flat: State, prefix: str, path: str, given: Mapping[str, Any] | None
+) -> tuple[State, Inferred]:
     """One network's weights under our names, and the spec of its backbone."""
-    state = {re.sub(r"^(module\.|_orig_mod\.)+", "", name): value for name, value in state.items()}
-    wrapped = part(state, "backbone.")  # DINO keeps backbone and head apart; EsViT's backbone contains its heads
-    backbone = wrapped or {name: value for name, value in state.items() if not _is_head(name)}
-    inferred = infer_spec(backbone)
-    if inferred is None:
-        shown = ", ".join(list(backbone)[:4])
-        raise ValueError(
-            f"{path} holds weights whose names belong to no known backbone ({shown}, ...). Known are Swin, CvT and ViL "
-            "of the released EsViT, ViT and ResNet; any timm model is read from a folder that timm wrote, or by its "
-            "name"
-        )
+    state = {name: value for name, value in unchunked(backbone).items() if name == MASK or not has_no_part(name)}
+    inferred = infer_spec(state)
+    if inferred is None:  # our own names of a family whose released names are others
+        assert given is not None
+        return under("backbone.", state), Inferred(dict(given))
     family = inferred.spec["name"]
-    rename = _BACKBONES[family][0] if family in _BACKBONES else _as_timm_model
-    is_timm_swin = family == "swin" and not any(name.startswith("layers.0.downsample.") for name in backbone)
-    network = under("backbone.", backbone if is_timm_swin else rename(backbone))
+    if family in _BACKBONES:
+        is_timm_swin = family == "swin" and not any(name.startswith("layers.0.downsample.") for name in state)
+        network = under("backbone.", state if is_timm_swin else _BACKBONES[family][0](state))
+    else:
+        network = under("backbone.model.", timm_names.of_vit(state, inferred.spec) if "pos_embed" in state else state)
+    return network | _heads(flat, prefix), inferred
+
+
+def _heads(flat: State, prefix: str) -> State:
+    """The heads beside or inside a backbone, as the release writes them. DINO keeps them apart from the backbone."""
+    found: State = {}
     for released, ours in HEADS.items():
-        head = {_to_head(name): value for name, value in part(state, f"{released}.").items()}
-        network |= under(f"heads.{ours}.", head)
-    return network, inferred
+        head = part(flat, f"{prefix.removesuffix('backbone.')}{released}.")
+        if any(name.startswith(("mlp.", "last_layer.")) for name in head):  # and no classifier
+            found |= under(f"heads.{ours}.", {_to_head(name): value for name, value in head.items()})
+    return found
 
 
-def _is_head(name: str) -> bool:
-    return name.startswith(("head.", "head_dense."))
+def _left_out(flat: State, places: Collection[str], networks: Mapping[str, State]) -> list[str]:
+    """Weights of heads and of anything else beside the backbones."""
+    taken = {id(value) for state in networks.values() for name, value in state.items() if name.startswith("heads.")}
+    left = []
+    for name, value in flat.items():
+        behind = [name.removeprefix(prefix) for prefix in places if name.startswith(prefix)]
+        if is_weight(name) and id(value) not in taken and (not behind or has_no_part(min(behind, key=len))):
+            left.append(name)
+    return left
 
 
-def _as_timm_model(state: Mapping[str, Tensor]) -> State:
-    return under("model.", state)
+def _of_given(flat: State, given: Mapping[str, Any]) -> list[str]:
+    """Prefixes of the weights that a given backbone has, more than half of them."""
+    is_timm = given["name"] not in FAMILIES
+    wanted = {name for name, value in _meta(given).state_dict().items() if value.ndim}
+    fitting = []
+    for prefix in prefixes(flat, len(wanted) / 2):
+        state = part(flat, prefix)
+        if is_timm:
+            state = _timm(state, given)[0]
+        if 2 * len(wanted & set(state)) > len(wanted):
+            fitting.append(prefix)
+    return innermost(fitting)
+
+
+def _meta(spec: Mapping[str, Any]) -> nn.Module:
+    """A backbone's own network without memory."""
+    if spec["name"] not in FAMILIES:
+        return timm_names.on_meta(spec, {})[1]
+    with torch.device("meta"):
+        return build(**spec)
+
+
+def _timm(state: State, spec: Mapping[str, Any]) -> tuple[State, dict[str, Any]]:
+    """Weights under timm's names, and the spec for the size of images that they were made for."""
+    spec, made = timm_names.on_meta(spec, state)
+    return timm_names.renamed(state, spec["name"], made), spec
+
+
+def _strange(path: str, flat: State, given: Mapping[str, Any] | None) -> str:
+    """The message about weights of no known family, with the timm model that they fit if there is one."""
+    shown = ", ".join(list(flat)[:4])
+    if given is not None:
+        wanted = list(_meta(given).state_dict())
+        return (
+            f"{path} holds no weights of backbone={given['name']}: its names are {shown}, ..., and wanted are "
+            f"{', '.join(wanted[:4])}, ..."
+        )
+    like = timm_names.like(flat)
+    ones = timm.list_models(f"{like}*")[:4] if like else []
+    way = (
+        f"They look like those of timm's {', '.join(ones)}, ...: give the right one, backbone=timm backbone.name=NAME"
+        if ones
+        else "Those of any timm model are read with backbone=timm backbone.name=NAME, from a folder that timm wrote, "
+        "or by the model's name"
+    )
+    return (
+        f"{path} holds weights whose names belong to no known backbone ({shown}, ...). Known are Swin, CvT and ViL "
+        f"of the released EsViT, ViT and ResNet. {way}"
+    )
 
 
 def _to_head(name: str) -> str:
@@ -187,7 +277,7 @@ def _from_head(name: str, *, one_layer: bool) -> str:
 # -- the optimizer
 
 
-def _moments(checkpoint: Mapping[str, Any], path: str) -> Moments:
+def _moments(checkpoint: Mapping[str, Any], renamed: State, path: str) -> Moments:
     """The optimizer's state, by our names of the student's parameters.
 
     Raises:
@@ -200,7 +290,6 @@ def _moments(checkpoint: Mapping[str, Any], path: str) -> Moments:
         names = optimizer_order(student, len(places))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-    renamed, _ = _network(student, path)
     ours = {value.data_ptr(): name for name, value in renamed.items() if value.numel()}  # renaming copies nothing
     of = {}
     for place, name in zip(places, names, strict=True):

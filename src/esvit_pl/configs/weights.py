@@ -32,7 +32,7 @@ def start(cfg: DictConfig, module: Pretrainer) -> tuple[str | None, str | None]:
             return None, module.continue_from(read_checkpoint(cfg.ckpt_path, moments=True))
     if cfg.init_from is not None:
         with naming("init_from"):
-            source = read_checkpoint(cfg.init_from)
+            source = read_checkpoint(cfg.init_from, backbone=module.student.backbone.spec)
             line = module.start_from(source, **plain(cfg.init))
         note_preparation(cfg, source)
         return None, line
@@ -43,8 +43,9 @@ def evaluated(cfg: DictConfig) -> Checkpoint:
     """What lies at ``ckpt_path``, in any format."""
     from esvit_pl.checkpoints import read_checkpoint
 
+    wanted = construct(cfg, "backbone").spec if cfg.get("backbone") is not None else None
     with naming("ckpt_path"):
-        return read_checkpoint(cfg.ckpt_path)
+        return read_checkpoint(cfg.ckpt_path, backbone=wanted)
 
 
 def frozen_backbone(cfg: DictConfig, source: Checkpoint | None = None) -> Backbone:
