@@ -150,6 +150,20 @@ def test_the_settings_are_those_of_the_published_run(name):
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
+def test_no_published_run_is_too_short_for_its_warm_ups(name):
+    cfg = experiment(name)
+    with torch.device("meta"):
+        module = assemble.pretrainer(cfg, assemble.construct(cfg, "augment"))
+    epochs = PUBLISHED[name].epochs
+    assert {setting: duration.of(epochs) for setting, duration in module.durations.items()} == {
+        "optimizer.warmup_epochs": 10,
+        "loss.teacher_temp_warmup_epochs": 30,
+        "module.freeze_prototypes_epochs": 1,
+    }
+    assert module.shortened(epochs) is None
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
 def test_the_header_says_command_machines_and_expected_accuracy(name):
     row, text = PUBLISHED[name], header(name)
     lines = text.splitlines()
@@ -198,9 +212,12 @@ def test_a_preset_follows_the_scaling_rules(name):
     assert 1 - cfg.module.momentum_end == pytest.approx(end, rel=0.01)
     assert cfg.loss.num_prototypes == 2 ** round(math.log2(images * 65536 / 1_281_167))
     warmup = max(steps / 30, min(1000, steps / 10))
-    assert cfg.optimizer.warmup_epochs * steps_per_epoch == pytest.approx(warmup, rel=0.01)
-    assert cfg.module.freeze_prototypes_epochs == pytest.approx(cfg.optimizer.warmup_epochs / 10, rel=0.01)
-    temperature = (cfg.loss.teacher_temp, cfg.loss.teacher_temp_warmup_epochs)
+    with torch.device("meta"):
+        module = assemble.pretrainer(cfg, assemble.construct(cfg, "augment"))
+    warm, temperature_warm, frozen = (duration.of(epochs) for duration in module.durations.values())
+    assert warm * steps_per_epoch == pytest.approx(warmup, rel=0.01)
+    assert frozen == pytest.approx(warm / 10, rel=0.01)
+    temperature = (cfg.loss.teacher_temp, temperature_warm)
     assert temperature == ((0.04, 0) if name == "laptop" else (0.07, epochs / 10))
 
 
@@ -224,9 +241,8 @@ def test_the_reference_of_the_rules_is_the_published_recipe():
     assert 1 / (1 - cfg.module.momentum) == pytest.approx(250)
     assert 250 * 512 == 128_000
     assert images / cfg.loss.num_prototypes == pytest.approx(19.55, abs=0.01)
-    assert cfg.trainer.max_epochs / cfg.optimizer.warmup_epochs == 30
-    assert cfg.trainer.max_epochs / cfg.loss.teacher_temp_warmup_epochs == 10
-    assert cfg.optimizer.warmup_epochs / cfg.module.freeze_prototypes_epochs == 10
+    assert {cfg.optimizer.warmup_epochs, cfg.module.freeze_prototypes_epochs} == {None}  # 10 and 1, see above
+    assert cfg.trainer.max_epochs / 10 == 30
     assert steps == 750_600
 
 
@@ -374,4 +390,4 @@ def test_the_page_shows_the_numbers_of_the_presets():
         steps = number // batch * epochs
         assert rows[name][:5] == [f"{number:,}", str(batch), str(epochs), f"{steps:,}", f"{cfg.loss.num_prototypes:,}"]
         assert rows[name][5] == f"{cfg.module.momentum:g} to {cfg.module.momentum_end:g}"
-        assert rows[name][6] == f"{cfg.optimizer.warmup_epochs:g}"
+        assert rows[name][6] == f"{cfg.optimizer.warmup_epochs or 10:g}"

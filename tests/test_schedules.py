@@ -5,7 +5,7 @@ import json
 import golden_files
 import pytest
 
-from esvit_pl.schedules import SHAPES, Progress, cosine, in_steps, linear, scheduled
+from esvit_pl.schedules import SHAPES, Duration, Progress, cosine, in_steps, linear, scheduled
 
 SCHEDULES = [json.loads(path.read_text()) for path in sorted(golden_files.FOLDER.glob("schedules*.json"))]
 COSINES = [case for file in SCHEDULES for case in file["cosine"]]
@@ -87,3 +87,33 @@ def test_durations_in_epochs_may_be_fractions():
 def test_a_schedule_over_nothing_is_refused():
     with pytest.raises(ValueError, match="positive total"):
         cosine(0, 0, start=1, end=0)
+
+
+@pytest.mark.parametrize(
+    ("epochs", "warmup", "temperature", "frozen"),
+    [
+        (1, 0.1, 1, 0.01),
+        (3, 0.3, 1, 0.03),
+        (50, 5, 15, 0.5),
+        (99, 9.9, 30, 0.99),
+        (100, 10, 30, 1),
+        (300, 10, 30, 1),
+        (800, 10, 30, 1),
+    ],
+)
+def test_durations_that_nobody_gave_are_as_published_or_a_share_of_a_shorter_training(
+    epochs, warmup, temperature, frozen
+):
+    durations = [Duration(None, 10), Duration(None, 30, whole=True), Duration(None, 1)]
+    assert [duration.of(epochs) for duration in durations] == pytest.approx([warmup, temperature, frozen])
+    assert [duration.shrinks(epochs) for duration in durations] == [epochs < 100] * 3
+    for duration in durations:
+        duration.check("optimizer.warmup_epochs", epochs)
+
+
+def test_a_given_duration_is_taken_as_it_is_and_refused_beyond_the_training():
+    given = Duration(5, 10)
+    assert (given.of(300), given.of(5), given.shrinks(5)) == (5, 5, False)
+    given.check("optimizer.warmup_epochs", 5)
+    with pytest.raises(ValueError, match=r"warmup_epochs=5 is longer .*max_epochs=3\).*warmup_epochs=0.3 would do"):
+        given.check("optimizer.warmup_epochs", 3)

@@ -56,7 +56,7 @@ def backbone(**overrides: Any) -> Backbone:
 
 
 def objective(**overrides: Any) -> EsViTObjective:
-    sizes = {"num_prototypes": 12, "hidden_dim": 16, "out_dim": 6, "teacher_temp_warmup_epochs": 2}
+    sizes = {"num_prototypes": 12, "hidden_dim": 16, "out_dim": 6, "teacher_temp_warmup_epochs": 1}
     return EsViTObjective(**{**sizes, **overrides})
 
 

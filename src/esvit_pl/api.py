@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, OmegaConf
 
 from esvit_pl.configs.compose import compose, composed, dataset_words, list_backbones, settings, word
+from esvit_pl.configs.own_images import settled
 
 if TYPE_CHECKING:
     from esvit_pl.configs.plan import Plan
@@ -68,12 +69,19 @@ def pretrain(
         return job.pretrain(cfg, images, default_callbacks=choices.get("callbacks") == "default")
 
 
-def plan(data: Images = None, backbone: str | None = None, epochs: int | None = None, **overrides: Any) -> Plan:
+def plan(
+    data: Images = None,
+    backbone: str | None = None,
+    epochs: int | None = None,
+    *,
+    timed: bool = False,
+    **overrides: Any,
+) -> Plan:
     """What `pretrain` with these arguments would be: steps, global batch, learning rate, parameters, memory, disk.
 
         print(esvit_pl.plan("photos/", backbone="swin_base_w14", trainer={"devices": 8}))
 
-    Nothing is started, and no image is read.
+    Nothing is started, and no image is read. With `timed` a few steps and batches say how long an epoch takes.
     """
     from esvit_pl.configs import plan as planning
 
@@ -81,7 +89,7 @@ def plan(data: Images = None, backbone: str | None = None, epochs: int | None = 
     cfg, _, images = _prepared("pretrain", data, None, words)
     _need("pretrain", cfg, images, ())
     with nothing_left_behind():
-        return planning.make(cfg, images)
+        return planning.make(cfg, images, timed=timed)
 
 
 def evaluate(
@@ -152,7 +160,9 @@ def _prepared(
         words = [*dataset_words(os.fspath(data)), *words]
     else:
         given = data
-    cfg, choices = composed(command, [*words, f"paths.output_dir={word(folder)}"])
+    words = [*words, f"paths.output_dir={word(folder)}"]
+    cfg, choices = composed(command, words)
+    cfg, given = settled(cfg, words, lambda words: composed(command, words)[0], given)
     return cfg, choices, given
 
 

@@ -27,7 +27,7 @@ from esvit_pl.ema import ema_update_, make_teacher
 from esvit_pl.network import MultiCropNetwork
 from esvit_pl.objectives.interface import Losses, Objective, Window
 from esvit_pl.optim.clipping import clip_each_
-from esvit_pl.schedules import Progress, check_shape, in_steps, scheduled
+from esvit_pl.schedules import Duration, Progress, check_shape, in_steps, scheduled
 from esvit_pl.seeding import seed_torch
 
 
@@ -62,7 +62,8 @@ class PretrainingStep(nn.Module):
         momentum_end: momentum towards which the schedule goes over the whole training.
         momentum_schedule: its shape, a name in `schedules.SHAPES`.
         clip_grad: largest norm of each parameter's own gradient; 0 or None leaves gradients alone.
-        freeze_prototypes_epochs: the student's prototypes stand still for so many epochs; may be a fraction.
+        freeze_prototypes_epochs: the student's prototypes stand still for so many epochs; may be a fraction. None for
+            1, and for a hundredth of a training of less than 100 epochs.
         num_global: the first so many views are global ones, which the teacher sees.
         seed: of the randomness inside the step (stochastic depth).
         grad_checkpointing: backward computes the student's blocks again instead of keeping them; exact.
@@ -96,7 +97,7 @@ class PretrainingStep(nn.Module):
         momentum_end: float = 1.0,
         momentum_schedule: str = "cosine",
         clip_grad: float | None = 3.0,
-        freeze_prototypes_epochs: float = 1,
+        freeze_prototypes_epochs: float | None = None,
         num_global: int = 2,
         seed: int = 0,
         grad_checkpointing: bool = False,
@@ -105,8 +106,8 @@ class PretrainingStep(nn.Module):
         for name, value in (("momentum", momentum), ("momentum_end", momentum_end)):
             if not 0 <= value <= 1:
                 raise ValueError(f"the teacher needs {name} between 0 and 1, got {value}")
-        for name, value in (("clip_grad", clip_grad or 0), ("freeze_prototypes_epochs", freeze_prototypes_epochs)):
-            if value < 0:
+        for name, value in (("clip_grad", clip_grad), ("freeze_prototypes_epochs", freeze_prototypes_epochs)):
+            if (value or 0) < 0:
                 raise ValueError(f"the training step needs {name} of 0 or more, got {value}")
         check_shape("module.momentum_schedule", momentum_schedule)
         heads, rows = objective.heads(backbone.width, backbone.region_width), objective.head_rows
@@ -122,7 +123,7 @@ class PretrainingStep(nn.Module):
         self.objective = objective
         self.momentum, self.momentum_end, self.momentum_schedule = momentum, momentum_end, momentum_schedule
         self.clip_grad = clip_grad
-        self.freeze_prototypes_epochs = freeze_prototypes_epochs
+        self.durations = {"freeze_prototypes_epochs": Duration(freeze_prototypes_epochs, published=1)}
         self.num_global = num_global
         self.seed = seed
         self.outputs: dict[str, Any] = {}
@@ -229,7 +230,8 @@ class PretrainingStep(nn.Module):
 
     def frozen(self, progress: Progress) -> list[nn.Parameter]:
         """The student's prototypes, in the epochs in which they stand still."""
-        if progress.step >= in_steps(self.freeze_prototypes_epochs, progress.steps_per_epoch):
+        epochs = self.durations["freeze_prototypes_epochs"].of(progress.epochs)
+        if progress.step >= in_steps(epochs, progress.steps_per_epoch):
             return []
         prototypes = [getattr(head, "prototypes", None) for head in self.student.heads.values()]
         return [p for module in prototypes if module is not None for p in module.parameters()]

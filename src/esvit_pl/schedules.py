@@ -49,6 +49,51 @@ class Progress(NamedTuple):
         return cls(micro_batch // accumulate, per_epoch * epochs, per_epoch, micro_batch)
 
 
+LONG = 100
+"""Epochs of a training that has room for the published durations."""
+
+
+class Duration(NamedTuple):
+    """A part of a training, in epochs: what is given, or else the published number.
+
+    In a training of less than `LONG` epochs the published number shrinks to its share of `LONG` epochs.
+
+    >>> warmup = Duration(None, published=10)
+    >>> [warmup.of(epochs) for epochs in (300, 100, 30, 3)]
+    [10.0, 10.0, 3.0, 0.3]
+    >>> Duration(5, published=10).of(30)
+    5
+    """
+
+    given: float | None
+    published: float
+    whole: bool = False
+    """Whether it is counted in whole epochs; then it is never less than one."""
+
+    def of(self, epochs: float) -> float:
+        """The duration in a training of so many epochs."""
+        if self.given is not None:
+            return self.given
+        share = self.published * min(epochs, LONG) / LONG
+        return max(round(share), 1) if self.whole else share
+
+    def shrinks(self, epochs: float) -> bool:
+        """Whether a training of so many epochs is too short for the published number, and nobody gave another."""
+        return self.given is None and epochs < LONG
+
+    def check(self, setting: str, epochs: float) -> None:
+        """Refuse a given duration that reaches beyond a training of so many epochs.
+
+        Raises:
+            ValueError: it does; the message calls it `setting` and names a value that would do.
+        """
+        if self.given is not None and self.given > epochs:
+            raise ValueError(
+                f"{setting}={self.given:g} is longer than training (trainer.max_epochs={epochs:g}); "
+                f"{setting}={self._replace(given=None).of(epochs):g} would do, which is also what null means here"
+            )
+
+
 def constant(step: float, total: float, *, start: float, end: float) -> float:
     """`start`, always."""
     return start

@@ -2,11 +2,33 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 import esvit_pl
 from esvit_pl.configs import plan
+from esvit_pl.profiling import available_memory, memory
+from esvit_pl.profiling.memory import Need
+
+GIB = 2**30
+
+
+@pytest.fixture
+def predicted(monkeypatch):
+    """In place of a prediction of half a minute: 1 GiB of weights and optimizer, and half a GiB for each image."""
+
+    def half_a_gib_each(step, recipe, *, batch_size, accumulate, **how):
+        return Need(batch_size, accumulate, GIB + batch_size * GIB // 2, GIB, 0, 0, 0, batch_size * GIB // 2)
+
+    monkeypatch.setattr(memory, "predict", half_a_gib_each)
+
+
+def there(monkeypatch, *, memory=10**15, disk=10**15):
+    """So many bytes are left."""
+    monkeypatch.setattr(available_memory, "available_bytes", lambda device: memory)
+    monkeypatch.setattr(plan.shutil, "disk_usage", lambda folder: SimpleNamespace(free=disk))
 
 
 def compose(*words: str):
@@ -24,6 +46,8 @@ def test_a_dry_run_says_what_the_run_then_does_and_leaves_nothing(commands, pict
     assert lines["steps"].endswith("8 (4 an epoch, 2 epochs)")
     assert lines["peak learning rate"].endswith("0.000625 (0.02 per 256 images)")
     assert "(3 x " in lines["disk for checkpoints"]
+    assert " at most, predicted (" in lines["memory per process"]
+    assert "time an epoch" not in lines
     assert len(list((pretrained.folder / "checkpoints").iterdir())) == 3
     assert lines["dry_run=true: nothing was started"]
 
@@ -40,6 +64,7 @@ def test_the_size_of_a_checkpoint_is_that_of_the_file(commands, pictures, pretra
     assert planned.checkpoint < real < planned.checkpoint + 200_000  # names, config, loops
 
 
+@pytest.mark.usefixtures("predicted")
 def test_the_published_run_of_swin_b_by_hand():
     words = ["backbone=swin_base_w14", "trainer=ddp", "trainer.devices=16", "trainer.num_nodes=4"]
     made = plan.make(compose(*words, "datamodule.batch_size=8", "callbacks=checkpoint"))
@@ -49,24 +74,28 @@ def test_the_published_run_of_swin_b_by_hand():
     assert made.heads == 2 * head
     assert made.gradients == 4 * (made.backbone + made.heads)
     assert made.optimizer_state == 2 * made.gradients
-    assert made.checkpoints == 31
+    assert made.checkpoints == 7
+    assert made.disk == 7 * made.checkpoint
 
 
+@pytest.mark.usefixtures("predicted")
 def test_a_training_that_starts_late_is_shorter():
     words = ["init_from=L_V.pth", "start_epoch=200", "callbacks=checkpoint", "datamodule.batch_size=64"]
     whole, late = plan.make(compose(*words[2:])), plan.make(compose(*words))  # no weight is read
     assert (late.steps, late.epochs) == (whole.steps_per_epoch * 100, 100)
-    assert (whole.checkpoints, late.checkpoints) == (31, 11)
+    assert (whole.checkpoints, late.checkpoints) == (7, 3)
     with pytest.raises(ValueError, match=r"start_epoch=200 leaves out the first epochs, .* give init_from="):
         plan.make(compose("start_epoch=200"))
 
 
+@pytest.mark.usefixtures("predicted")
 def test_parameters_under_two_names_are_counted_once():
     made = plan.make(compose("backbone=vil_tiny", "loss=view", "augment=multi_crop"))
     assert made.backbone == 27_569_352
     assert made.weights == 4 * (2 * (made.backbone + made.heads) + 65536)  # student, teacher, one centre
 
 
+@pytest.mark.usefixtures("predicted")
 def test_accumulation_limits_and_steps_count():
     made = plan.make(
         compose("trainer.accumulate_grad_batches=2", "trainer.limit_train_batches=11", "trainer.max_epochs=10")
@@ -77,6 +106,79 @@ def test_accumulation_limits_and_steps_count():
     sgd = plan.make(compose("optimizer=sgd", "callbacks=none"))
     assert sgd.optimizer_state == sgd.gradients
     assert sgd.checkpoints == 0
+
+
+@pytest.mark.usefixtures("predicted")
+def test_memory_that_does_not_suffice_is_said_with_the_settings_that_keep_the_global_batch(monkeypatch):
+    words = ["datamodule.batch_size=64", "trainer.accumulate_grad_batches=2", "trainer=cpu"]
+    there(monkeypatch, memory=20 * GIB)
+    made = plan.make(compose(*words))
+    assert (made.memory, made.available_memory) == (33 * GIB, 20 * GIB)
+    first, second = made.warnings
+    assert "32 fits (17.0 GiB): datamodule.batch_size=32 trainer.accumulate_grad_batches=4" in first
+    assert (
+        second
+        == "memory: module.grad_checkpointing=true needs 33.0 GiB with the same batch; too much still, but it helps"
+    )
+    assert f"\nwarning: {first}\n" in str(made)
+    there(monkeypatch, memory=40 * GIB)
+    assert plan.make(compose(*words)).warnings == ()
+
+
+@pytest.mark.usefixtures("predicted")
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        (7.8, ()),
+        (7, ("every_n_epochs=51 keeps as many as fit",)),
+        (3, ("every_n_epochs=151 keeps",)),
+        (1.5, ("callbacks.checkpoint.every_n_epochs=301 keeps",)),
+        (1, ("not even one fits; choose another disk with paths.log_dir=FOLDER",)),
+    ],
+)
+def test_a_disk_that_does_not_suffice_is_said_with_the_interval_that_does(monkeypatch, files, said):
+    one = plan.make(compose("trainer=cpu")).checkpoint
+    there(monkeypatch, disk=files * one)
+    made = plan.make(compose("trainer=cpu"))
+    assert made.checkpoints == 7
+    assert len(made.warnings) == len(said)
+    assert all(text in line for text, line in zip(said, made.warnings, strict=True))
+
+
+@pytest.mark.usefixtures("predicted")
+@pytest.mark.parametrize(
+    ("epochs", "files"), [(1, 1), (9, 1), (12, 2), (80, 9), (90, 5), (100, 6), (300, 7), (800, 9), (5000, 6)]
+)
+def test_a_long_training_leaves_fewer_than_ten_checkpoints_and_a_given_interval_counts(epochs, files):
+    assert plan.make(compose(f"trainer.max_epochs={epochs}")).checkpoints == files
+    given = plan.make(compose(f"trainer.max_epochs={epochs}", "callbacks.checkpoint.every_n_epochs=10"))
+    assert given.checkpoints == epochs // 10 + 1
+
+
+@pytest.mark.usefixtures("predicted")
+def test_heads_out_of_proportion_are_named():
+    words = ["backbone=swin_micro_w7", "augment=multi_crop"]
+    assert any("43.8 M parameters of heads are out of" in line for line in plan.make(compose(*words)).warnings)
+    small = ["loss.hidden_dim=256", "loss.out_dim=64", "loss.num_prototypes=256"]
+    assert not any("heads" in line for line in plan.make(compose(*words, *small)).warnings)
+
+
+def test_a_precision_of_which_no_memory_is_known_ends_no_plan():
+    made = plan.make(compose("trainer.precision=bf16-true", "backbone=swin_micro_32px"))
+    assert made.memory is None
+    assert made.warnings[0].startswith("memory was not predicted: no memory is known for precision 'bf16-true'")
+    assert "unknown beyond student, teacher and centres" in str(made)
+
+
+def test_a_timed_plan_says_how_long_an_epoch_takes(commands, pictures):
+    outcome = commands.pretrain(pictures, "dry_run=timed")
+    assert outcome.code == 0, outcome.err
+    assert "dry_run=timed: nothing was started" in outcome.out
+    made = plan.make(esvit_pl.compose("pretrain", *commands.tiny_pretraining(pictures)), timed=True)
+    assert made.epoch_seconds == pytest.approx(4 * (made.step_seconds + made.loading_seconds))
+    assert 0 < made.loading_seconds < 60
+    assert 0 < made.step_seconds < 60
+    assert commands.pretrain(pictures, "dry_run=time").err.count("dry_run=time is none of true, false and timed") == 1
 
 
 def test_what_the_training_would_refuse_the_plan_refuses():

@@ -58,8 +58,10 @@ def show(cfg: DictConfig) -> None:
 
 def run(cfg: DictConfig, known: Mapping[str, Benchmark]) -> None:
     """Print the tables of the chosen benchmarks, and write them as JSON."""
+    from esvit_pl.configs import own_images
     from esvit_pl.profiling.report import write_json
 
+    cfg, _ = own_images.of_job(cfg)
     for name in cfg.benchmarks:
         reports = []
         for report in known[name](cfg):

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from esvit_pl.runs.result import Result
 
 EXAMPLES = [
+    "esvit-pretrain experiment=own_images dataset.root=photos/                 # settings that fit images and machine",
     "esvit-pretrain experiment=embedded                                        # minutes on two cores, no data needed",
     "esvit-pretrain dataset=folder dataset.root=photos/ trainer.max_epochs=100",
     "esvit-pretrain dataset=imagenet dataset.root=/data/imagenet trainer=ddp   # Swin-T, windows of 7, as published",
@@ -35,14 +36,16 @@ def needs(cfg: DictConfig) -> str | None:
 @command("pretrain", summary="pretrain a backbone without labels, then measure it.", examples=EXAMPLES, needs=needs)
 def main(cfg: DictConfig) -> float | None:
     from esvit_pl.commands import evaluation
-    from esvit_pl.configs import assemble, plan
+    from esvit_pl.configs import assemble, own_images, plan
 
+    cfg, images = own_images.of_job(cfg)
     if cfg.dry_run:
-        print(f"{plan.make(cfg)}\n\ndry_run=true: nothing was started")
+        made = plan.make(cfg, images, timed=plan.is_timed(cfg.dry_run))
+        print(f"{made}\n\ndry_run={str(cfg.dry_run).lower()}: nothing was started")
         discard_run_folder()
         return None
     default = assemble.choice("callbacks") == "default"
-    return evaluation.optimized(cfg, pretrain(cfg, default_callbacks=default).metrics)
+    return evaluation.optimized(cfg, pretrain(cfg, images, default_callbacks=default).metrics)
 
 
 def pretrain(cfg: DictConfig, images: Splits | None = None, *, default_callbacks: bool = False) -> Result:
@@ -61,9 +64,10 @@ def pretrain(cfg: DictConfig, images: Splits | None = None, *, default_callbacks
     from esvit_pl.runs.folder import RunFolder
     from esvit_pl.runs.result import Result, newest_checkpoint
 
-    splits, recipe = assemble.images(cfg, images)
+    recipe = assemble.construct(cfg, "augment")
+    module = assemble.pretrainer(cfg, recipe)  # before the images, which may take minutes to list
+    splits = images or assemble.construct(cfg, "dataset")
     data = assemble.datamodule(cfg, splits, recipe)
-    module = assemble.pretrainer(cfg, recipe)
     learnt = module.encoder
     probes = bool(cfg.evaluation.probes) and data.has_labels
     baselines = probes and cfg.evaluation.baselines

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 from omegaconf import DictConfig, OmegaConf
 
 from esvit_pl.configs.assemble import bag, check_epochs, construct
+from esvit_pl.configs.processes import processes
 from esvit_pl.configs.weights import say
 from esvit_pl.evaluation.names import PROBES
 
@@ -24,26 +25,53 @@ def make(cfg: DictConfig, data: ImageDataModule) -> Trainer:
     """The Trainer with its loggers and callbacks, writing into the run folder; every epoch is logged, however short."""
     quieten()
     check_accelerator(cfg)
-    check_epochs(cfg)
     made: Trainer = construct(
         cfg,
         "trainer",
         logger=bag(cfg, "logger"),
-        callbacks=bag(cfg, "callbacks"),
+        callbacks=bag(with_few_checkpoints(cfg, length(cfg, data)), "callbacks"),
         default_root_dir=cfg.paths.output_dir,
         **_checkpointing(cfg),
     )
-    made.log_every_n_steps = min(made.log_every_n_steps, steps_an_epoch(made, data))  # type: ignore[attr-defined]
+    made.log_every_n_steps = min(made.log_every_n_steps, steps_an_epoch(cfg, data))  # type: ignore[attr-defined]
     return made
 
 
-def steps_an_epoch(trainer: Trainer, data: ImageDataModule) -> int:
+def steps_an_epoch(cfg: DictConfig, data: ImageDataModule) -> int:
     """Optimizer steps in an epoch of training, 1 at least."""
     from esvit_pl.data import limited
 
-    batches = len(data.train_images) // (data.batch_size * trainer.world_size)
-    batches = limited(batches, trainer.limit_train_batches)
-    return max(batches // trainer.accumulate_grad_batches, 1)
+    batches = len(data.train_images) // (data.batch_size * processes(cfg))
+    batches = limited(batches, cfg.trainer.get("overfit_batches") or cfg.trainer.limit_train_batches)
+    return max(int(batches) // cfg.trainer.accumulate_grad_batches, 1)
+
+
+def length(cfg: DictConfig, data: ImageDataModule) -> float:
+    """Epochs of the whole training; 0 if nothing but ``trainer.max_time`` ends it."""
+    epochs = check_epochs(cfg)
+    return max(cfg.trainer.max_steps / steps_an_epoch(cfg, data), 0) if epochs is None else epochs
+
+
+def with_few_checkpoints(cfg: DictConfig, epochs: float) -> DictConfig:
+    """The config with an interval in every node of ``callbacks`` that saves all checkpoints and names none."""
+    from esvit_pl.callbacks.intervals import checkpoint_interval
+
+    triggers = ("every_n_epochs", "every_n_train_steps", "train_time_interval")
+    open_ended = [
+        name
+        for name, node in checkpoint_nodes(cfg).items()
+        if node.get("save_top_k", 1) == -1 and all(node.get(trigger) is None for trigger in triggers)
+    ]
+    if not open_ended:
+        return cfg
+    interval = {"every_n_epochs": checkpoint_interval(epochs)}
+    return cast(DictConfig, OmegaConf.merge(cfg, {"callbacks": dict.fromkeys(open_ended, interval)}))
+
+
+def checkpoint_nodes(cfg: DictConfig) -> dict[str, Any]:
+    """The callbacks that save checkpoints."""
+    nodes = (cfg.get("callbacks") or {}).items()
+    return {str(name): node for name, node in nodes if node and "ModelCheckpoint" in str(node.get("_target_"))}
 
 
 def fit(trainer: Trainer, module: LightningModule, data: ImageDataModule, ckpt_path: str | None) -> None:
@@ -113,7 +141,4 @@ def without_labels(cfg: DictConfig) -> DictConfig:
 
 
 def _checkpointing(cfg: DictConfig) -> dict[str, bool]:
-    saves = any(
-        "ModelCheckpoint" in str(node.get("_target_")) for node in (cfg.get("callbacks") or {}).values() if node
-    )
-    return {"enable_checkpointing": saves}
+    return {"enable_checkpointing": bool(checkpoint_nodes(cfg))}

@@ -21,7 +21,7 @@ from esvit_pl.modules.nonfinite import FiniteCheck, NonFiniteLoss
 from esvit_pl.objectives.interface import Objective
 from esvit_pl.optim import OptimizerRecipe, parameter_groups, restore_, scaled_lr
 from esvit_pl.pretraining import PretrainingStep, Report
-from esvit_pl.schedules import Progress
+from esvit_pl.schedules import LONG, Duration, Progress
 
 __all__ = ["NonFiniteLoss", "Pretrainer"]
 
@@ -200,6 +200,8 @@ class Pretrainer(LightningModule):
         epochs = self.total_steps / self.steps_per_epoch
         if not getattr(trainer, "fast_dev_run", False):
             self.check_durations(epochs)
+        if (line := self.shortened(epochs)) is not None:
+            self.print(line)
         self.print(
             f"global batch {self.global_batch} images ({self.global_batch // trainer.world_size // accumulate} x "
             f"{trainer.world_size} processes x {accumulate} accumulated), {self.steps_per_epoch} steps an epoch, "
@@ -207,13 +209,25 @@ class Pretrainer(LightningModule):
             f"peak lr {scaled_lr(self.optimizer.lr, self.global_batch):.4g} ({self.optimizer.lr:g} per 256 images)"
         )
 
+    @property
+    def durations(self) -> dict[str, Duration]:
+        """Parts of the training by the full names of their settings."""
+        parts = {"optimizer": self.optimizer, "loss": self.objective, "module": self.step}
+        return {f"{key}.{name}": value for key, part in parts.items() for name, value in part.durations.items()}
+
+    def shortened(self, epochs: float) -> str | None:
+        """A line that says which durations a training of `epochs` epochs cuts short; None if it cuts none."""
+        cut = [
+            f"{setting}={duration.of(epochs):g} in place of {duration.published:g}"
+            for setting, duration in self.durations.items()
+            if duration.shrinks(epochs)
+        ]
+        return f"{epochs:g} epochs are less than {LONG}, so these shrink: {', '.join(cut)}" if cut else None
+
     def check_durations(self, epochs: float) -> None:
         """Refuse durations that reach beyond a training of `epochs` epochs."""
-        if self.optimizer.warmup_epochs > epochs:
-            raise ValueError(
-                f"optimizer.warmup_epochs={self.optimizer.warmup_epochs:g} is longer than training "
-                f"(trainer.max_epochs={epochs:g}); shorten the warm-up or train longer"
-            )
+        for setting, duration in self.durations.items():
+            duration.check(setting, epochs)
         if self.start_epoch >= epochs:
             raise ValueError(
                 f"start_epoch={self.start_epoch} lies at or after the end of training (trainer.max_epochs={epochs:g}), "

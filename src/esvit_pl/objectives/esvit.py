@@ -15,7 +15,7 @@ from esvit_pl.losses import Center, RegionLoss, ViewLoss, match_views, matched_s
 from esvit_pl.metrics.collapse import largest_entropy
 from esvit_pl.objectives.interface import Losses, Objective, Progress, Views, Window
 from esvit_pl.precision import wide
-from esvit_pl.schedules import check_shape, scheduled
+from esvit_pl.schedules import Duration, check_shape, scheduled
 from esvit_pl.specs import spec_of
 
 
@@ -37,7 +37,8 @@ class EsViTObjective(Objective):
         student_temp: temperature of the student's distributions.
         teacher_temp: temperature of the teacher's after its warm-up.
         teacher_temp_start: the same in the first epoch.
-        teacher_temp_warmup_epochs: whole epochs from one to the other, linearly.
+        teacher_temp_warmup_epochs: whole epochs from one to the other, linearly. None for 30, and for three tenths of a
+            training of less than 100 epochs.
         teacher_temp_end: where it goes from there in the last epochs; None stays.
         teacher_temp_schedule: shape of that way, a name in `schedules.SHAPES`.
         center_momentum: share of the old centre in the new one.
@@ -63,7 +64,7 @@ class EsViTObjective(Objective):
         student_temp: float = 0.1,
         teacher_temp: float = 0.07,
         teacher_temp_start: float = 0.04,
-        teacher_temp_warmup_epochs: int = 30,
+        teacher_temp_warmup_epochs: int | None = None,
         teacher_temp_end: float | None = None,
         teacher_temp_schedule: str = "constant",
         center_momentum: float = 0.9,
@@ -162,18 +163,23 @@ class EsViTObjective(Objective):
             progress.epochs,
             start=temp,
             end=temp if end is None else end,
-            warmup=self.spec["teacher_temp_warmup_epochs"],
+            warmup=int(self.durations["teacher_temp_warmup_epochs"].of(progress.epochs)),
             warmup_start=self.spec["teacher_temp_start"],
         )
         return {"teacher_temp": temp}
+
+    @property
+    def durations(self) -> dict[str, Duration]:
+        given = self.spec["teacher_temp_warmup_epochs"]
+        return {"teacher_temp_warmup_epochs": Duration(given, published=30, whole=True)}
 
     def check(self, epochs: float) -> None:
         start = self.spec["region_start_epoch"]
         if "region" in self.weights and start >= epochs:
             raise ValueError(
                 f"loss.region_start_epoch={start} lies at or after the end of training "
-                f"(trainer.max_epochs={epochs:g}): the region loss would never join; start earlier, train longer, "
-                "or choose loss=view"
+                f"(trainer.max_epochs={epochs:g}): the region loss would never join; "
+                f"loss.region_start_epoch={int(epochs * 2 / 3)} would do, or a longer training, or loss=view"
             )
 
 
@@ -212,7 +218,7 @@ def _check(spec: dict[str, Any]) -> None:
     ):
         if spec[name] <= 0:
             raise ValueError(f"EsViTObjective needs a positive {name}, got {spec[name]}")
-    if spec["teacher_temp_warmup_epochs"] < 0:
+    if (spec["teacher_temp_warmup_epochs"] or 0) < 0:
         got = spec["teacher_temp_warmup_epochs"]
         raise ValueError(f"EsViTObjective needs teacher_temp_warmup_epochs of 0 or more, got {got}")
     if spec["teacher_temp_end"] is not None and spec["teacher_temp_end"] <= 0:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from esvit_pl.augment.batch import Batch
-from esvit_pl.schedules import Progress
+from esvit_pl.schedules import Duration, Progress
 
 __all__ = ["Losses", "Objective", "Progress", "Views", "Window"]
 
@@ -174,6 +174,11 @@ class Objective(nn.Module):
 
     def schedules(self, progress: Progress) -> dict[str, float]:
         """What moves with `progress`, for the log."""
+        return {}
+
+    @property
+    def durations(self) -> dict[str, Duration]:
+        """Parts of the training by the names of their settings; those that are too long are refused for you."""
         return {}
 
     def check(self, epochs: float) -> None:

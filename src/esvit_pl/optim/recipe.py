@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 
 from esvit_pl.optim.lars import LARS
 from esvit_pl.optim.sgd import FusedSGD
-from esvit_pl.schedules import Progress, check_shape, in_steps, scheduled
+from esvit_pl.schedules import Duration, Progress, check_shape, in_steps, scheduled
 
 NOT_NEGATIVE = ("lr", "lr_end", "warmup_epochs", "weight_decay", "weight_decay_end", "momentum", "trust")
 
@@ -25,7 +25,8 @@ class OptimizerRecipe:
         lr_end: learning rate towards which the schedule goes, absolute.
         lr_schedule: its shape after the warm-up, a name in `schedules.SHAPES`: "constant", "linear", "cosine", or one
             of your own.
-        warmup_epochs: epochs of linear warm-up from 0; may be a fraction.
+        warmup_epochs: epochs of linear warm-up from 0; may be a fraction. None for 10, and for a tenth of a training of
+            less than 100 epochs.
         weight_decay: at the start, for the group 'decay'.
         weight_decay_end: weight decay towards which its schedule goes over the whole training.
         weight_decay_schedule: its shape.
@@ -46,7 +47,7 @@ class OptimizerRecipe:
     lr: float = 0.0005
     lr_end: float = 1e-6
     lr_schedule: str = "cosine"
-    warmup_epochs: float = 10
+    warmup_epochs: float | None = None
     weight_decay: float = 0.04
     weight_decay_end: float = 0.4
     weight_decay_schedule: str = "cosine"
@@ -62,7 +63,7 @@ class OptimizerRecipe:
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"optimizer needs two betas of 0 or more and below 1, got {list(self.betas)}")
         for key in NOT_NEGATIVE:
-            if getattr(self, key) < 0:
+            if (getattr(self, key) or 0) < 0:
                 raise ValueError(f"optimizer needs {key} of 0 or more, got {getattr(self, key)}")
         check_shape("optimizer.lr_schedule", self.lr_schedule)
         check_shape("optimizer.weight_decay_schedule", self.weight_decay_schedule)
@@ -71,6 +72,11 @@ class OptimizerRecipe:
     def states(self) -> int:
         """Tensors of a parameter's size that the optimizer keeps for it."""
         return 2 if self.name == "adamw" else 1
+
+    @property
+    def durations(self) -> dict[str, Duration]:
+        """Parts of the training by the names of their settings."""
+        return {"warmup_epochs": Duration(self.warmup_epochs, published=10)}
 
     def build(self, groups: list[dict[str, Any]], *, scaled: bool = False) -> Optimizer:
         """The optimizer at learning rate 0; `set_` gives it learning rate and weight decay before every step.
@@ -102,13 +108,14 @@ class OptimizerRecipe:
 
     def lr_at(self, progress: Progress, *, global_batch: int) -> float:
         """Learning rate of the step that comes next, for a global batch of so many images."""
+        warmup = self.durations["warmup_epochs"].of(progress.epochs)
         return scheduled(
             self.lr_schedule,
             progress.step,
             progress.total,
             start=scaled_lr(self.lr, global_batch),
             end=self.lr_end,
-            warmup=min(in_steps(self.warmup_epochs, progress.steps_per_epoch), progress.total),
+            warmup=min(in_steps(warmup, progress.steps_per_epoch), progress.total),
         )
 
     def weight_decay_at(self, progress: Progress) -> float:

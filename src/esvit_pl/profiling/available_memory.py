@@ -27,6 +27,19 @@ def available_bytes(device: torch.device | str = "cpu", *, root: Path = Path("/"
     return min([left, *_group_limits(root)])
 
 
+def total_bytes(device: torch.device | str = "cpu", *, root: Path = Path("/")) -> int:
+    """What a device has, used or not; on a CPU the control group's limit counts.
+
+    Args:
+        device, root: as in `available_bytes`.
+    """
+    device = torch.device(device)
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    limits = _group_limits(root) if (root / "proc/meminfo").is_file() else ()
+    return min([int(sysconf("SC_PHYS_PAGES") * sysconf("SC_PAGE_SIZE")), *limits])
+
+
 def _group_limits(root: Path) -> Iterator[int]:
     """Limits of this process's control group and those above it, of both versions of Linux's interface."""
     membership = root / "proc/self/cgroup"
