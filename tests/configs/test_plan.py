@@ -31,6 +31,9 @@ def there(monkeypatch, *, memory=10**15, disk=10**15):
     monkeypatch.setattr(plan.shutil, "disk_usage", lambda folder: SimpleNamespace(free=disk))
 
 
+SMALL = ["backbone=swin_micro_32px", "loss.hidden_dim=16", "loss.out_dim=8", "loss.num_prototypes=16", "trainer=cpu"]
+
+
 def compose(*words: str):
     return esvit_pl.compose("pretrain", "dataset=photographs", "augment=embedded", *words)
 
@@ -110,16 +113,14 @@ def test_accumulation_limits_and_steps_count():
 
 @pytest.mark.usefixtures("predicted")
 def test_memory_that_does_not_suffice_is_said_with_the_settings_that_keep_the_global_batch(monkeypatch):
-    words = ["datamodule.batch_size=64", "trainer.accumulate_grad_batches=2", "trainer=cpu"]
+    words = [*SMALL, "datamodule.batch_size=64", "trainer.accumulate_grad_batches=2"]
     there(monkeypatch, memory=20 * GIB)
     made = plan.make(compose(*words))
     assert (made.memory, made.available_memory) == (33 * GIB, 20 * GIB)
-    first, second = made.warnings
-    assert "32 fits (17.0 GiB): datamodule.batch_size=32 trainer.accumulate_grad_batches=4" in first
-    assert (
-        second
-        == "memory: module.grad_checkpointing=true needs 33.0 GiB with the same batch; too much still, but it helps"
-    )
+    fits = "32 fits (17.0 GiB): datamodule.batch_size=32 trainer.accumulate_grad_batches=4"
+    recomputed = "module.grad_checkpointing=true needs 33.0 GiB with the same batch; too much still, but it helps"
+    first = f"memory: batch 64 needs 33.0 GiB; 20.0 GiB are available. {fits}"
+    assert made.warnings == (first, f"memory: {recomputed}")
     assert f"\nwarning: {first}\n" in str(made)
     there(monkeypatch, memory=40 * GIB)
     assert plan.make(compose(*words)).warnings == ()
@@ -132,27 +133,26 @@ def test_memory_that_does_not_suffice_is_said_with_the_settings_that_keep_the_gl
         (7.8, ()),
         (7, ("every_n_epochs=51 keeps as many as fit",)),
         (3, ("every_n_epochs=151 keeps",)),
-        (1.5, ("callbacks.checkpoint.every_n_epochs=301 keeps",)),
+        (1.5, ("callbacks.checkpoint=null keeps the last one alone",)),
         (1, ("not even one fits; choose another disk with paths.log_dir=FOLDER",)),
     ],
 )
 def test_a_disk_that_does_not_suffice_is_said_with_the_interval_that_does(monkeypatch, files, said):
-    one = plan.make(compose("trainer=cpu")).checkpoint
-    there(monkeypatch, disk=files * one)
-    made = plan.make(compose("trainer=cpu"))
+    there(monkeypatch, disk=files * plan.make(compose(*SMALL)).checkpoint)
+    made = plan.make(compose(*SMALL))
     assert made.checkpoints == 7
     assert len(made.warnings) == len(said)
     assert all(text in line for text, line in zip(said, made.warnings, strict=True))
 
 
-@pytest.mark.usefixtures("predicted")
 @pytest.mark.parametrize(
     ("epochs", "files"), [(1, 1), (9, 1), (12, 2), (80, 9), (90, 5), (100, 6), (300, 7), (800, 9), (5000, 6)]
 )
 def test_a_long_training_leaves_fewer_than_ten_checkpoints_and_a_given_interval_counts(epochs, files):
-    assert plan.make(compose(f"trainer.max_epochs={epochs}")).checkpoints == files
-    given = plan.make(compose(f"trainer.max_epochs={epochs}", "callbacks.checkpoint.every_n_epochs=10"))
-    assert given.checkpoints == epochs // 10 + 1
+    cfg = compose(f"trainer.max_epochs={epochs}")
+    assert plan.kept_checkpoints(cfg, 0, epochs) == files
+    given = compose(f"trainer.max_epochs={epochs}", "callbacks.checkpoint.every_n_epochs=10")
+    assert plan.kept_checkpoints(given, 0, epochs) == epochs // 10 + 1
 
 
 @pytest.mark.usefixtures("predicted")
@@ -164,7 +164,7 @@ def test_heads_out_of_proportion_are_named():
 
 
 def test_a_precision_of_which_no_memory_is_known_ends_no_plan():
-    made = plan.make(compose("trainer.precision=bf16-true", "backbone=swin_micro_32px"))
+    made = plan.make(compose(*SMALL, "trainer.precision=bf16-true"))
     assert made.memory is None
     assert made.warnings[0].startswith("memory was not predicted: no memory is known for precision 'bf16-true'")
     assert "unknown beyond student, teacher and centres" in str(made)

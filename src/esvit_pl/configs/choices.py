@@ -99,13 +99,16 @@ def choose(images: int, side: float, machine: Machine, given: Mapping[str, Any] 
         Choice(
             "batch",
             {"datamodule.batch_size": micro, "trainer.accumulate_grad_batches": accumulate},
-            f"{batch} images a step, {per_epoch:,} steps an epoch; in parts that {machine.memory / GIB:.0f} GiB hold",
+            f"{batch} images a step, {per_epoch:,} steps an epoch"
+            + (f"; in parts that {machine.memory / GIB:.0f} GiB hold" if accumulate > 1 else ""),
         ),
         Choice(
             "epochs",
             {"trainer.max_epochs": epochs},
             f"{steps:,} steps in all; "
-            + ("as the presets one_gpu_*" if on_gpu else f"at most {CPU_IMAGES:,} images, an hour or so on a CPU"),
+            + (
+                "as the presets one_gpu_*" if on_gpu else f"at most {CPU_IMAGES:,} images and 200 epochs, an hour or so"
+            ),
         ),
         Choice("prototypes", heads, "one for 20 images, 64 at least; and hidden layers in proportion to the backbone"),
         Choice("learning", learning, source),
@@ -135,7 +138,7 @@ def choose(images: int, side: float, machine: Machine, given: Mapping[str, Any] 
 REASONS = {
     "swin_tiny_w7": "28 M parameters, the published one; for a GPU and 5,000 images or more",
     "swin_micro_w7": "0.8 M parameters, with the shapes of the large ones; for a CPU or few images",
-    "swin_micro_32px": "0.1 M parameters; for images below 112 px",
+    "swin_micro_32px": "0.2 M parameters, two stages; for images below 112 px",
 }
 
 

@@ -63,7 +63,7 @@ class Plan:
     checkpoints: int
     """Number of files at the end."""
     folder: Path
-    """Where the run folder will lie."""
+    """Above the run folder."""
     free_disk: int
     """What is left there."""
     warnings: tuple[str, ...]
@@ -253,7 +253,7 @@ def memory(
         predict=along_a_line,
         **how,
     )
-    lines = [f"memory: {verdict}"]
+    lines = [f"memory: {verdict._replace(batch=batch, needed_bytes=need.predicted_bytes)}"]
     recomputing = cast(DictConfig, OmegaConf.merge(cfg, {"module": {"grad_checkpointing": True}}))
     if not cfg.module.grad_checkpointing:
         try:
@@ -282,8 +282,7 @@ def proportions(plan: Plan) -> list[str]:
 
 def run_folder(cfg: DictConfig) -> Path:
     """The first folder above the run's that exists."""
-    folder = Path(cfg.paths.output_dir).absolute()
-    return next(path for path in (folder, *folder.parents) if path.is_dir())
+    return next(path for path in Path(cfg.paths.output_dir).absolute().parents if path.is_dir())
 
 
 def kept_checkpoints(cfg: DictConfig, start: int, end: float) -> int:

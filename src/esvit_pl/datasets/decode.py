@@ -88,6 +88,15 @@ def look(path: str, rules: PixelRules, told: Told) -> Look:
     return _read(path, rules, told, seen)
 
 
+def size_of(path: str, rules: PixelRules | None = None) -> tuple[int, int]:
+    """(height, width) of the picture in a file as it is shown, from its header.
+
+    Raises:
+        ValueError: as `decode`, as far as a header tells.
+    """
+    return _read(path, rules or PixelRules(), lambda sentence: None, _upright_size)
+
+
 def _read(path: str, rules: PixelRules, told: Told | None, use: Callable[[Image.Image], T]) -> T:
     """``use(image)`` of the opened file; without its metadata if they stand in the way."""
     with _naming(path):

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from esvit_pl.datasets.decode import decode, open_picture
+from esvit_pl.datasets.decode import decode, open_picture, size_of
 from esvit_pl.datasets.interface import UNREADABLE_METADATA, ImageDataset, Picture, Splits
 from esvit_pl.datasets.layout import Part, read_layout
 from esvit_pl.datasets.listing import Listing, ending, list_images, shown
@@ -63,6 +63,9 @@ class FolderDataset(ImageDataset):
                 return picture.decode(reduction)
 
         return picture._replace(decode=decoded)
+
+    def size(self, index: int) -> tuple[int, int]:
+        return size_of(self.path(index), self.reading)
 
     @property
     def labels(self) -> list[int] | None:

@@ -65,6 +65,10 @@ class ImageDataset(Dataset[tuple[Tensor, "int | None"]], ABC):
         """The same image and label. An override can decode later, when it is known how many pixels are needed."""
         return Picture.of(*self[index])
 
+    def size(self, index: int) -> tuple[int, int]:
+        """(height, width) of an image. An override can read a header instead of pixels."""
+        return self.open(index).size
+
     @property
     @abstractmethod
     def labels(self) -> list[int] | None:
@@ -132,6 +136,9 @@ class Subset(ImageDataset):
 
     def open(self, index: int) -> Picture:
         return self.dataset.open(self.indices[index])
+
+    def size(self, index: int) -> tuple[int, int]:
+        return self.dataset.size(self.indices[index])
 
     @property
     def labels(self) -> list[int] | None:
