@@ -51,11 +51,10 @@ def partition_and_target(
     *,
     block_bytes: int | None = None,
 ) -> tuple[Tensor, Target]:
-    """Log partitions of the student's rows, and what they learn from the teacher's.
+    """logsumexp(W z / temp) of the student's rows; and for the teacher's u = W^T q, where
+    q = softmax((W_teacher teacher_z - center) / teacher_temp).
 
-    The log partition is the logsumexp over prototypes of W z / temp. A teacher row's distribution is
-    q = softmax((W_teacher teacher_z - center) / teacher_temp), and its expected prototype is u = W^T q. Both are
-    computed together, so that there is one gradient of W instead of two.
+    Both are computed together, so that there is one gradient of W instead of two.
 
     Everything is computed in float32 or wider, whatever autocast says; forward and backward hold one block of logits at
     a time. Only on a GPU under bfloat16 autocast, kernels that hold no block at all multiply in bfloat16 and sum in
