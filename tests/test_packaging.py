@@ -219,7 +219,9 @@ def test_help_loads_nothing_heavy_and_shows_examples(shell, command):
     assert done.returncode == 0, done.stderr
     assert words.startswith(f"{command}: ")
     assert f"For example:\n  {command} " in words
-    assert ("trainer: cpu, ddp" in words) == (command not in ("esvit-table", "esvit-convert", "esvit-bench"))
+    assert ("trainer: cpu, ddp" in words) == (
+        command not in ("esvit-table", "esvit-convert", "esvit-bench", "esvit-data")
+    )
     assert HEAVY & set(loaded.split()) == set()  # about a second; with torch and Lightning seven
 
 
