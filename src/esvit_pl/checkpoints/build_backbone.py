@@ -12,6 +12,7 @@ from esvit_pl.backbones import FAMILIES, Backbone, build
 from esvit_pl.checkpoints.checkpoint import Checkpoint, Network
 from esvit_pl.checkpoints.load_weights import MASK, fitted, load_
 from esvit_pl.checkpoints.recognise import read_checkpoint
+from esvit_pl.datasets import PixelRules
 
 
 def load_backbone(
@@ -59,7 +60,8 @@ def backbone_of(
     if f"backbone.{MASK}" in state:
         made.learn_mask()
     load_(made, fitted(state, made), f"{checkpoint.path} ({checkpoint.format})")
-    made.transform = EvaluationTransform(checkpoint.recipe or Recipe())
+    rules = PixelRules.among((checkpoint.config or {}).get("dataset"))
+    made.transform = EvaluationTransform(checkpoint.recipe or Recipe(), rules)
     return made.eval().requires_grad_(False)
 
 

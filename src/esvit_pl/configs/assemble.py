@@ -44,6 +44,7 @@ def datamodule(cfg: DictConfig, splits: Splits, recipe: Recipe, **overrides: Any
 def pretrainer(cfg: DictConfig, recipe: Recipe) -> Pretrainer:
     """The module with all its parts, checked against the crops and the length of the training."""
     from esvit_pl.augment import EvaluationTransform
+    from esvit_pl.datasets import PixelRules
 
     epochs = check_epochs(cfg)
     if cfg.start_epoch and cfg.init_from is None and cfg.ckpt_path is None:
@@ -63,7 +64,7 @@ def pretrainer(cfg: DictConfig, recipe: Recipe) -> Pretrainer:
         num_global=recipe.num_global,
         seed=cfg.seed,
         start_epoch=cfg.start_epoch,
-        transform=EvaluationTransform(recipe),
+        transform=EvaluationTransform(recipe, PixelRules.among(plain(cfg).get("dataset"))),
         config=plain(cfg),
     )
     if module.objective.uses_masks and not recipe.mask_cell:

@@ -119,8 +119,11 @@ def folder(
     return Splits(train, val, found.classes, val_fraction, notes=found.notes())
 
 
-def imagenet(root: str | Path) -> Splits:
+def imagenet(root: str | Path, **reading: Any) -> Splits:
     """ImageNet-1k in its usual layout: `root/train/<wnid>/*.JPEG` and `root/val/<wnid>/*.JPEG`.
+
+    Args:
+        reading: as in `folder`.
 
     Raises:
         ValueError: one of the two folders is missing, or the validation images are not sorted into class folders.
@@ -129,7 +132,7 @@ def imagenet(root: str | Path) -> Splits:
     missing = [name for name in ("train", "val") if not (root / name).is_dir()]
     if missing:
         raise ValueError(f"'{root}' has no folder '{missing[0]}': ImageNet is read from train/<wnid>/ and val/<wnid>/")
-    return folder(root, layout="splits", labels="folders")
+    return folder(root, layout="splits", labels="folders", **reading)
 
 
 def existing(root: str | Path) -> Path:

@@ -8,7 +8,8 @@ neither does, the image is refused, because a guess would make it black or white
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -66,6 +67,13 @@ class PixelRules:
         object.__setattr__(self, "background", tuple(int(value) for value in colour))
         if not isinstance(self.max_pixels, int) or self.max_pixels < 1:
             raise ValueError(f"max_pixels must be a whole number, 1 or more, got {self.max_pixels}")
+
+    @classmethod
+    def among(cls, settings: Mapping[str, Any] | None) -> PixelRules:
+        """Those rules that are among the settings of one of our data sets; the others as they are by default."""
+        is_ours = str((settings or {}).get("_target_", "")).startswith("esvit_pl.")
+        given = settings if settings and is_ours else {}
+        return cls(**{rule.name: given[rule.name] for rule in fields(PixelRules) if rule.name in given})
 
 
 def upright_rgb(image: Image.Image, rules: PixelRules | None = None) -> Image.Image:

@@ -16,6 +16,7 @@ from esvit_pl.datasets.pixels import PixelRules, UnreadableMetadata
 from esvit_pl.seeding import numpy_generator
 
 METADATA, BROKEN = 1, 2
+ADVICE = "esvit-data check lists all such images; dataset.on_bad_image=skip goes on without them"
 T = TypeVar("T")
 
 
@@ -109,7 +110,7 @@ class Problems:
                     f"{broken} of {len(self._found):,} images cannot be read, and "
                     f"dataset.bad_image_budget={self.reading.bad_image_budget:g} allows {allowed}; last: {error}"
                 ) from error
-            raise
+            raise ValueError(f"{error} ({ADVICE})") from error
 
     def _note_metadata(self, index: int, sentence: str) -> None:
         is_first = not self.metadata
