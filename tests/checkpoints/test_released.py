@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import re
 from argparse import Namespace
+from dataclasses import replace
 from functools import cache
 
 import golden_files
@@ -186,6 +187,23 @@ def test_the_released_optimizer_counts_as_the_release_does(tmp_path):
         ValueError, match=f"its optimizer has {len(order) + 2} parameters, .* its student {len(order) + 1}"
     ):
         read_checkpoint(tmp_path / "b.pth", moments=True)
+
+
+def test_gains_that_are_held_at_1_are_no_parameters_of_the_released_optimizer(tmp_path):
+    _, source = trained("swin")
+    of = {name: state for name, state in source.moments.of.items() if not name.endswith("prototypes.gain")}
+    names = tuple(
+        name for name in source.networks["student"] if name.endswith(("weight", "bias", "table", "direction"))
+    )
+    held = replace(source, moments=Moments("adamw", of, names))
+    file = to_released(held)
+    groups = file["optimizer"]["param_groups"]
+    assert sum(len(group["params"]) for group in groups) == len(names)
+    torch.save(file, tmp_path / "a.pth")
+    again = read_checkpoint(tmp_path / "a.pth", moments=True).moments
+    assert set(again.parameters) == set(names)
+    assert again.of.keys() == of.keys()
+    assert all(torch.equal(state["exp_avg"], again.of[name]["exp_avg"]) for name, state in of.items())
 
 
 def test_dino_keeps_backbone_and_head_apart(tmp_path):

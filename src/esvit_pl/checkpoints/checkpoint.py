@@ -23,6 +23,8 @@ class Moments:
     """"adamw", "sgd" or "lars"."""
     of: dict[str, dict[str, Tensor]]
     """Parameter of the student (``backbone.*``, ``heads.*``) -> its tensors, as torch's optimizers call them."""
+    parameters: tuple[str, ...] | None = None
+    """All parameters that the optimizer has, also those without a state yet; None where the file does not say it."""
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from torch import nn
 
 from esvit_pl.checkpoints.checkpoint import Checkpoint, Network, State, part, under
 from esvit_pl.checkpoints.load_weights import fitted, load_, misfits
+from esvit_pl.checkpoints.locate import listed
 from esvit_pl.network import MultiCropNetwork
 from esvit_pl.objectives.interface import Objective
 
@@ -56,6 +57,8 @@ def start_from_(
     for title, names in (("heads", given), ("new heads", new), ("state of the loss", remembered)):
         if names:
             parts.append(f"{title}: {', '.join(sorted(names))}")
+    if checkpoint.left_out:
+        parts.append(f"left out: {listed(checkpoint.left_out)}")
     return f"init_from={checkpoint.path} ({checkpoint.format}{epochs}): {'; '.join(parts)}"
 
 

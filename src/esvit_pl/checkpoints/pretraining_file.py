@@ -70,7 +70,7 @@ def read(checkpoint: dict[str, Any], path: str, *, moments: bool = False) -> Che
     Raises:
         ValueError: a newer version of this library wrote it.
     """
-    about, weights = checkpoint["esvit_pl"], checkpoint["state_dict"]
+    about, weights, loops = checkpoint["esvit_pl"], checkpoint["state_dict"], checkpoint.get("loops")
     if about["format"] > FORMAT:
         raise ValueError(
             f"{path} is of format {about['format']}, and this version of esvit_pl reads up to {FORMAT}; "
@@ -83,7 +83,7 @@ def read(checkpoint: dict[str, Any], path: str, *, moments: bool = False) -> Che
         backbone=about["backbone"],
         networks={name: state for name, state in networks.items() if state},
         objective=part(weights, "objective."),
-        epoch=checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"],
+        epoch=None if loops is None else loops["fit_loop"]["epoch_progress"]["current"]["processed"],
         moments=_moments(checkpoint, networks["student"]) if moments else None,
         config=about.get("config"),
         recipe=_recipe(about),
@@ -143,7 +143,12 @@ def check_same_optimizer(checkpoint: dict[str, Any], name: str) -> None:
         ValueError: the checkpoint's optimizer is another one.
     """
     states = checkpoint.get("optimizer_states")
-    saved = optimizer_name(states[0]["param_groups"][0]) if states else name
+    if not states:
+        raise ValueError(
+            "the checkpoint to resume from holds weights and no state of an optimizer, so there is no training to go "
+            "on with; init_from= in place of ckpt_path= starts a new training from its weights"
+        )
+    saved = optimizer_name(states[0]["param_groups"][0])
     if saved != name:
         raise ValueError(
             f"the checkpoint to resume from was trained with optimizer={saved}, and this training has optimizer={name};"
@@ -167,4 +172,5 @@ def _moments(checkpoint: dict[str, Any], student: State) -> Moments | None:
         order = about["parameters"] if about["format"] > 1 else optimizer_order(student, count)
     except ValueError:  # format 1, of a timm model some of whose parameters do not learn: nothing says which
         return None
-    return Moments(optimizer_name(groups[0]), {order[place]: state for place, state in states[0]["state"].items()})
+    of = {order[place]: state for place, state in states[0]["state"].items()}
+    return Moments(optimizer_name(groups[0]), of, tuple(order))

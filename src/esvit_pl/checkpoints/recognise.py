@@ -13,7 +13,9 @@ import timm
 from esvit_pl.augment import Recipe
 from esvit_pl.checkpoints import pretraining_file, released, safetensors_file, timm_folder
 from esvit_pl.checkpoints.checkpoint import Checkpoint, under
+from esvit_pl.checkpoints.finite import check_finite
 from esvit_pl.checkpoints.locate import WEIGHTS, last_checkpoint, missing
+from esvit_pl.checkpoints.other_files import refuse_other_files
 from esvit_pl.checkpoints.pickled import read_pickled
 from esvit_pl.checkpoints.unwrap import flattened, is_weight
 
@@ -34,7 +36,12 @@ def read_checkpoint(
     Raises:
         ValueError: as in `load_backbone`.
     """
-    name = str(path_or_name)
+    found = _read(str(path_or_name), moments=moments, backbone=backbone)
+    check_finite(found)
+    return found
+
+
+def _read(name: str, *, moments: bool, backbone: Mapping[str, Any] | None) -> Checkpoint:
     path = Path(name.removeprefix("local-dir:")).expanduser()
     if timm_folder.is_one(path):
         return _folder(path, name)
@@ -48,6 +55,7 @@ def _file(path: Path, *, moments: bool, backbone: Mapping[str, Any] | None) -> C
         is_safetensors = file.read(9)[8:] == b"{"
     if is_safetensors:
         return _safetensors(path, backbone)
+    refuse_other_files(path)
     content = read_pickled(path)
     if pretraining_file.is_ours(content):
         return pretraining_file.read(content, str(path), moments=moments)

@@ -303,7 +303,8 @@ def _moments(checkpoint: Mapping[str, Any], renamed: State, path: str) -> Moment
         if state and student[name].numel():
             kept = {_MOMENTS.get(key, key): torch.as_tensor(value) for key, value in state.items() if value is not None}
             of[ours[student[name].data_ptr()]] = kept
-    return Moments(_optimizer_name(groups[0]), of)
+    known = tuple(ours[student[name].data_ptr()] for name in names if student[name].numel())
+    return Moments(_optimizer_name(groups[0]), of, known)
 
 
 def _optimizer_name(group: Mapping[str, Any]) -> str:
@@ -317,12 +318,13 @@ def _optimizer(moments: Moments, ours: State, released: State) -> dict[str, Any]
 
     Learning rate and decay in it are torch's defaults; the release sets both before every step.
     """
-    order = optimizer_order(released)
+    names = {value.data_ptr(): name for name, value in ours.items() if value.numel()}
+    has = None if moments.parameters is None else set(moments.parameters)  # not of gains that are held at 1
+    order = [n for n in optimizer_order(released) if has is None or names[released[n].data_ptr()] in has]
     decaying = sum(released[name].ndim > 1 and not name.endswith(".bias") for name in order)
     groups = [{"params": [released[n] for n in order[:decaying]]}, {"params": [released[n] for n in order[decaying:]]}]
     groups[1]["weight_decay"] = 0.0  # type: ignore[assignment]
     made = {"adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}[moments.name](groups)
-    names = {value.data_ptr(): name for name, value in ours.items() if value.numel()}
     states = [moments.of.get(names[released[name].data_ptr()], {}) for name in order]
     state = {place: state for place, state in enumerate(states) if state}
     return {"state": state, "param_groups": made.state_dict()["param_groups"]}

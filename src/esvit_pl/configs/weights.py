@@ -27,9 +27,10 @@ def start(cfg: DictConfig, module: Pretrainer) -> tuple[str | None, str | None]:
 
     if cfg.ckpt_path is not None:  # of a training that began with init_from, too
         with naming("ckpt_path"):
-            if (source := read_checkpoint(cfg.ckpt_path)).format == "esvit_pl":
+            source = read_checkpoint(cfg.ckpt_path, moments=True, backbone=module.student.backbone.spec)
+            if source.format == "esvit_pl":
                 return source.path, None
-            return None, module.continue_from(read_checkpoint(cfg.ckpt_path, moments=True))
+            return None, module.continue_from(source)
     if cfg.init_from is not None:
         with naming("init_from"):
             source = read_checkpoint(cfg.init_from, backbone=module.student.backbone.spec)
@@ -51,9 +52,12 @@ def evaluated(cfg: DictConfig) -> Checkpoint:
 def frozen_backbone(cfg: DictConfig, source: Checkpoint | None = None) -> Backbone:
     """The backbone of ``ckpt_path``; ``backbone=`` beside it settles what the file leaves open, and is compared."""
     from esvit_pl.checkpoints import backbone_of
+    from esvit_pl.checkpoints.locate import listed
 
     source = source or evaluated(cfg)
     wanted = construct(cfg, "backbone").spec if cfg.get("backbone") is not None else None
+    if source.left_out:
+        say(f"note: of {source.path} this is left out: {listed(source.left_out)}")
     with naming("ckpt_path"):
         return backbone_of(source, network=cfg.network, backbone=wanted)
 
