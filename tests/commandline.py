@@ -123,7 +123,7 @@ def _last_of_each(words: list[str]) -> list[str]:
 @contextmanager
 def as_in_a_new_process(program: str, words: Sequence[str]) -> Iterator[None]:
     """`sys.argv`, and afterwards the process's state as it was: environment, log handlers, lines already said."""
-    from esvit_pl.data import printing
+    from esvit_pl import printing
 
     interrupt = signal.getsignal(signal.SIGINT)
     argv, environment = sys.argv, dict(os.environ)

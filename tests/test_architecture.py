@@ -25,6 +25,7 @@ FLOORS = [
         "heads",
         "seeding",
         "precision",
+        "printing",
         "specs",
         "backbones",
         "losses",

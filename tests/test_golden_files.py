@@ -18,7 +18,18 @@ import torch
 from safetensors.torch import save_file
 
 ROOT = Path(__file__).parents[1]
-TESTED = ("swin_", "cvt", "vil_", "head", "knn", "loss_view", "trajectory_", "schedules", "checkpoint_")
+TESTED = (
+    "swin_",
+    "cvt",
+    "vil_",
+    "head",
+    "knn",
+    "loss_view",
+    "trajectory_",
+    "schedules",
+    "checkpoint_",
+    "evaluation_label_free",
+)
 
 
 def unknown(folder: Path) -> list[str]:

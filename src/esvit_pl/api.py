@@ -121,7 +121,6 @@ def evaluate(
     """
     from esvit_pl.commands import knn as knn_job
     from esvit_pl.commands import linear as linear_job
-    from esvit_pl.evaluation.names import PRETRAINED, main_metric
     from esvit_pl.runs.folder import RunFolder
     from esvit_pl.runs.pictures import draw_comparison
     from esvit_pl.runs.result import Result
@@ -143,9 +142,10 @@ def evaluate(
         with nothing_left_behind():
             finished[name] = jobs[name](cfg, images)
     metrics = {key: value for run in finished.values() for key, value in run.metrics.items()}
-    table = {name: {PRETRAINED: metrics[main_metric(name)]} for name in finished}
+    table = {name: run.results[name] for name, run in finished.items()}
+    about = {name: run.results["evaluation"] for name, run in finished.items()}
     summary = RunFolder(folder)
-    summary.update(status="finished", **table, metrics=metrics)
+    summary.update(status="finished", **table, metrics=metrics, evaluation=about)
     draw_comparison(folder / "figures", table)
     return Result(folder, next(iter(finished.values())).backbone, Path(ckpt_path), metrics)
 

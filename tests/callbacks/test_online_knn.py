@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from esvit_pl.callbacks import OnlineKNN
 from esvit_pl.metrics import knn_accuracy
+from esvit_pl.printing import say_once
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),
@@ -30,6 +31,15 @@ def measure(**options) -> OnlineKNN:
     # Shuffling bank and query draws from torch's generator, once for each of them and each epoch.
     loaders = {"bank": loader(BANK, shuffle=True), "query": loader(QUERY, shuffle=True)}
     return OnlineKNN(**{"features": "net.trunk", **loaders, "k": 5, **options})
+
+
+def test_a_bank_smaller_than_k_votes_as_a_whole(tmp_path, capsys) -> None:
+    say_once.cache_clear()
+    all_vote, more = measure(k=15), measure(k=16)
+    for callback in (all_vote, more):
+        fit(module(), tmp_path, callback, max_epochs=2)
+    assert more.last == all_vote.last
+    assert capsys.readouterr().out.count("k-NN: k=16 is more than the 15 images of the bank, so all 15 vote\n") == 1
 
 
 class Golden(foreign.Scalar):
@@ -136,8 +146,6 @@ def test_errors_before_training_say_what_was_found(tmp_path) -> None:
         fit(module(), tmp_path, measure(features="modes"))
     with pytest.raises(ValueError, match="batches of the query have none; give unpack="):
         fit(module(), tmp_path, measure(query=DataLoader(IMAGES[QUERY], batch_size=4)))
-    with pytest.raises(ValueError, match="k=16 neighbours, and the bank holds 15 images"):
-        fit(module(), tmp_path, measure(k=16))
     with pytest.raises(ValueError, match="every_n_epochs of 1 or more, got 0"):
         OnlineKNN(every_n_epochs=0)
     with pytest.raises(ValueError, match="one feature or more, got an empty dict"):

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import re
-
 import pytest
 import torch
 from commandline import MACHINE
@@ -17,6 +14,7 @@ def test_it_says_what_the_pretraining_run_said(pretrained, commands, pictures):
     outcome = commands.evaluate("knn", pretrained.last, pictures)
     assert outcome.code == 0, outcome.err
     assert outcome.results["knn"]["pretrained"] == pretrained.results["knn"]["pretrained"]
+    assert outcome.results["knn"] == pretrained.results["knn"]  # the untrained backbone's weights, too, are the same
     assert outcome.results["metrics"] == {name: pretrained.metric(name)[-1] for name in ("knn/top1", "knn/top5")}
     assert outcome.results["status"] == "finished"
     assert f"knn/top1  {100 * outcome.results['metrics']['knn/top1']:5.1f}%" in outcome.out
@@ -144,11 +142,47 @@ def test_a_file_that_is_no_checkpoint_is_refused(commands, pictures, tmp_path):
     assert "foreign.ckpt is not a known kind of checkpoint" in foreign.err
 
 
-def test_data_without_labels_are_refused_with_the_remedy(pretrained, commands, unlabelled):
+def test_results_say_on_what_and_how_they_were_measured(pretrained, commands, pictures):
+    about = commands.evaluate("knn", pretrained.last, pictures, "module.k=[20,200]").results["evaluation"]
+    assert about["dataset"] == {"name": "folder", "root": str(pictures), "labels": "auto", "val_fraction": 0.34}
+    assert about["images"] == {"train": 36, "bank": 28, "query": 8}
+    assert about["classes"] == 3
+    assert about["probes"] == {"knn": {"k": [20, 28], "temperature": 0.07}}
+    preparation = {"eval_resize": 16, "eval_crop": 16, "normalize": "dataset", "mean": [0.5] * 3, "std": [0.157] * 3}
+    assert about["preparation"] == preparation
+    assert about["baselines"] == {"bank": 28, "query": 8}
+    assert list(about["intervals"]["knn"]) == ["raw_pixels", "histogram", "untrained", "pretrained"]
+
+
+def test_baselines_on_a_part_of_the_images(pretrained, commands, pictures):
+    outcome = commands.evaluate("knn", pretrained.last, pictures, "evaluation.baseline_images=[14,4]", "module.k=3")
+    assert outcome.code == 0, outcome.err
+    rows = ["chance", "raw_pixels", "histogram", "untrained", "pretrained_subset", "pretrained"]
+    assert list(outcome.results["knn"]) == rows
+    assert outcome.results["evaluation"]["baselines"] == {"bank": 14, "query": 4}
+    assert "14 of 28 images of the bank, 4 of 8 of the query (evaluation.baseline_images)" in outcome.out
+    assert "rows above the last: 4 query images and 14 of the bank; evaluation.baselines=true takes all" in outcome.out
+    none = commands.evaluate("knn", pretrained.last, pictures, "evaluation.baselines=false", "module.k=3")
+    assert none.results["knn"] == {"pretrained": outcome.results["knn"]["pretrained"]}
+
+
+def test_more_neighbours_than_the_bank_has_images(pretrained, commands, pictures):
+    all_vote = commands.evaluate("knn", pretrained.last, pictures, "module.k=[28,7]")
+    more = commands.evaluate("knn", pretrained.last, pictures, "module.k=[200,7]")
+    assert more.code == 0, more.err
+    assert more.out.count("k-NN: k=200 is more than the 28 images of the bank, so all 28 vote\n") == 1
+    assert more.results["metrics"] == all_vote.results["metrics"]
+
+
+def test_without_labels_it_says_what_can_be_measured(pretrained, commands, unlabelled):
     outcome = commands.evaluate("knn", pretrained.last, unlabelled)
     assert outcome.code == 1
-    assert re.search("Evaluation needs labels.*put the images into one folder for each class", outcome.err)
-    assert json.loads((outcome.folder / "results.json").read_text())["status"] == "failed"
+    assert "esvit-knn needs labels, and the images have none: put the images into one folder for each" in outcome.err
+    assert not (outcome.folder / "results.json").exists()
+    free = commands.evaluate("knn", pretrained.last, unlabelled, "evaluator@module=rankme")
+    assert free.code == 0, free.err
+    assert list(free.results["rankme"]) == ["untrained", "pretrained"]
+    assert f"rankme  {free.results['metrics']['rankme']:6.4g}" in free.out
 
 
 def test_without_arguments_it_says_what_it_needs(commands):

@@ -7,7 +7,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from esvit_pl.checkpoints import load_backbone
-from esvit_pl.commands import evaluation
+from esvit_pl.commands import results
 from esvit_pl.configs import assemble, trainers
 from esvit_pl.evaluation import Linear
 from esvit_pl.modules import LinearProbe
@@ -41,7 +41,8 @@ def test_its_heads_are_those_of_the_pretraining_run(probed, pretrained, monkeypa
     assert isinstance(cfg, DictConfig)
     cfg.evaluation.probes = ["linear"]
     trainers.quieten()
-    evaluation.measure(cfg, *assemble.images(cfg), load_backbone(pretrained.last), {})
+    probes = results.probes_of(cfg, labelled=True)
+    results.measure(cfg, *assemble.images(cfg), load_backbone(pretrained.last), probes, {})
     checkpoint = torch.load(probed.last, weights_only=True)
     command = LinearProbe(load_backbone(pretrained.last), 3, last_blocks=2, lr=[0.1, 1.0])
     command.load_state_dict(checkpoint["state_dict"])
@@ -88,7 +89,6 @@ def test_an_interrupted_probe_goes_on(probed, pretrained, commands, pictures, mo
         (["module.last_blocks=4"], "module: last_blocks needs n between 1 and the backbone's 2 blocks, got 4"),
         (["module.lr=-1"], "module: linear heads need one lr or several different ones, above 0"),
         (["trainer.max_epochs=0"], "trainer.max_epochs must be a whole number, 1 or more, got 0"),
-        (["datamodule.batch_size=29"], "and there are 28: lower batch_size"),
         (["optimized_metric=knn/top1"], "optimized_metric=knn/top1 was not measured; there are linear/"),
         (["seed=-1"], "seed must be a whole number"),
         (["backbone=swin_micro_32px"], "another backbone than backbone= asks for"),
@@ -107,7 +107,18 @@ def test_data_without_labels_are_refused_with_the_remedy(pretrained, commands, u
     outcome = commands.evaluate("linear", pretrained.last, unlabelled, *SETTINGS)
     assert outcome.code == 1
     assert "needs labels" in outcome.err
-    assert "sort the images into folders" in outcome.err
+    assert "put the images into one folder for each class" in outcome.err
+
+
+def test_a_batch_larger_than_the_bank_is_made_as_large_as_the_bank(pretrained, commands, pictures):
+    words = [*SETTINGS[:2], "trainer.max_epochs=1"]
+    large = commands.evaluate("linear", pretrained.last, pictures, *words, "datamodule.batch_size=64")
+    assert large.code == 0, large.err
+    assert "datamodule.batch_size=64 is more than the bank holds: the probe takes 28\n" in large.out
+    right = commands.evaluate("linear", pretrained.last, pictures, *words, "datamodule.batch_size=28")
+    assert large.metric("linear/train_loss") == right.metric("linear/train_loss")
+    assert list(large.results["linear"]) == ["chance", "pretrained"]
+    assert large.results["evaluation"]["images"] == {"train": 36, "bank": 28, "query": 8}
 
 
 def test_without_arguments_it_says_what_it_needs(commands):

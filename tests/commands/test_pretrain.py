@@ -21,8 +21,9 @@ from PIL import Image
 
 from esvit_pl.checkpoints import read_checkpoint
 from esvit_pl.checkpoints.released import to_released
-from esvit_pl.commands import evaluation
+from esvit_pl.commands import results as results_of_runs
 from esvit_pl.commands.pretrain import main
+from esvit_pl.datasets import folder
 from esvit_pl.evaluation.names import ROWS
 from esvit_pl.modules import Pretrainer
 from esvit_pl.objectives import EsViTObjective
@@ -53,8 +54,9 @@ def test_the_plan_is_printed_before_the_first_epoch_and_the_table_and_the_files_
             r"epoch ./2  view \d\.\d{3}  region \d\.\d{3}  k-NN +[\d.]+%  [\d,]+ images/s  (\d+ s left|done)", line
         )
     table = next(i for i, line in enumerate(lines) if line.split() == ["k-NN", "linear"])
+    assert lines[table - 2] == "8 query images, 28 in the bank; ranges are 95 % intervals"
     rows = [line.split("  ")[0] for line in lines[table + 1 : lines.index("", table)]]
-    assert rows == [titles.table for row, titles in ROWS.items() if row != "initial"]
+    assert rows == [titles.table for row, titles in ROWS.items() if row not in ("initial", "pretrained_subset")]
     assert f"{pretrained.folder}/" in lines[table:]
     assert "  checkpoints/last.ckpt" in lines[table:]
     assert pretrained.err == ""
@@ -335,7 +337,7 @@ def test_a_beginning_that_cannot_be_is_refused(released, commands, pictures, wor
 # -- other data, other recipes
 
 
-def test_a_folder_without_labels_runs_and_says_what_is_left_out(commands, unlabelled):
+def test_a_folder_without_labels_runs_and_is_measured_without_them(commands, unlabelled):
     outcome = commands.pretrain(unlabelled, "evaluation.probes=[knn,linear]", "evaluation.baselines=true")
     assert outcome.code == 0, outcome.err
     assert outcome.out.count("no labels: k-NN accuracy (callbacks.knn) left out") == 1
@@ -345,7 +347,17 @@ def test_a_folder_without_labels_runs_and_says_what_is_left_out(commands, unlabe
     health = ["view_teacher_entropy", "view_kl", "view_center_norm", "matched_share", "region_loss"]
     assert {f"train/{name}" for name in health} <= outcome.names()
     assert not any(name.startswith("knn") for name in outcome.names())
-    assert sorted(path.name for path in (outcome.folder / "figures").iterdir()) == ["crops.png", "learning_curve.png"]
+    pictures = ["crops.png", "learning_curve.png", "neighbours.png"]
+    assert sorted(path.name for path in (outcome.folder / "figures").iterdir()) == pictures
+    measures = ("effective_rank", "rankme", "region_diversity")
+    for name in measures:
+        assert list(outcome.results[name]) == ["untrained", "pretrained"]
+        assert outcome.results["metrics"][name] == outcome.results[name]["pretrained"] > 0
+    assert outcome.results["evaluation"]["images"] == {"train": 16, "bank": 10, "query": 6}
+    lines = outcome.out.splitlines()
+    table = lines.index("16 images, no labels")
+    assert re.split("  +", lines[table + 1].strip()) == ["effective rank", "RankMe", "region diversity"]
+    assert lines[table + 3].split()[2:] == [f"{outcome.results[name]['pretrained']:.3g}" for name in measures]
 
 
 def test_knn_that_is_asked_for_on_data_without_labels_is_an_error(commands, unlabelled):
@@ -429,7 +441,9 @@ def compose(folder: Path, words: list[str]):
 
 
 def test_the_metric_to_improve_is_returned_and_the_final_probe_counts(commands, pictures, tmp_path, monkeypatch):
-    monkeypatch.setattr(evaluation, "measure", lambda *parts: {"knn": {"pretrained": 0.123}})
+    splits = folder(pictures)
+    found = results_of_runs.Measured({"knn": {"pretrained": 0.123}}, {}, {"knn": "knn/top1"}, splits, splits)
+    monkeypatch.setattr(results_of_runs, "measure", lambda *parts, **options: found)
     words = ["trainer.max_epochs=1", "optimized_metric=knn/top1", "evaluation.probes=[knn]"]
     cfg = compose(tmp_path, commands.tiny_pretraining(pictures, *words))
     value = main.__wrapped__(cfg)  # type: ignore[attr-defined]
@@ -511,7 +525,10 @@ def test_three_epochs_need_no_further_setting(commands, pictures):
             ["trainer.gradient_clip_val=1"],
             r"trainer.gradient_clip_val=1.* beside .*leave it null and set module.clip_grad",
         ),
-        (["evaluation.probes=[knm]"], r"evaluation.probes holds knm; there are knn and linear"),
+        (
+            ["evaluation.probes=[knm]"],
+            r"evaluation.probes holds knm; there are effective_rank, knn, linear, rankme and region_diversity",
+        ),
         (
             ["evaluation.probes=[linear]"],
             r"evaluation.linear: last_blocks needs n between 1 and the backbone's 2 blocks",

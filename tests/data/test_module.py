@@ -14,8 +14,8 @@ from PIL import Image
 from esvit_pl import datasets
 from esvit_pl.augment import PARAMS, Recipe, draw, make_views
 from esvit_pl.data import ImageDataModule
-from esvit_pl.data.printing import say_once
 from esvit_pl.datasets import ArrayDataset, Splits
+from esvit_pl.printing import say_once
 
 CONF = Path(__file__).parents[2] / "conf"
 # Newer Pythons warn of every fork in a process with threads; loading workers are such forks.

@@ -61,7 +61,7 @@ def test_features_of_an_encoder_are_computed_once_and_several_kinds_in_one_pass(
             return iter([(torch.ones(2, 1), torch.tensor([0, 1]))] * 2)
 
     images, first, second = EvaluationData(query=Loader), Counting(), Counting()
-    images.read(first, "query", ["pooled", 2])
+    images.read([first], "query", ["pooled", 2])
     for _ in range(2):
         assert images.features(first, "query").features.shape == (4, 1)
         assert images.features(first, "query", 2).features.shape == (4, 2)
@@ -71,6 +71,11 @@ def test_features_of_an_encoder_are_computed_once_and_several_kinds_in_one_pass(
     images.features(first, "query")
     assert second.asked == ["pooled"] * 2
     assert len(passes) == 3  # features of one encoder at a time are kept
+    images.read([first, second], "query", ["pooled"])
+    assert len(passes) == 4
+    for encoder in (first, second, first):
+        images.features(encoder, "query")
+    assert len(passes) == 4  # of these two together
 
 
 def test_a_rank_without_images_has_no_features() -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 
+import golden_files
 import pytest
 import torch
 import torch.nn.functional as F
@@ -13,6 +14,7 @@ from esvit_pl.metrics import (
     entropy_share,
     feature_spread,
     largest_entropy,
+    rankme,
     region_diversity,
 )
 from esvit_pl.metrics.collapse import ADVICE, measure_of, symptom
@@ -128,3 +130,17 @@ def test_a_symptom_says_what_why_and_what_to_do() -> None:
     assert symptom("kl", 3.0, Healthy(high=2.0)) == "kl = 3 above 2"
     assert symptom("kl", math.nan, Healthy(low=0.01)).startswith("kl is not a number: ")
     assert set(ADVICE) == {name for name, healthy in HEALTHY.items() if healthy != Healthy()}
+
+
+@pytest.mark.golden
+@pytest.mark.parametrize("path", golden_files.paths("evaluation_label_free"), ids=lambda path: path.stem)
+def test_golden_rankme(path):
+    golden = golden_files.read(path)
+    found = rankme(golden.tensors["features"], epsilon=float(golden.settings["epsilon"]))
+    assert float(found) == pytest.approx(float(golden.tensors["rankme"]), abs=1e-9)
+
+
+def test_rankme_of_what_cannot_be_measured():
+    assert math.isnan(rankme(torch.full((3, 2), math.nan)))
+    assert rankme(torch.zeros(0, 2)) == 0
+    assert rankme(torch.ones(5, 3)) == pytest.approx(1.0, abs=1e-4)  # its mean counts as a direction

@@ -75,8 +75,14 @@ def test_baselines_give_every_row_the_same_probe(tmp_path):
         for name, probe in probes.items():
             (alone,) = trainer.validate(Evaluation(encoder, probe), data(), verbose=False)
             assert together[f"{name}/{row}"] == alone[f"{name}/top1"]
-    assert len(together) == 6
+    assert len([name for name in together if name.rpartition("/")[2] in ("pretrained", *rows)]) == 6
     assert len(set(together.values())) > 2
+    fewer = Baselines({"knn": KNN(k=3)}, rows, alone={"linear": probes["linear"]}, together=True)
+    (once,) = trainer.validate(Evaluation(learnt, fewer), data(), verbose=False)
+    assert once.items() <= together.items()
+    assert "linear/pretrained" in once
+    assert "linear/untrained" not in once
+    assert fewer.metrics == {"knn": "knn/top1", "linear": "linear/top1"}
 
 
 def test_the_k_nn_evaluator_is_the_evaluation_of_k_nn(tmp_path):

@@ -8,7 +8,16 @@ import pytest
 import torch
 
 from esvit_pl.profiling.throughput import published_models
-from esvit_pl.visualize import Model, accuracy_against_throughput, comparison, crops, learning_curve, save, sweep
+from esvit_pl.visualize import (
+    Model,
+    accuracy_against_throughput,
+    comparison,
+    crops,
+    learning_curve,
+    neighbours,
+    save,
+    sweep,
+)
 
 TABLE = {"chance": 0.05, "untrained": 0.36, "pretrained": 0.63, "raw_pixels": 0.28, "histogram": None}
 
@@ -191,3 +200,15 @@ def test_bad_input() -> None:
         sweep({"lr=1": []}, "knn/top1")
     with pytest.raises(ValueError, match="accuracy_against_throughput needs a model or more, got none"):
         accuracy_against_throughput([])
+
+
+def test_neighbours_show_the_query_then_its_nearest_images(tmp_path) -> None:
+    red, blue = torch.zeros(3, 4, 4), torch.zeros(3, 4, 4)
+    red[0], blue[2] = 1, 1
+    figure = neighbours([red, blue], [[red, blue], [blue]], [[1.0, 0.25], [0.5]])
+    shown = [cell for cell in figure.axes if cell.images]
+    assert [cell.get_title() for cell in shown] == ["query", "1.00", "0.25", "query", "0.50"]
+    assert [np.asarray(cell.images[0].get_array())[0, 0].tolist() for cell in shown[3:]] == [[0, 0, 1]] * 2
+    drawn(figure, tmp_path / "neighbours.png")
+    with pytest.raises(ValueError, match="a row of nearest images and cosines for each query, got 1 queries, 2 rows"):
+        neighbours([red], [[red], [blue]], [[1.0]])

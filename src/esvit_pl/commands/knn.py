@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 
@@ -12,12 +11,12 @@ from esvit_pl.configs.command_line import command, requires
 from esvit_pl.configs.evaluated_images import refuse_experiment
 
 if TYPE_CHECKING:
-    from pytorch_lightning import Trainer
-
     from esvit_pl.backbones import Backbone
+    from esvit_pl.commands.evaluation import Subject
+    from esvit_pl.commands.results import Measured
     from esvit_pl.data import ImageDataModule
     from esvit_pl.datasets import Splits
-    from esvit_pl.modules import Evaluation
+    from esvit_pl.evaluation import Evaluator
     from esvit_pl.runs.result import Result
 
 EXAMPLES = [
@@ -37,7 +36,8 @@ EXAMPLES = [
 def main(cfg: DictConfig) -> float | None:
     from esvit_pl.commands import evaluation
 
-    return evaluation.optimized(cfg, evaluate(cfg).metrics)
+    metrics = evaluate(cfg).metrics
+    return evaluation.optimized(cfg, metrics) if cfg.optimized_metric else next(iter(metrics.values()))
 
 
 def evaluate(cfg: DictConfig, images: Splits | None = None) -> Result:
@@ -47,15 +47,28 @@ def evaluate(cfg: DictConfig, images: Splits | None = None) -> Result:
     return evaluation.evaluate(evaluation.Job("knn", evaluator, measure), cfg, images)
 
 
-def evaluator(cfg: DictConfig, backbone: Backbone, data: ImageDataModule) -> Evaluation:
+def evaluator(cfg: DictConfig, backbone: Backbone, data: ImageDataModule) -> Evaluator:
+    """The evaluator of ``module``, fit for the images."""
+    from esvit_pl.commands.evaluation import refuse_unlabelled
     from esvit_pl.configs import assemble
-    from esvit_pl.modules import Evaluation
 
-    return Evaluation(backbone, assemble.construct(cfg, "module"))
+    made: Evaluator = assemble.construct(cfg, "module")
+    if getattr(made, "needs_labels", True):
+        refuse_unlabelled("esvit-knn", data)
+    return made
 
 
-def measure(cfg: DictConfig, trainer: Trainer, module: Evaluation, data: ImageDataModule) -> Mapping[str, Any]:
-    return trainer.validate(module, data, verbose=False)[0]
+def measure(cfg: DictConfig, evaluator: Evaluator, subject: Subject) -> Measured:
+    from esvit_pl.commands import evaluation, results
+    from esvit_pl.configs import assemble
+
+    probes = {assemble.choice("evaluator@module") or "knn": evaluator}
+    beside = {}
+    if results.baselines_mode(cfg):
+        beside = {"untrained": evaluation.untrained(cfg, subject.source, subject.backbone)}
+    return results.measure(
+        cfg, subject.splits, subject.recipe, subject.backbone, probes, beside, trainer=subject.trainer
+    )
 
 
 if __name__ == "__main__":

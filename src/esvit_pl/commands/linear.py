@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 
@@ -12,9 +11,9 @@ from esvit_pl.configs.command_line import command, requires
 from esvit_pl.configs.evaluated_images import refuse_experiment
 
 if TYPE_CHECKING:
-    from pytorch_lightning import Trainer
-
     from esvit_pl.backbones import Backbone
+    from esvit_pl.commands.evaluation import Subject
+    from esvit_pl.commands.results import Measured
     from esvit_pl.data import ImageDataModule
     from esvit_pl.datasets import Splits
     from esvit_pl.modules import LinearProbe
@@ -49,18 +48,25 @@ def evaluate(cfg: DictConfig, images: Splits | None = None) -> Result:
 
 
 def probe(cfg: DictConfig, backbone: Backbone, data: ImageDataModule) -> LinearProbe:
+    """The probe, with new heads."""
+    from esvit_pl.commands.evaluation import refuse_unlabelled
     from esvit_pl.configs import assemble
 
+    refuse_unlabelled("esvit-linear", data)
     assemble.seed_weights(cfg)
     made: LinearProbe = assemble.construct(cfg, "module", backbone=backbone, num_classes=data.num_classes)
     return made
 
 
-def measure(cfg: DictConfig, trainer: Trainer, module: LinearProbe, data: ImageDataModule) -> Mapping[str, Any]:
+def measure(cfg: DictConfig, probe: LinearProbe, subject: Subject) -> Measured:
+    from esvit_pl.commands.results import Measured
     from esvit_pl.configs import trainers
+    from esvit_pl.evaluation.names import CHANCE, LINEAR_TOP1, PRETRAINED
 
-    trainers.fit(trainer, module, data, cfg.resume_from)
-    return trainer.callback_metrics
+    trainers.fit(subject.trainer, probe, subject.data, cfg.resume_from)
+    metrics = {name: float(value) for name, value in subject.trainer.callback_metrics.items()}
+    column = {CHANCE: 1 / probe.num_classes, PRETRAINED: metrics[LINEAR_TOP1]}
+    return Measured({"linear": column}, metrics, {"linear": LINEAR_TOP1}, subject.splits, subject.splits)
 
 
 if __name__ == "__main__":

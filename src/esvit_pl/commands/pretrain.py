@@ -56,10 +56,10 @@ def pretrain(cfg: DictConfig, images: Splits | None = None, *, default_callbacks
         images: in place of ``cfg.dataset``.
         default_callbacks: nobody asked for these callbacks by name, so those that need labels may be left out.
     """
-    from esvit_pl.commands import evaluation
+    from esvit_pl.commands import results
     from esvit_pl.configs import assemble, trainers, weights
     from esvit_pl.ema import make_teacher
-    from esvit_pl.evaluation.names import PRETRAINED, main_metric
+    from esvit_pl.evaluation import NearestImages
     from esvit_pl.runs import bad_images, pictures
     from esvit_pl.runs.folder import RunFolder
     from esvit_pl.runs.result import Result, newest_checkpoint
@@ -69,8 +69,9 @@ def pretrain(cfg: DictConfig, images: Splits | None = None, *, default_callbacks
     splits = images or assemble.construct(cfg, "dataset")
     data = assemble.datamodule(cfg, splits, recipe)
     learnt = module.encoder
-    probes = bool(cfg.evaluation.probes) and data.has_labels
-    baselines = probes and cfg.evaluation.baselines
+    probes = results.probes_of(cfg, labelled=data.has_labels)
+    baselines = bool(probes and results.baselines_mode(cfg))
+    looks = {"nearest": NearestImages()} if probes and not data.has_labels else {}
     beside = {"untrained": make_teacher(learnt)} if baselines else {}
     ckpt_path, beginning = weights.start(cfg, module)
     if baselines and cfg.init_from is not None and cfg.ckpt_path is None:
@@ -78,8 +79,7 @@ def pretrain(cfg: DictConfig, images: Splits | None = None, *, default_callbacks
     if default_callbacks and not data.has_labels:
         cfg = trainers.without_labels(cfg)
     trainer = trainers.make(cfg, data)
-    if probes:
-        evaluation.check(cfg, learnt, data.num_classes)
+    results.check(probes, learnt, data.num_classes)
     run = RunFolder(cfg.paths.output_dir, writes=trainer.is_global_zero)
     run.describe(cfg)
     if beginning and run.writes:
@@ -91,27 +91,32 @@ def pretrain(cfg: DictConfig, images: Splits | None = None, *, default_callbacks
         trainers.fit(trainer, module, data, ckpt_path)
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
         run.update(metrics=metrics)
-        table = evaluation.measure(cfg, splits, recipe, learnt, beside) if probes else {}
-        run.update(**table)
+        measured = results.measure(cfg, splits, recipe, learnt, probes, beside, looks=looks) if probes else None
+        final = measured.final if measured else {}  # counts before what the last epoch logged
+        table = measured.table if measured else {}
+        if measured:
+            about = measured.about(cfg, {name: cfg.evaluation[name] for name in probes}, recipe)
+            others = {name: value for name, value in final.items() if name not in metrics}
+            run.update(**table, metrics=metrics | others, evaluation=about)
         if run.writes:
             pictures.draw_results(run.path / "figures", run.path / "metrics.csv", table)
+            if measured and looks:
+                pictures.draw_neighbours(run.path / "figures", looks["nearest"].found, measured.splits, recipe)
     if run.writes:
-        print(summary(trainer, metrics, table, run.path), flush=True)
-    final = {main_metric(probe): rows[PRETRAINED] for probe, rows in table.items()}  # counts before the last epoch's
+        print(summary(trainer, metrics, measured.text() if measured else "", run.path), flush=True)
     backbone = learnt.cpu().eval().requires_grad_(False)
     return Result(run.path, backbone, newest_checkpoint(run.path), metrics | final)
 
 
-def summary(trainer: Trainer, metrics: dict[str, float], table: dict[str, dict[str, float]], folder: Path) -> str:
-    """What stands at the end: losses, accuracies, and where the files lie."""
-    from esvit_pl.commands.evaluation import as_text
+def summary(trainer: Trainer, metrics: dict[str, float], table: str, folder: Path) -> str:
+    """What stands at the end: losses, the table of results, and where the files lie."""
     from esvit_pl.evaluation.names import is_training_loss, loss_title
 
     losses = ", ".join(f"{loss_title(name)} {value:.3f}" for name, value in metrics.items() if is_training_loss(name))
     done = f"after {trainer.current_epoch} epochs, {trainer.global_step} steps"
     lines = ["", f"{done}: {losses or 'there was nothing left to train'}"]
     if table:
-        lines += ["", as_text(table)]
+        lines += ["", table]
     files = sorted(path for path in folder.rglob("*") if path.suffix in (".ckpt", ".csv", ".json", ".png", ".yaml"))
     shown = [str(path.relative_to(folder)) for path in files if ".hydra" not in path.parts]
     return "\n".join([*lines, "", f"{folder}/", *(f"  {name}" for name in shown)])

@@ -65,14 +65,14 @@ def described(recipe: Recipe) -> str:
 
 def keep(cfg: DictConfig, recipe: Recipe) -> None:
     """Put the recipe into the config, so that ``config.yaml`` says how images were prepared."""
-    values = {name: setting_list(value) for name, value in asdict(recipe).items()}
+    values = {name: plain(value) for name, value in asdict(recipe).items()}
     with open_dict(cfg):
         cfg.augment = {"_target_": cfg.augment.get("_target_", "esvit_pl.augment.Recipe"), **values}
 
 
-def setting_list(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """Lists for tuples, as in every config."""
-    return [setting_list(entry) for entry in value] if isinstance(value, tuple) else value
+    return [plain(entry) for entry in value] if isinstance(value, tuple) else value
 
 
 def take_dataset(cfg: DictConfig, source: Checkpoint, program: str) -> str | None:
@@ -91,13 +91,13 @@ def take_dataset(cfg: DictConfig, source: Checkpoint, program: str) -> str | Non
         )
     with open_dict(cfg):
         cfg.dataset = theirs
-    said = [f"dataset.{name}={setting_text(value)}" for name, value in theirs.items() if name != "_target_"]
-    return f"images (those of the checkpoint's training): {' '.join([dataset_name(cfg.dataset), *said])}"
+    said = [f"dataset.{key}={setting_text(value)}" for key, value in theirs.items() if key != "_target_"]
+    return f"images (those of the checkpoint's training): {' '.join([f'dataset={name(cfg.dataset)}', *said])}"
 
 
-def dataset_name(node: DictConfig) -> str:
-    """``dataset=folder``, from the function that makes it."""
-    return f"dataset={str(node.get('_target_')).rpartition('.')[2]}"
+def name(node: DictConfig) -> str:
+    """ "folder": the function that makes a data set."""
+    return str(node.get("_target_")).rpartition(".")[2]
 
 
 def refuse_experiment(program: str, words: Sequence[str]) -> str | None:

@@ -17,11 +17,11 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from esvit_pl.augment import Batch, Recipe, finish_views
 from esvit_pl.data.loaders import ResumableLoader, limited, stack
-from esvit_pl.data.printing import say_once
 from esvit_pl.data.samplers import EpochSampler, RankShare
 from esvit_pl.data.threads import cores
 from esvit_pl.data.views import EvaluationImages, SupervisedView, TrainingCrops, TrainingViews
 from esvit_pl.datasets import ImageDataset, Splits
+from esvit_pl.printing import say_once
 
 
 class ImageDataModule(LightningDataModule):

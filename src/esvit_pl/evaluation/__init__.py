@@ -23,12 +23,17 @@ if TYPE_CHECKING:
     from esvit_pl.evaluation.interface import Evaluator as Evaluator
     from esvit_pl.evaluation.knn import KNN as KNN
     from esvit_pl.evaluation.knn import knn_accuracy_over_ranks as knn_accuracy_over_ranks
+    from esvit_pl.evaluation.label_free import EffectiveRank as EffectiveRank
+    from esvit_pl.evaluation.label_free import NearestImages as NearestImages
+    from esvit_pl.evaluation.label_free import RankMe as RankMe
+    from esvit_pl.evaluation.label_free import RegionDiversity as RegionDiversity
     from esvit_pl.evaluation.linear import Linear as Linear
     from esvit_pl.evaluation.linear import LinearHeads as LinearHeads
     from esvit_pl.evaluation.linear import learn_ as learn_
 
 _HOMES = {
     "Baselines": "baselines",
+    "EffectiveRank": "label_free",
     "EvaluationData": "data",
     "Evaluator": "interface",
     "Extracted": "features",
@@ -36,8 +41,11 @@ _HOMES = {
     "KNN": "knn",
     "Linear": "linear",
     "LinearHeads": "linear",
+    "NearestImages": "label_free",
     "Place": "data",
+    "RankMe": "label_free",
     "RawPixels": "baselines",
+    "RegionDiversity": "label_free",
     "Training": "data",
     "extract_features": "features",
     "knn_accuracy_over_ranks": "knn",

@@ -20,44 +20,74 @@ from esvit_pl.evaluation.names import PRETRAINED
 class Baselines(Evaluator):
     """The same probes on an encoder and on what it is compared with: ``knn/pretrained``, ``knn/raw_pixels``, ...
 
-    Each number is the probe's first one. One row after the other is measured, so that the features of one row are in
-    memory at a time.
+    Each of these is the probe's first number; everything that the probes answer about the encoder itself stands beside
+    them, under its own name.
 
     >>> import torch
     >>> from esvit_pl.evaluation import KNN, Baselines, EvaluationData, GreyHistogram, RawPixels
     >>> images, labels = torch.eye(12).reshape(12, 3, 2, 2), torch.arange(12) % 3
     >>> data = EvaluationData([(images, labels)], [(images, labels)])
     >>> Baselines({"knn": KNN(k=1)}, {"histogram": GreyHistogram()}).run(RawPixels(side=2), data)
-    {'knn/pretrained': 1.0, 'knn/histogram': 0.3333333333333333}
+    {'knn/top1': 1.0, 'knn/top5': 1.0, 'knn/pretrained': 1.0, 'knn/histogram': 0.3333333333333333}
 
     Args:
         probes: {name: evaluator}.
         encoders: {row: encoder} to compare with, rows as in `names.ROWS`.
+        alone: {name: evaluator} that only the encoder is asked.
+        together: read the images once for all rows, for few images: the features of all rows are in memory together.
+            Otherwise those of one row at a time.
     """
 
-    def __init__(self, probes: Mapping[str, Evaluator], encoders: Mapping[str, nn.Module]) -> None:
-        self.probes = dict(probes)
-        self.encoders = dict(encoders)
+    def __init__(
+        self,
+        probes: Mapping[str, Evaluator],
+        encoders: Mapping[str, nn.Module],
+        *,
+        alone: Mapping[str, Evaluator] | None = None,
+        together: bool = False,
+    ) -> None:
+        self.probes, self.encoders, self.alone = dict(probes), dict(encoders), dict(alone or {})
+        self.together = together
+        self.metrics: dict[str, str] = {}
+        """{probe: the metric that its number is}, known after `run`."""
+
+    @property
+    def needs_labels(self) -> bool:  # type: ignore[override]
+        return any(getattr(probe, "needs_labels", True) for probe in self.all.values())
 
     @property
     def reads(self) -> tuple[Kind, ...]:
-        return tuple(dict.fromkeys(kind for probe in self.probes.values() for kind in probe.reads))
+        return tuple(dict.fromkeys(kind for probe in self.all.values() for kind in probe.reads))
 
     def check(self, encoder: Any, num_classes: int | None) -> None:
-        for probe in self.probes.values():
+        for probe in self.all.values():
             probe.check(encoder, num_classes)
 
     def run(self, encoder: Any, data: EvaluationData) -> dict[str, float]:
-        found = self._ask(PRETRAINED, encoder, data)
+        kinds = tuple(dict.fromkeys(kind for probe in self.probes.values() for kind in probe.reads))
+        if self.together and self.encoders and self.probes:
+            rows = [encoder, *(data.place.module(other).eval() for other in self.encoders.values())]
+            data.read(rows, "bank", kinds)
+            data.read(rows, "query", kinds)
+        answers = self._ask(encoder, data, self.all)
+        self.metrics = {name: next(iter(answer)) for name, answer in answers.items()}
+        found = {metric: value for answer in answers.values() for metric, value in answer.items()}
+        found |= {f"{name}/{PRETRAINED}": answer[self.metrics[name]] for name, answer in answers.items()}
         for row, other in self.encoders.items():
-            found |= self._ask(row, data.place.module(other).eval(), data)
+            answers = self._ask(data.place.module(other).eval(), data, self.probes)
+            found |= {f"{name}/{row}": answer[self.metrics[name]] for name, answer in answers.items()}
             other.cpu()
         return found
 
-    def _ask(self, row: str, encoder: Any, data: EvaluationData) -> dict[str, float]:
-        data.read(encoder, "query", self.reads)
-        answers = {name: probe.run(encoder, data) for name, probe in self.probes.items()}
-        return {f"{name}/{row}": next(iter(answer.values())) for name, answer in answers.items()}
+    @property
+    def all(self) -> dict[str, Evaluator]:
+        """What the encoder is asked."""
+        return {**self.probes, **self.alone}
+
+    @staticmethod
+    def _ask(encoder: Any, data: EvaluationData, probes: Mapping[str, Evaluator]) -> dict[str, dict[str, float]]:
+        data.read([encoder], "query", tuple(dict.fromkeys(kind for probe in probes.values() for kind in probe.reads)))
+        return {name: probe.run(encoder, data) for name, probe in probes.items()}
 
 
 class _Baseline(Backbone):

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from esvit_pl.distributed import num_ranks, rank
 from esvit_pl.evaluation.features import Extracted, Unpack, extract, joined, unpack_batch
 from esvit_pl.evaluation.interface import Encoder, Kind
+from esvit_pl.metrics import region_statistics
 from esvit_pl.precision import wide
 
 Source = Iterable[Any] | Callable[[], Iterable[Any]]
@@ -81,7 +82,8 @@ class EvaluationData:
     """Bank, query and training images, and where to compute.
 
     Features are computed when they are first asked for, and kept until another encoder is asked about: all evaluators
-    of one encoder share them. They are not computed again when an encoder learns; make a new object then.
+    of one encoder share them. `read` of several encoders keeps those of all. They are not computed again when an
+    encoder learns; make a new object then.
 
     >>> import torch
     >>> from esvit_pl.evaluation import KNN, EvaluationData
@@ -115,8 +117,8 @@ class EvaluationData:
         self.num_classes = num_classes
         self.unpack = unpack
         self.place = place or Place(torch.device("cpu"))
-        self._encoder: Any = None
-        self._kept: dict[tuple[str, Kind], list[Extracted]] = {}
+        self._encoders: list[Any] = []
+        self._kept: dict[tuple[int, str, Kind], list[Extracted]] = {}
         self._training: Training | None = None
 
     @property
@@ -133,12 +135,15 @@ class EvaluationData:
 
     def batches(self, encoder: Encoder, which: Literal["bank", "query"], kind: Kind = "pooled") -> list[Extracted]:
         """The same, batch by batch."""
-        self.read(encoder, which, [kind])
-        return self._kept[which, kind]
+        self.read([encoder], which, [kind])
+        return self._kept[id(encoder), which, kind]
 
-    def read(self, encoder: Encoder, which: Literal["bank", "query"], kinds: Sequence[Kind]) -> None:
-        """Compute several kinds of features in one pass over the images, but for those that are there already."""
-        missing = [kind for kind in kinds if self._encoder is not encoder or (which, kind) not in self._kept]
+    def read(self, encoders: Sequence[Encoder], which: Literal["bank", "query"], kinds: Sequence[Kind]) -> None:
+        """Compute several kinds of features of several encoders in one pass over the images, but for those that are
+        there already."""
+        self._keep(encoders)
+        pairs = [(encoder, kind) for encoder in encoders for kind in kinds]
+        missing = [(encoder, kind) for encoder, kind in pairs if (id(encoder), which, kind) not in self._kept]
         if not missing:
             return
         source = self._sources[which]
@@ -146,16 +151,26 @@ class EvaluationData:
             raise ValueError(f"this evaluator needs {which} images; give EvaluationData {which}=")
         if callable(source):
             source = self._sources[which] = source()
-        self.add(encoder, which, missing, dealt(source))
+        self._add(missing, which, dealt(source))
 
     def add(self, encoder: Encoder, which: str, kinds: Sequence[Kind], batches: Iterable[Any]) -> None:
         """Append features of batches that are this rank's, for a loop that reads the images itself."""
-        if self._encoder is not encoder:
-            self._encoder, self._kept = encoder, {}
-        functions = {kind: _feature_function(encoder, kind) for kind in kinds}
+        self._keep([encoder])
+        self._add([(encoder, kind) for kind in kinds], which, batches)
+
+    def _add(self, pairs: Sequence[tuple[Encoder, Kind]], which: str, batches: Iterable[Any]) -> None:
+        functions = {(id(encoder), which, kind): _feature_function(encoder, kind) for encoder, kind in pairs}
         parts = extract(functions, batches, self.unpack, prepare=self.place.prepare, context=self.place.forward_context)
-        for kind in kinds:
-            self._kept.setdefault((which, kind), []).extend(parts[kind])
+        for key, part in parts.items():
+            self._kept.setdefault(key, []).extend(part)
+
+    def _keep(self, encoders: Sequence[Encoder]) -> None:
+        """Forget the features of other encoders, unless all of these are known already."""
+        known = {id(encoder) for encoder in self._encoders}
+        asked = {id(encoder) for encoder in encoders}
+        if not asked <= known:
+            self._encoders = list(encoders)  # held, so that no other object gets their ids
+            self._kept = {key: parts for key, parts in self._kept.items() if key[0] in asked}
 
 
 def dealt(loader: Iterable[Any]) -> Iterable[Any]:
@@ -171,7 +186,20 @@ def gives_each_rank_its_part(loader: Any) -> bool:
 
 
 def _feature_function(encoder: Any, kind: Kind) -> Encoder:
-    return cast(Encoder, encoder) if kind == "pooled" else lambda images: encoder.last_blocks(images, kind)
+    if kind == "pooled":
+        return cast(Encoder, encoder)
+    if kind == "regions":
+        return lambda images: region_statistics(_regions(encoder(images)))
+    return lambda images: encoder.last_blocks(images, kind)
+
+
+def _regions(output: Any) -> Tensor:
+    regions = getattr(output, "regions", None)
+    if not isinstance(regions, Tensor):
+        raise ValueError(
+            f"region diversity needs an encoder that gives Features with .regions, got {type(output).__name__}"
+        )
+    return regions
 
 
 def _moved(x: Any, device: torch.device) -> Any:

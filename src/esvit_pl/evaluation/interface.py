@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 if TYPE_CHECKING:
     from esvit_pl.evaluation.data import EvaluationData
 
-Kind = Literal["pooled"] | int
-"""Which features of an encoder: the pooled one, or those of its last n blocks side by side."""
+Kind = Literal["pooled", "regions"] | int
+"""Which features of an encoder: the pooled one, the statistics of its regions (`metrics.region_statistics`), or those
+of its last n blocks side by side."""
 
 Encoder = Callable[[Any], Any]
 """Images (b c h w) -> a tensor (b d) or ``Features``; a `Backbone` where an evaluator reads its last blocks."""
@@ -25,11 +26,17 @@ class Evaluator(Protocol):
     >>> from esvit_pl.evaluation import EvaluationData, Evaluator
     >>> class Spread(Evaluator):
     ...     reads = ("pooled",)
+    ...     needs_labels = False
     ...     def run(self, encoder, data):
-    ...         return {"spread/top1": float(data.features(encoder, "query").features.std(0).mean())}
+    ...         return {"spread": float(data.features(encoder, "query").features.std(0).mean())}
     >>> Spread().run(lambda images: images.flatten(1), EvaluationData(query=[torch.ones(4, 3, 2, 2)]))
-    {'spread/top1': 0.0}
+    {'spread': 0.0}
     """
+
+    needs_labels: bool = True
+    """Whether it can only be asked on images with labels."""
+    trains: bool = False
+    """Whether it trains on the images, so that it takes minutes for each encoder."""
 
     @property
     def reads(self) -> tuple[Kind, ...]:
@@ -53,6 +60,7 @@ class Evaluator(Protocol):
             data: images, and where to compute.
 
         Returns:
-            {metric: number}, the one that a table of results shows first. The same on every process.
+            {metric: number}, the one that a table of results shows first. The same on every process. A number whose
+            name ends in ``top<k>`` is a fraction of right answers: it is shown in %, with an interval.
         """
         ...

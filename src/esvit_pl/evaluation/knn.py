@@ -14,6 +14,7 @@ from esvit_pl.evaluation.features import Extracted, needed_labels
 from esvit_pl.evaluation.interface import Evaluator, Kind
 from esvit_pl.evaluation.names import knn_metrics
 from esvit_pl.metrics.knn import TopK, as_ks, check_temperature, knn_correct
+from esvit_pl.printing import say_once
 
 
 class KNN(Evaluator):
@@ -30,7 +31,7 @@ class KNN(Evaluator):
     {'knn/top1': 1.0, 'knn/top5': 1.0, 'knn/k2/top1': 1.0, 'knn/k2/top5': 1.0}
 
     Args:
-        k: number of voting neighbours, or several, the main one first.
+        k: number of voting neighbours, or several, the main one first. Of a smaller bank all images vote.
         temperature: of the votes.
         prefix: of the metrics' names.
         feature: name of the feature in the metrics, where several features are measured.
@@ -64,7 +65,8 @@ def knn_accuracy_over_ranks(
 ) -> dict[int, TopK]:
     """`knn_accuracy` of features that lie on several ranks: {k: accuracies}.
 
-    Every rank gathers the whole bank and classifies its own queries; sizes may differ, and a rank may have none.
+    Every rank gathers the whole bank and classifies its own queries; sizes may differ, and a rank may have none. Where
+    the bank holds fewer than k images, all of them vote, and a line says so.
 
     Args:
         bank: this rank's part.
@@ -74,7 +76,11 @@ def knn_accuracy_over_ranks(
     bank_labels = needed_labels("k-NN", bank.labels, "the batches of the bank have none")
     query_labels = needed_labels("k-NN", query.labels, "the batches of the query have none")
     features, labels = gather_uneven(bank.features), gather_uneven(bank_labels)
+    if 0 < len(labels) < max(ks):
+        too_many = ", ".join(str(k) for k in ks if k > len(labels))
+        say_once(f"k-NN: k={too_many} is more than the {len(labels)} images of the bank, so all {len(labels)} vote")
     right = torch.zeros(len(ks), 2, dtype=torch.float64, device=features.device)
     if len(query_labels):
-        right += knn_correct(features, labels, query.features, query_labels, k=ks, temperature=temperature)
+        fitting = [min(k, len(labels) or k) for k in ks]
+        right += knn_correct(features, labels, query.features, query_labels, k=fitting, temperature=temperature)
     return dict(zip(ks, accuracies_over_ranks(right, len(query_labels)), strict=True))

@@ -86,6 +86,8 @@ class Linear(Evaluator):
         seed: of the initial weights.
     """
 
+    trains = True
+
     def __init__(
         self,
         *,

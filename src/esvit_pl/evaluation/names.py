@@ -17,6 +17,9 @@ PROBES = {"knn": "k-NN", "linear": "linear"}
 """Probe, as in results.json and in the config, -> its title. A probe of somebody else's is called by its name."""
 
 
+TITLES = {"effective_rank": "effective rank", "rankme": "RankMe", "region_diversity": "region diversity", **PROBES}
+
+
 class Titles(NamedTuple):
     """How one row of results is called."""
 
@@ -26,13 +29,14 @@ class Titles(NamedTuple):
     """In the model card of the pretrained backbone, who speaks of itself."""
 
 
-CHANCE, PRETRAINED = "chance", "pretrained"
+CHANCE, PRETRAINED, PRETRAINED_SUBSET = "chance", "pretrained", "pretrained_subset"
 ROWS = {
     CHANCE: Titles("chance", "chance", "chance"),
     "raw_pixels": Titles("raw pixels", "raw pixels", "raw pixels"),
     "histogram": Titles("grey-level histogram", "grey histogram", "grey-level histogram"),
     "untrained": Titles("untrained backbone", "untrained", "the same before training"),
     "initial": Titles("before this training", "before", "what this training began with"),
+    PRETRAINED_SUBSET: Titles("pretrained, same images", "pretrained, subset", "this backbone, on the same images"),
     PRETRAINED: Titles("pretrained backbone", "pretrained", "this backbone"),
 }
 """Rows of results.json in the order in which they are shown."""

@@ -8,10 +8,11 @@ from esvit_pl.metrics.collapse import (
     entropy_share,
     feature_spread,
     largest_entropy,
+    rankme,
     region_diversity,
     region_statistics,
 )
-from esvit_pl.metrics.knn import TopK, knn_accuracy, knn_correct, knn_predict
+from esvit_pl.metrics.knn import TopK, knn_accuracy, knn_correct, knn_predict, nearest
 
 __all__ = [
     "HEALTHY",
@@ -25,6 +26,8 @@ __all__ = [
     "knn_correct",
     "knn_predict",
     "largest_entropy",
+    "nearest",
+    "rankme",
     "region_diversity",
     "region_statistics",
 ]

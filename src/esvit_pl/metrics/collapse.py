@@ -140,6 +140,30 @@ def effective_rank(features: Tensor) -> Tensor:
 
 
 @torch.no_grad()
+def rankme(features: Tensor, epsilon: float = 1e-7) -> Tensor:
+    """exp of the entropy of p = singular values / their sum + epsilon, of features as they are.
+
+    Garrido et al., "RankMe: assessing the downstream performance of pretrained self-supervised representations by their
+    rank", ICML 2023. Unlike `effective_rank` it does not centre the features, so a large mean counts as one direction.
+
+    Args:
+        features: (n d), not scaled to unit length. The paper takes 25,600 images; few images bound it.
+
+    Returns:
+        Scalar from 1 to about min(n, d); 0 without an image; nan where a feature is not finite.
+    """
+    x = wide(_checked(features, 2, "(n, d)"))
+    if len(x) == 0:
+        return x.new_zeros(())
+    if not x.isfinite().all():  # LAPACK refuses it
+        return x.new_full((), math.nan)
+    values = torch.linalg.svdvals(x)
+    share = values / values.sum().clamp_min(torch.finfo(x.dtype).tiny) + epsilon
+    rank: Tensor = torch.special.entr(share).sum().exp()
+    return rank
+
+
+@torch.no_grad()
 def region_diversity(regions: Tensor) -> Tensor:
     """Share of the regions' variance that lies within images: 0 where all regions of an image are equal, 1 where the
     images' means are.

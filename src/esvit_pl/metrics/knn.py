@@ -108,6 +108,20 @@ def knn_accuracy(
     return {n: TopK(*row) for n, row in zip(ks, (right / len(query)).tolist(), strict=True)}
 
 
+def nearest(bank: Tensor, query: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k images of the bank (n d) with the largest cosine to each of the query (q d), nearest first.
+
+    >>> nearest(torch.eye(3), torch.tensor([[0.0, 3.0, 1.0]]), k=2)[1]
+    tensor([[1, 2]])
+
+    Returns:
+        Cosines (q k), and the places in the bank (q k).
+    """
+    with torch.autocast(query.device.type, enabled=False):  # bfloat16 has too few digits to rank by
+        cosines, places = (F.normalize(query, dim=1) @ F.normalize(bank, dim=1).T).topk(k, dim=1)
+    return cosines, places
+
+
 def as_ks(k: int | Sequence[int]) -> list[int]:
     """One k or several -> a list without repeats."""
     ks = [k] if isinstance(k, int) else [int(n) for n in k]

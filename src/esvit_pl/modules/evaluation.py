@@ -40,7 +40,8 @@ class Evaluation(LightningModule):
         self.data: EvaluationData | None = None
 
     def setup(self, stage: str) -> None:
-        need_labels(type(self).__name__, self.trainer)
+        if getattr(self.evaluator, "needs_labels", True):
+            need_labels(type(self).__name__, self.trainer)
         self._loader("bank")
 
     def on_validation_start(self) -> None:

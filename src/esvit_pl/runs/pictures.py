@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from esvit_pl.augment import Recipe, draw, make_views
-from esvit_pl.datasets import ImageDataset, readable
-from esvit_pl.evaluation.names import PRETRAINED, is_training_loss
+from torch import Tensor
+
+from esvit_pl.augment import Recipe, draw, evaluation_view, make_views
+from esvit_pl.datasets import ImageDataset, Splits, readable
+from esvit_pl.evaluation.label_free import Neighbours
+from esvit_pl.evaluation.names import PRETRAINED, PRETRAINED_SUBSET, is_training_loss
 from esvit_pl.loggers import read_metrics
-from esvit_pl.visualize import comparison, crops, learning_curve, save
+from esvit_pl.visualize import comparison, crops, learning_curve, neighbours, save
 
 
 def draw_crops(folder: Path, images: ImageDataset, recipe: Recipe, *, seed: int, index: int = 0) -> Path:
@@ -26,7 +29,7 @@ def draw_results(folder: Path, metrics: Path, table: Mapping[str, Mapping[str, f
     """``learning_curve.png`` of a `MetricsCSV` file, if there is one, ``comparison.png`` of a table with baselines."""
     drawn: list[Path] = []
     knn: Mapping[str, Any] = table.get("knn", {})
-    baselines = {row: value for row, value in knn.items() if row != PRETRAINED}
+    baselines = {row: value for row, value in knn.items() if row not in (PRETRAINED, PRETRAINED_SUBSET)}
     rows = read_metrics(metrics) if metrics.is_file() else []
     if any(is_training_loss(name) for row in rows for name in row):
         drawn.append(save(learning_curve(rows, baselines), folder / "learning_curve.png"))
@@ -38,3 +41,15 @@ def draw_results(folder: Path, metrics: Path, table: Mapping[str, Mapping[str, f
 def draw_comparison(folder: Path, table: Mapping[str, Mapping[str, float]]) -> Path:
     """``comparison.png``: the rows of a table of results side by side."""
     return save(comparison(table), folder / "comparison.png")
+
+
+def draw_neighbours(folder: Path, found: Sequence[Neighbours], splits: Splits, recipe: Recipe) -> Path:
+    """``neighbours.png``: images of the query and their nearest ones of the bank, as evaluation sees them."""
+
+    def shown(images: ImageDataset, index: int) -> Tensor:
+        # As in an evaluation, also where the data set skips an image.
+        return readable(lambda i: evaluation_view(recipe, images[i][0], normalized=False), len(images), index)
+
+    queries = [shown(splits.query, row.query) for row in found]
+    nearest = [[shown(splits.bank, index) for index in row.bank] for row in found]
+    return save(neighbours(queries, nearest, [row.cosines for row in found]), folder / "neighbours.png")

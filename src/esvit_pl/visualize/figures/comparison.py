@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from esvit_pl.evaluation.names import PRETRAINED, PROBES, ROWS, figure_title
+from esvit_pl.evaluation.names import PRETRAINED, PRETRAINED_SUBSET, PROBES, ROWS, figure_title
 from esvit_pl.visualize.figures.style import BLUE, GREY, new_figure
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def comparison(results: Mapping[str, Any], *, probes: Sequence[str] = tuple(PROB
     for axes, (probe, table) in zip(panels, tables.items(), strict=True):
         names = [figure_title(name) for name in table]
         values = [100 * value for value in table.values()]
-        colours = [BLUE if name == PRETRAINED else GREY for name in table]
+        colours = [BLUE if name in (PRETRAINED, PRETRAINED_SUBSET) else GREY for name in table]
         bars = axes.barh(names, values, color=colours, height=0.65)
         axes.bar_label(bars, fmt="%.1f", padding=3, fontsize=9)
         axes.invert_yaxis()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from esvit_pl.visualize.figures.style import BLUE, ORANGE, new_figure
+from esvit_pl.visualize.figures.style import BLUE, ORANGE, array, new_figure, pixels
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -29,14 +29,14 @@ def crops(
     """
     from matplotlib.patches import Rectangle
 
-    boxes = _array(boxes)
+    boxes = array(boxes)
     if boxes.shape != (len(views), 4):
         raise ValueError(f"crops needs boxes of shape ({len(views)}, 4), one for each view, got {boxes.shape}")
     columns = 5 if len(views) > 4 else max(len(views), 1)
     lines = -(-len(views) // columns)
     figure = new_figure(3.2 + 1.5 * columns, max(3.4, 1.75 * lines))
     whole, right = np.ravel(figure.subfigures(1, 2, squeeze=False, width_ratios=[3.2, 1.5 * columns]))
-    picture = _picture(image)
+    picture = pixels(image)
     height, width = picture.shape[:2]
     axes = whole.subplots()
     axes.imshow(picture, cmap="gray", vmin=0, vmax=1)
@@ -55,7 +55,7 @@ def crops(
         tag = {"color": "white", "fontsize": 7, "bbox": {"facecolor": colour, "edgecolor": "none", "pad": 1}}
         axes.annotate(name[0] + name.split()[1], corner, (2, -2), textcoords="offset points", va="top", **tag)
         cell = grid[index]
-        cell.imshow(_picture(view), cmap="gray", vmin=0, vmax=1)
+        cell.imshow(pixels(view), cmap="gray", vmin=0, vmax=1)
         cell.set_title(name + (", mirrored" if flipped is not None and bool(flipped[index]) else ""), fontsize=8)
         cell.axis("on")
         cell.set(xticks=[], yticks=[])
@@ -66,19 +66,3 @@ def crops(
 
 def _crop_name(index: int, num_global: int) -> str:
     return f"global {index + 1}" if index < num_global else f"local {index - num_global + 1}"
-
-
-def _array(x: Any) -> np.ndarray:
-    return np.asarray(x.detach().cpu().float() if hasattr(x, "detach") else x, dtype=np.float64)
-
-
-def _picture(x: Any) -> np.ndarray:
-    """(c h w) of any range -> (h w 3) or (h w) in 0-1."""
-    is_bytes = str(getattr(x, "dtype", "")).endswith("uint8")
-    array = _array(x).transpose(1, 2, 0)
-    if is_bytes:
-        array = array / 255
-    low, high = array.min(), array.max()
-    if low < 0 or high > 1:  # normalised: show it over its own range
-        array = (array - low) / max(high - low, 1e-12)
-    return array if array.shape[2] == 3 else array[:, :, 0]

@@ -1,9 +1,11 @@
-"""What all figures share: colours, a figure without a window, and how it is saved."""
+"""What all figures share: colours, images as arrays, a figure without a window, and how it is saved."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -38,3 +40,20 @@ def save(figure: Figure, path: str | Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
     return path
+
+
+def array(x: Any) -> np.ndarray:
+    """A tensor on any device, or anything that numpy reads, in float64."""
+    return np.asarray(x.detach().cpu().float() if hasattr(x, "detach") else x, dtype=np.float64)
+
+
+def pixels(x: Any) -> np.ndarray:
+    """(c h w) of any range -> (h w 3) or (h w) in 0-1."""
+    is_bytes = str(getattr(x, "dtype", "")).endswith("uint8")
+    values = array(x).transpose(1, 2, 0)
+    if is_bytes:
+        values = values / 255
+    low, high = values.min(), values.max()
+    if low < 0 or high > 1:  # normalised: show it over its own range
+        values = (values - low) / max(high - low, 1e-12)
+    return values if values.shape[2] == 3 else values[:, :, 0]

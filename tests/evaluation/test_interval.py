@@ -1,0 +1,30 @@
+"""Wilson's interval, worked by hand."""
+
+from __future__ import annotations
+
+import pytest
+
+from esvit_pl.evaluation.interval import wilson
+
+
+def test_twelve_of_fourteen():
+    """p = 12/14, n = 14, z^2 = 3.8415: the centre is (0.857143 + 0.137195) / 1.274391 = 0.780246; the half width is
+    1.96 / 1.274391 sqrt(0.122449 / 14 + 3.8415 / 784) = 1.537959 * 0.116824 = 0.179671."""
+    assert wilson(12 / 14, 14) == pytest.approx((0.600575, 0.959916), abs=2e-5)
+
+
+def test_none_and_all_are_right():
+    """At p = 0 the interval is 0 to z^2 / (n + z^2); at p = 1 its mirror image."""
+    assert wilson(0.0, 14) == pytest.approx((0.0, 3.841459 / 17.841459), abs=1e-6)
+    assert wilson(1.0, 14) == pytest.approx((14 / 17.841459, 1.0), abs=1e-6)
+
+
+def test_many_images_are_the_normal_distribution():
+    low, high = wilson(0.5, 1_000_000)
+    assert high - low == pytest.approx(2 * 1.959964 * (0.25 / 1_000_000) ** 0.5, rel=1e-5)
+
+
+@pytest.mark.parametrize(("share", "number"), [(0.5, 0), (1.1, 5), (-0.1, 5)])
+def test_what_is_no_share(share, number):
+    with pytest.raises(ValueError, match="an interval needs a share in 0-1 and 1 image or more"):
+        wilson(share, number)

@@ -1,0 +1,50 @@
+"""Measures that need no labels: the pure functions of all images' features, and the nearest images."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import toys
+
+from esvit_pl.evaluation import EffectiveRank, EvaluationData, NearestImages, RankMe, RegionDiversity, label_free
+from esvit_pl.metrics import effective_rank, rankme, region_diversity
+
+DRAW = torch.Generator().manual_seed(0)
+BANK, QUERY = torch.randn(6, 3, 32, 32, generator=DRAW), torch.randn(3, 3, 32, 32, generator=DRAW)
+
+
+def test_they_measure_the_images_of_bank_and_query_together():
+    encoder = toys.backbone().eval()
+    with torch.no_grad():
+        features = encoder(torch.cat([BANK, QUERY]))
+    images = EvaluationData(bank=[BANK[:4], BANK[4:]], query=[QUERY])
+    assert EffectiveRank().run(encoder, images) == {
+        "effective_rank": pytest.approx(float(effective_rank(features.pooled)), rel=1e-5)
+    }
+    assert RankMe().run(encoder, images) == {"rankme": pytest.approx(float(rankme(features.pooled)), rel=1e-5)}
+    diversity = float(region_diversity(features.regions))
+    assert RegionDiversity().run(encoder, images) == {"region_diversity": pytest.approx(diversity, rel=1e-5)}
+    assert 0 < diversity < 1
+
+
+def test_an_encoder_without_regions_is_told():
+    with pytest.raises(ValueError, match="region diversity needs an encoder that gives Features with .regions, got Te"):
+        RegionDiversity().run(lambda images: images.flatten(1), EvaluationData(bank=[BANK], query=[QUERY]))
+
+
+def test_the_nearest_images_by_number():
+    look = NearestImages(queries=2, k=2)
+    bank = torch.tensor([[0.0, 1.0], [1.0, 0.0], [0.6, 0.8]])
+    query = torch.tensor([[0.0, 2.0], [9.0, 9.0], [3.0, 0.1], [5.0, 5.0]])
+    look.run(lambda images: images, EvaluationData(bank=[bank], query=[query]))
+    assert [(found.query, found.bank) for found in look.found] == [(0, [0, 2]), (2, [1, 2])]
+    assert look.found[0].cosines == pytest.approx([1.0, 0.8])
+
+
+def test_numbers_of_images_that_were_dealt_to_two_processes(monkeypatch):
+    monkeypatch.setattr(label_free, "num_ranks", lambda: 2)
+    assert label_free.dealt_in_turn(5) == [0, 2, 4, 1, 3]
+
+
+def test_they_are_asked_without_labels():
+    assert not any(asked.needs_labels for asked in (EffectiveRank(), RankMe(), RegionDiversity(), NearestImages()))
