@@ -50,7 +50,7 @@ def test_a_folder_of_jpegs_becomes_a_backbone(run):
     assert run.metrics["knn/top1"] == run.results["knn"]["pretrained"]
     assert {"train/view_loss", "train/region_loss", "train/lr"} <= run.metrics.keys()
     assert run.checkpoint == run.folder / "checkpoints" / "last.ckpt"
-    assert list(run.figures) == ["crops", "learning_curve"]
+    assert list(run.figures) == ["comparison", "crops", "learning_curve"]
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in run.figures.values())
     pooled = run.backbone(torch.zeros(2, 3, 16, 16)).pooled
     assert pooled.shape == (2, 16)
@@ -90,7 +90,7 @@ def test_esvit_table_shows_what_was_changed(run):
 
 def test_it_shows_itself_in_a_notebook(run):
     shown = run._repr_html_()
-    assert shown.count("data:image/png;base64,") == 2
+    assert shown.count("data:image/png;base64,") == 3
     assert "knn/top1" in shown
     assert repr(run).startswith("Result(")
 
@@ -150,7 +150,9 @@ def test_evaluate_is_both_commands(run, pictures, tmp_path):
         **MACHINE,
     )
     assert {"knn/top1", "knn/k3/top1", "linear/top1", "linear/best_lr"} <= done.metrics.keys()
-    assert done.results["linear"] == {"pretrained": done.metrics["linear/top1"]}
+    assert done.results["linear"] == {"chance": pytest.approx(1 / 3), "pretrained": done.metrics["linear/top1"]}
+    assert list(done.results["knn"]) == ["chance", "raw_pixels", "histogram", "untrained", "pretrained"]
+    assert done.results["evaluation"]["linear"]["probes"]["linear"]["last_blocks"] == 2
     assert list(done.figures) == ["comparison"]
     assert done.checkpoint == run.checkpoint
     assert (done.folder / "knn" / "results.json").is_file()
@@ -165,7 +167,7 @@ def test_evaluate_says_what_is_missing(run):
         esvit_pl.evaluate(run.checkpoint, "photographs", probes="knn")
     with pytest.raises(ValueError, match="experiment=embedded holds the settings of a training. esvit-knn takes"):
         esvit_pl.evaluate(run.checkpoint, "photographs", experiment="embedded")
-    with pytest.raises(ValueError, match="ckpt_path: nowhere.ckpt is not a file"):
+    with pytest.raises(ValueError, match="ckpt_path: nowhere.ckpt "):
         esvit_pl.evaluate("nowhere.ckpt", "photographs")
 
 

@@ -353,7 +353,7 @@ def test_a_folder_without_labels_runs_and_is_measured_without_them(commands, unl
     for name in measures:
         assert list(outcome.results[name]) == ["untrained", "pretrained"]
         assert outcome.results["metrics"][name] == outcome.results[name]["pretrained"] > 0
-    assert outcome.results["evaluation"]["images"] == {"train": 16, "bank": 10, "query": 6}
+    assert outcome.results["evaluation"]["images"] == {"train": 16, "bank": 7, "query": 9}
     lines = outcome.out.splitlines()
     table = lines.index("16 images, no labels")
     assert re.split("  +", lines[table + 1].strip()) == ["effective rank", "RankMe", "region diversity"]

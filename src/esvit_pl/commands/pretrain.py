@@ -69,7 +69,8 @@ def pretrain(cfg: DictConfig, images: Splits | None = None, *, default_callbacks
     splits = images or assemble.construct(cfg, "dataset")
     data = assemble.datamodule(cfg, splits, recipe)
     learnt = module.encoder
-    probes = results.probes_of(cfg, labelled=data.has_labels)
+    parted = splits.val is not None or len(splits.train) > 1  # into a bank and a query
+    probes = results.probes_of(cfg, labelled=data.has_labels) if parted else {}
     baselines = bool(probes and results.baselines_mode(cfg))
     looks = {"nearest": NearestImages()} if probes and not data.has_labels else {}
     beside = {"untrained": make_teacher(learnt)} if baselines else {}

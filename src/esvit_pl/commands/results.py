@@ -99,7 +99,7 @@ def sample(splits: Splits, cfg: DictConfig) -> Splits:
 
 def supervised(splits: Splits) -> dict[str, str]:
     """What a data module must be told to train probes, where there are labels."""
-    return {"train": "supervised"} if splits.has_labels else {}
+    return {"train": "supervised" if splits.has_labels else "multi_crop"}
 
 
 def fit_batch(data: ImageDataModule, trainer: Trainer) -> None:

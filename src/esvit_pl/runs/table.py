@@ -127,7 +127,7 @@ def seed_table(runs: Sequence[Run], columns: Iterable[str] = COLUMNS) -> Table |
     rows: list[list[Cell]] = [
         [*key, len(some), *(_spread([run.results[name] for run in some if name in run.results]) for name in metrics)]
         for key, some in finished
-        if some
+        if len(some) > 1
     ]
     return Table(header, rows)
 
