@@ -91,7 +91,8 @@ class Commands:
         folder = folder or self.root / f"{name}_{self.count}"
         out, err = io.StringIO(), io.StringIO()
         code: object = 0
-        words = (*words, f"hydra.run.dir={folder}", f"hydra.sweep.dir={folder}")
+        if not any(word.startswith("out=") for word in words) or name in ("convert", "bench", "table", "benchmarks"):
+            words = (*words, f"hydra.run.dir={folder}", f"hydra.sweep.dir={folder}")
         with as_in_a_new_process(f"esvit-{name}", words), redirect_stdout(out), redirect_stderr(err):
             try:
                 import_module("benchmarks.__main__" if name == "benchmarks" else f"esvit_pl.commands.{name}").main()

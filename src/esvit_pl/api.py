@@ -18,8 +18,11 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from esvit_pl.configs.compose import compose, composed, dataset_words, list_backbones, settings, word
+from esvit_pl.configs import run_folder
+from esvit_pl.configs.compose import compose, composed, dataset_words, list_backbones, settings
 from esvit_pl.configs.own_images import settled
+from esvit_pl.configs.processes import is_first_process
+from esvit_pl.runs.claim import Claim, claimed, run_of
 
 if TYPE_CHECKING:
     from esvit_pl.configs.plan import Plan
@@ -46,26 +49,29 @@ def pretrain(
     Args:
         data: a folder of images, the name of a ``dataset`` option ("photographs"), or ``datasets.Splits`` of your own.
             May be left out where an ``experiment`` brings its images.
-        out: folder of the run; by default a new one, ``logs/pretrain/runs/<time>``. With ``trainer="ddp"`` give one,
-            so that the script means the same folder on every process.
+        out: folder of the run; by default a new one, ``logs/pretrain/runs/<time>``, or for ``ckpt_path=`` of a run that
+            run's own. With ``trainer="ddp"`` give one, so that the script means the same folder on every process.
         backbone: one of `list_backbones()`.
         epochs: length of the training.
         overrides: every other setting of the command: an option of a group (``loss="view"``, ``trainer="gpu"``,
             ``experiment="embedded"``), a dict of a group's settings (``optimizer={"lr": 0.001}``), or a dotted name
-            (``**{"loss.num_prototypes": 4096}``).
+            (``**{"loss.num_prototypes": 4096}``). ``ckpt_path="logs/mine"`` goes on with a run, ``resume={"allow":
+            ["optimizer.lr"]}`` lets settings differ from it, ``overwrite=True`` replaces a run that lies in `out`.
 
     Raises:
-        ValueError: a setting that does not exist (with near ones) or does not fit; `out` holds a run already.
+        ValueError: a setting that does not exist (with near ones) or does not fit; `out` holds a run already, or
+            another process writes there.
     """
     from esvit_pl.commands import pretrain as job
 
     words = settings({"backbone": backbone, "trainer.max_epochs": epochs}, overrides)
-    cfg, choices, images = _prepared("pretrain", data, out, words)
+    cfg, choices, images, words = _prepared("pretrain", data, words)
     _need("pretrain", cfg, images, ())
     if cfg.dry_run:
         raise ValueError("dry_run is for the command; esvit_pl.plan(...) takes the same arguments and starts nothing")
-    _note(Path(cfg.paths.output_dir), words)
-    with nothing_left_behind():
+    with _folder("pretrain", out, cfg) as folder, nothing_left_behind():
+        cfg.paths.output_dir = str(folder)
+        _note(folder, words)
         return job.pretrain(cfg, images, default_callbacks=choices.get("callbacks") == "default")
 
 
@@ -86,7 +92,7 @@ def plan(
     from esvit_pl.configs import plan as planning
 
     words = settings({"backbone": backbone, "trainer.max_epochs": epochs}, overrides)
-    cfg, _, images = _prepared("pretrain", data, None, words)
+    cfg, _, images, _ = _prepared("pretrain", data, words)
     _need("pretrain", cfg, images, ())
     with nothing_left_behind():
         return planning.make(cfg, images, timed=timed)
@@ -133,37 +139,67 @@ def evaluate(
     wrong = [name for name in probes if name not in jobs]
     if wrong or isinstance(probes, str) or not probes:
         raise ValueError(f"evaluate needs probes of 'knn' and 'linear' as a list, got {probes!r}")
-    folder = _new_folder("evaluate", out)
-    finished = {}
+    prepared = {}
     for name in probes:
         words = settings({"ckpt_path": Path(ckpt_path)}, own[name], overrides)
-        cfg, _, images = _prepared(name, data, folder / name, words)
+        cfg, _, images, _ = prepared[name] = _prepared(name, data, words)
         _need(name, cfg, images, ("ckpt_path",))
-        with nothing_left_behind():
-            finished[name] = jobs[name](cfg, images)
-    metrics = {key: value for run in finished.values() for key, value in run.metrics.items()}
-    table = {name: run.results[name] for name, run in finished.items()}
-    about = {name: run.results["evaluation"] for name, run in finished.items()}
-    summary = RunFolder(folder)
-    summary.update(status="finished", **table, metrics=metrics, evaluation=about)
-    draw_comparison(folder / "figures", table)
+    with _folder("evaluate", out, prepared[probes[0]][0]) as folder:
+        claim = claimed(folder)
+        if claim is not None:
+            claim.clear()
+        finished = {}
+        for name, (cfg, _, images, _) in prepared.items():
+            cfg.paths.output_dir = str(folder / name)
+            with nothing_left_behind():
+                finished[name] = jobs[name](cfg, images)
+        metrics = {key: value for run in finished.values() for key, value in run.metrics.items()}
+        table = {name: run.results[name] for name, run in finished.items()}
+        about = {name: run.results["evaluation"] for name, run in finished.items()}
+        summary = RunFolder(folder)
+        summary.update(status="finished", **table, metrics=metrics, evaluation=about)
+        draw_comparison(folder / "figures", table)
     return Result(folder, next(iter(finished.values())).backbone, Path(ckpt_path), metrics)
 
 
 def _prepared(
-    command: str, data: Images, out: str | os.PathLike[str] | None, words: list[str]
-) -> tuple[DictConfig, dict[str, Any], Splits | None]:
-    """Config, choices, and the images where they were given as an object."""
-    folder = _new_folder(command, out, going_on=any(word.startswith("ckpt_path=") for word in words))
+    command: str, data: Images, words: list[str]
+) -> tuple[DictConfig, dict[str, Any], Splits | None, list[str]]:
+    """Config, choices, the images where they were given as an object, and the words of which the config is made."""
     given = None
     if isinstance(data, (str, os.PathLike)):
         words = [*dataset_words(os.fspath(data)), *words]
     else:
         given = data
-    words = [*words, f"paths.output_dir={word(folder)}"]
     cfg, choices = composed(command, words)
     cfg, given = settled(cfg, words, lambda words: composed(command, words)[0], given)
-    return cfg, choices, given
+    return cfg, choices, given, words
+
+
+@contextmanager
+def _folder(command: str, out: str | os.PathLike[str] | None, cfg: DictConfig) -> Iterator[Path]:
+    """The folder of a run, which is this process's alone meanwhile.
+
+    Raises:
+        ValueError: it holds a run already, or another process writes there.
+    """
+    asked = out or cfg.out or (run_of(cfg.ckpt_path) if command == "pretrain" else None)
+    by_time = Path(os.environ.get("ESVIT_LOG_DIR", "logs"), command, "runs", f"{datetime.now():%Y-%m-%d_%H-%M-%S-%f}")
+    folder = by_time if asked is None else Path(asked).expanduser()
+    if not is_first_process():  # the first one holds the folder for all
+        yield folder
+        return
+    if asked is None:
+        claim = run_folder.claim_new(by_time)
+    else:
+        goes_on = command == "pretrain" and run_folder.goes_on_in(cfg, folder)
+        claim = Claim(folder, goes_on=goes_on, overwrite=run_folder.overwrites(cfg, folder))
+    if claim.line is not None:
+        print(claim.line, flush=True)
+    try:
+        yield claim.folder
+    finally:
+        claim.release()
 
 
 def _need(command: str, cfg: DictConfig, images: Splits | None, keys: Sequence[str]) -> None:
@@ -177,26 +213,16 @@ def _need(command: str, cfg: DictConfig, images: Splits | None, keys: Sequence[s
         raise ValueError(f"no value for {', '.join(sorted(empty))}; give each as a setting")
 
 
-def _new_folder(command: str, out: str | os.PathLike[str] | None, *, going_on: bool = True) -> Path:
-    if out is None:
-        stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S-%f")
-        return Path(os.environ.get("ESVIT_LOG_DIR", "logs")) / command / "runs" / stamp
-    folder = Path(out)
-    # Further processes of one training come here after the first has begun to write.
-    first = os.environ.get("LOCAL_RANK", "0") == "0"
-    if first and not going_on and (folder / "results.json").exists():
-        raise ValueError(
-            f"out={folder} holds a run already; give another folder, or go on with that run by "
-            f"ckpt_path='{folder}/checkpoints/last.ckpt'"
-        )
-    return folder
-
-
 def _note(folder: Path, words: Sequence[str]) -> None:
-    """What was changed, where Hydra notes it for a command and ``esvit-table`` looks for it."""
-    if os.environ.get("LOCAL_RANK", "0") == "0":
-        (folder / ".hydra").mkdir(parents=True, exist_ok=True)
-        OmegaConf.save(OmegaConf.create(list(words)), folder / ".hydra" / "overrides.yaml")
+    """When the run begins: what was changed, where Hydra notes it for a command and ``esvit-table`` looks for it."""
+    claim = claimed(folder)
+    if claim is not None:
+
+        def note(path: Path) -> None:
+            (path / ".hydra").mkdir(parents=True, exist_ok=True)
+            OmegaConf.save(OmegaConf.create(list(words)), path / ".hydra" / "overrides.yaml")
+
+        claim.note = note
 
 
 @contextmanager

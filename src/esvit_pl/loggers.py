@@ -24,8 +24,9 @@ class MetricsCSV(Logger):
     >>> read_metrics("run/metrics.csv")
     [{'step': 9, 'epoch': 0, 'train/view_loss': 2.5}]
 
-    Rows are never changed or deleted. New metrics may appear at any time, and a resumed run appends to the same file,
-    where the later of two rows counts. `read_metrics` reads it; with pandas, as a table with a row for each step:
+    Rows are never changed. New metrics may appear at any time, and a resumed run appends to the same file, after
+    `cut_metrics` has moved the rows that it will log again. `read_metrics` reads it; with pandas, as a table with a row
+    for each step:
 
         pd.read_csv("metrics.csv").pivot_table(index="step", columns="name", values="value", aggfunc="last")
 
@@ -102,6 +103,39 @@ def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, float]]:
                 values["epoch"] = int(row["epoch"])
             values[name] = value
     return [steps[step] for step in sorted(steps)]
+
+
+def cut_metrics(path: str | os.PathLike[str], step: int, *, aside: str | os.PathLike[str]) -> int:
+    """Move the rows of step `step` and later, which a run that is resumed there logs again, into a file of their own.
+
+    Incomplete rows go there, too. A file without such rows stays as it is.
+
+    Args:
+        path: file of `MetricsCSV`; it may be missing.
+        step: number of optimizer steps that the resumed run has done.
+        aside: the new file.
+
+    Returns:
+        The number of rows that were moved.
+    """
+    path, aside = Path(path), Path(aside)
+    if not path.is_file():
+        return 0
+    with path.open(newline="", encoding="utf-8", errors="replace") as file:
+        rows = [row for row in csv.reader(file) if row != HEADER]
+    stays = [len(row) == len(HEADER) and (not row[0] or int(row[0]) < step) for row in rows]
+    kept, moved = ([row for row, stay in zip(rows, stays, strict=True) if stay is wanted] for wanted in (True, False))
+    if moved:
+        _write_rows(aside, moved)
+        draft = path.with_name(f".{path.name}.tmp")
+        _write_rows(draft, kept)
+        draft.replace(path)
+    return len(moved)
+
+
+def _write_rows(path: Path, rows: list[list[str]]) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file, lineterminator="\n").writerows([HEADER, *rows])
 
 
 def save_figure(folder: str | os.PathLike[str], name: str, figure: Any, step: int) -> Path:

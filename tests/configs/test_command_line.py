@@ -188,12 +188,14 @@ def test_without_arguments_it_says_what_it_needs_and_leaves_nothing_behind(toy, 
     assert not (tmp_path / "logs").exists()
 
 
-def test_a_run_folder_with_something_in_it_stays(toy, tmp_path):
+def test_a_folder_that_holds_a_run_is_refused_before_anything_is_written_there(toy, tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "results.json").write_text("{}")
-    assert toy("hydra.run.dir=mine").code == 1
-    assert (tmp_path / "mine" / "results.json").is_file()
-    assert (tmp_path / "mine" / ".hydra" / "config.yaml").is_file()
+    outcome = toy("experiment=embedded", "hydra.run.dir=mine")
+    assert outcome.code == 1
+    assert "mine already holds a run (without results); nothing in it was changed" in outcome.err
+    assert toy.seen == []
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["results.json"]
 
 
 def test_a_setting_without_a_value_is_named(toy):

@@ -10,17 +10,20 @@ from typing import Any
 import torch
 
 
-def read_pickled(path: str | Path) -> Any:
+def read_pickled(path: str | Path, *, tensors: bool = True) -> Any:
     """Read tensors and plain Python from a file that ``torch.save`` wrote, without calling anything in it.
 
     Besides, only ``argparse.Namespace`` is allowed, which holds the settings in released checkpoints.
+
+    Args:
+        tensors: False leaves their bytes in the file, for a quick look at the rest; use none of them then.
 
     Raises:
         ValueError: the file holds anything else (the message names it), or it is damaged.
     """
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):
-            return torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=None if tensors else True)
     except Exception as error:  # torch raises OSError, EOFError, KeyError or UnpicklingError, by the damage
         names = _offending(path, str(error))
         if not names:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -19,6 +20,7 @@ from esvit_pl.backbones import Backbone
 from esvit_pl.checkpoints.checkpoint import Checkpoint, Moments, State, part
 from esvit_pl.checkpoints.load_weights import misfits
 from esvit_pl.checkpoints.optimizer_order import optimizer_order
+from esvit_pl.checkpoints.pickled import read_pickled
 from esvit_pl.network import MultiCropNetwork
 from esvit_pl.objectives.interface import Objective
 from esvit_pl.optim import parameter_names
@@ -52,6 +54,16 @@ def describe(
         # By way of JSON: lists for tuples, as in every config.
         "augment": json.loads(json.dumps(asdict(recipe))) if isinstance(recipe, Recipe) else None,
     }
+
+
+def steps_done(path: str | Path) -> int | None:
+    """Optimizer steps that lie behind a checkpoint of `Pretrainer`; None for a file of another kind.
+
+    Raises:
+        ValueError: the file cannot be read.
+    """
+    content = read_pickled(path, tensors=False)
+    return int(content["global_step"]) if is_ours(content) else None
 
 
 def is_ours(checkpoint: object) -> bool:

@@ -74,7 +74,9 @@ def pretrain(cfg: DictConfig, images: Splits | None = None, *, default_callbacks
     baselines = bool(probes and results.baselines_mode(cfg))
     looks = {"nearest": NearestImages()} if probes and not data.has_labels else {}
     beside = {"untrained": make_teacher(learnt)} if baselines else {}
-    ckpt_path, beginning = weights.start(cfg, module)
+    resumed, beginning = weights.start(cfg, module, data)
+    if beginning:
+        weights.say(beginning)
     if baselines and cfg.init_from is not None and cfg.ckpt_path is None:
         beside = {"initial": make_teacher(learnt)}
     if default_callbacks and not data.has_labels:
@@ -82,14 +84,12 @@ def pretrain(cfg: DictConfig, images: Splits | None = None, *, default_callbacks
     trainer = trainers.make(cfg, data)
     results.check(probes, learnt, data.num_classes)
     run = RunFolder(cfg.paths.output_dir, writes=trainer.is_global_zero)
-    run.describe(cfg)
-    if beginning and run.writes:
-        print(beginning, flush=True)
+    run.describe(cfg, going_on_after=resumed.step if resumed is not None and resumed.folder else None)
 
     with run.status(), bad_images.kept(run, splits):
         if run.writes:
             pictures.draw_crops(run.path / "figures", splits.train, recipe, seed=cfg.seed)
-        trainers.fit(trainer, module, data, ckpt_path)
+        trainers.fit(trainer, module, data, resumed.path if resumed is not None else None)
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
         run.update(metrics=metrics)
         measured = results.measure(cfg, splits, recipe, learnt, probes, beside, looks=looks) if probes else None
@@ -119,7 +119,9 @@ def summary(trainer: Trainer, metrics: dict[str, float], table: str, folder: Pat
     if table:
         lines += ["", table]
     files = sorted(path for path in folder.rglob("*") if path.suffix in (".ckpt", ".csv", ".json", ".png", ".yaml"))
-    shown = [str(path.relative_to(folder)) for path in files if ".hydra" not in path.parts]
+    shown = [
+        str(path.relative_to(folder)) for path in files if not any(part.startswith(".hydra") for part in path.parts)
+    ]
     return "\n".join([*lines, "", f"{folder}/", *(f"  {name}" for name in shown)])
 
 

@@ -26,7 +26,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import CompactHydraException
 from omegaconf import DictConfig, OmegaConf
 
-from esvit_pl.configs import near_match, sweep
+from esvit_pl.configs import near_match, run_folder, sweep
 from esvit_pl.configs.instantiation import hydra_has_whitelist, import_plugins, trusted_patterns
 from esvit_pl.configs.quoting import names_a_file, quote_paths, quoted
 from esvit_pl.runs.folder import remove_empty
@@ -70,8 +70,9 @@ def command(
             started = True
             _check_before(cfg, needs, examples)
             try:
-                import_plugins()
-                return task(cfg)
+                with run_folder.claim_of_job(cfg):
+                    import_plugins()
+                    return task(cfg)
             except Exception as error:
                 if is_for_people(error):
                     raise UserError(_paragraph(error)) from (error if _wants_everything() else None)
@@ -104,6 +105,7 @@ def command(
                         print(line, file=sys.stderr)
                 raise
             finally:
+                run_folder.release()
                 sweep.close()
 
         return main
@@ -211,6 +213,7 @@ def _check_before(cfg: DictConfig, needs: Callable[[DictConfig], str | None] | N
 
 def discard_run_folder() -> None:
     """Remove the run folder if it only holds what Hydra has just written."""
+    run_folder.release()
     if not HydraConfig.initialized():
         return
     config = HydraConfig.get()

@@ -46,8 +46,8 @@ _BUILT_IN = (
 _DENIED = ("pytorch_lightning.callbacks.LambdaCallback", "pytorch_lightning.callbacks.lambda_function.")
 # Packages in which objects that a trusted package re-exports are defined.
 _HOMES = ("lightning_fabric.plugins.environments.",)
-# What Hydra itself builds: the standard library's log handlers, and our callback for sweeps.
-_OF_HYDRA = ("logging.", "esvit_pl.configs.sweep.SweepTable")
+# What Hydra itself builds: the standard library's log handlers, and our two callbacks.
+_OF_HYDRA = ("logging.", "esvit_pl.configs.run_folder.RunFolders", "esvit_pl.configs.sweep.SweepTable")
 _VARIABLE = "ESVIT_TRUSTED_TARGETS"
 _PLUGINS = "ESVIT_PLUGINS"
 
@@ -143,6 +143,20 @@ def build(node: Any, *args: Any, key: str = "", **kwargs: Any) -> Any:
         if isinstance(cause, ValueError | TypeError | NotImplementedError | FileNotFoundError):
             raise ValueError(f"{key}: {cause}" if key else str(cause)) from cause
         raise
+
+
+def defaults(tree: Any) -> dict[str, Any]:
+    """{dotted key: default} of every argument of every ``_target_`` in a tree, as its signature has it.
+
+    Raises:
+        ValueError: a target is not trusted, or does not exist.
+    """
+    check(tree)
+    found: dict[str, Any] = {}
+    for path, target in _targets(tree, ""):
+        parameters = inspect.signature(_resolve(path, target)).parameters.values()
+        found |= {f"{path}.{each.name}": each.default for each in parameters if each.default is not each.empty}
+    return found
 
 
 def _targets(tree: Any, path: str) -> Iterator[tuple[str, Any]]:

@@ -1,6 +1,9 @@
-"""How many processes a config asks for, without building a Trainer."""
+"""How many processes a config asks for, and which of them this one is, without building a Trainer."""
 
 from __future__ import annotations
+
+import os
+from collections.abc import Mapping
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -9,6 +12,17 @@ def processes(cfg: DictConfig) -> int:
     """Devices times nodes of ``trainer``; 1 without a trainer."""
     devices, nodes = OmegaConf.select(cfg, "trainer.devices"), OmegaConf.select(cfg, "trainer.num_nodes")
     return _devices(devices, str(OmegaConf.select(cfg, "trainer.accelerator"))) * (nodes or 1)
+
+
+def is_first_process(environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether this process is the first of its training: the one that prints and writes files.
+
+    Lightning, torchrun, srun and jsrun number the others in their environment.
+    """
+    if "RANK" in environment:
+        return environment["RANK"] == "0"
+    names = ("LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")
+    return all(environment.get(name, "0") == "0" for name in names)
 
 
 def _devices(devices: object, accelerator: str) -> int:

@@ -124,6 +124,7 @@ def quieten() -> None:
         ".*does not have many workers.*",
         ".*dirpath has changed.*",  # a resumed run writes into a folder of its own
         ".*sync_dist=True.*",  # accuracies are equal on all ranks; rates and losses are the first one's
+        ".*callbacks used to create the checkpoint need to be provided.*",  # a resumed run may watch other things
         ".*`broadcast_buffers` is deprecated.*",  # its successor does not exist in torch 2.10
         ".*Checkpoint directory .* exists and is not empty.*",  # two checkpoint callbacks share it
     ):

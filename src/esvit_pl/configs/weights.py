@@ -14,22 +14,26 @@ from esvit_pl.configs.assemble import construct, plain
 if TYPE_CHECKING:
     from esvit_pl.backbones import Backbone
     from esvit_pl.checkpoints import Checkpoint
+    from esvit_pl.configs.resume import Resumed
+    from esvit_pl.data import ImageDataModule
     from esvit_pl.modules import Pretrainer
 
 
-def start(cfg: DictConfig, module: Pretrainer) -> tuple[str | None, str | None]:
+def start(cfg: DictConfig, module: Pretrainer, data: ImageDataModule) -> tuple[Resumed | None, str | None]:
     """Weights that the training begins with, from ``init_from`` or ``ckpt_path``.
 
     Returns:
-        The checkpoint that Lightning is to resume from, if it is one of ours, and a line to print.
+        What Lightning is to resume, if the checkpoint is one of ours, and a line to print.
     """
     from esvit_pl.checkpoints import read_checkpoint
+    from esvit_pl.configs import resume
 
     if cfg.ckpt_path is not None:  # of a training that began with init_from, too
         with naming("ckpt_path"):
             source = read_checkpoint(cfg.ckpt_path, moments=True, backbone=module.student.backbone.spec)
             if source.format == "esvit_pl":
-                return source.path, None
+                resumed = resume.check(cfg, module, data, source.path)
+                return resumed, str(resumed)
             return None, module.continue_from(source)
     if cfg.init_from is not None:
         with naming("init_from"):

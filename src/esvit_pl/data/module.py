@@ -6,6 +6,7 @@ Which images come in which order, and which views of them, are pure functions of
 
 from __future__ import annotations
 
+import math
 from functools import cached_property
 from hashlib import blake2b
 from typing import Any, cast
@@ -22,6 +23,8 @@ from esvit_pl.data.threads import cores
 from esvit_pl.data.views import EvaluationImages, SupervisedView, TrainingCrops, TrainingViews
 from esvit_pl.datasets import ImageDataset, Splits
 from esvit_pl.printing import say_once
+
+_WINDOW = ("batch_size", "ranks", "accumulate")
 
 
 class ImageDataModule(LightningDataModule):
@@ -70,6 +73,10 @@ class ImageDataModule(LightningDataModule):
         train_subset: "all" training images or those of the "bank" alone; None for all in pretraining and the bank in
             supervised training, whose query must stay unseen.
 
+    Attributes:
+        accepts_other_images: a resumed training may have other images or another batch than its checkpoint; whoever
+            sets this sees to it that the epochs are counted anew (`Pretrainer.counts_anew`).
+
     Raises:
         ValueError: a number out of range; supervised training on data without labels; from `train_dataloader()`: fewer
             images than one optimizer step needs.
@@ -112,6 +119,7 @@ class ImageDataModule(LightningDataModule):
         self.persistent_workers = persistent_workers
         self.pin_memory = torch.cuda.is_available() if pin_memory is None else pin_memory
         self.train_subset = train_subset or ("all" if train == "multi_crop" else "bank")
+        self.accepts_other_images = False
         self._epoch = 0
 
     @property
@@ -215,14 +223,18 @@ class ImageDataModule(LightningDataModule):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Compare with the run that is resumed, without changing anything; evaluation may use other data.
 
+        The images of a step may come in other batches: 2 ranks of 8, or 2 accumulated batches of 8, for 16 of one rank.
+
         Raises:
-            ValueError: that run had other images, batches, ranks or another seed, so that its count of batches means
-                another place in the data.
+            ValueError: that run had other images, another number of them in a step, or another seed, so that its count
+                of batches means another place in the data.
         """
-        if self.trainer is not None and not self.trainer.training:
+        if self.accepts_other_images or (self.trainer is not None and not self.trainer.training):
             return
-        mine = self.state_dict()
-        other = [f"{key} was {was} and is {mine.get(key)}" for key, was in state_dict.items() if mine.get(key) != was]
+        was, mine = dict(state_dict), self.state_dict()
+        if math.prod(was[key] for key in _WINDOW) == math.prod(mine[key] for key in _WINDOW):
+            was |= {key: mine[key] for key in _WINDOW}
+        other = [f"{key} was {value} and is {mine.get(key)}" for key, value in was.items() if mine.get(key) != value]
         if other:
             raise ValueError(
                 f"cannot resume at the same place in the data: {'; '.join(other)}. Resume with the same "

@@ -45,6 +45,8 @@ class Pretrainer(LightningModule):
 
     Attributes:
         step: the `PretrainingStep`; `student`, `teacher` and `objective` are its parts.
+        counts_anew: a resumed training has other steps in an epoch than its checkpoint, which lies at an epoch's end:
+            steps are counted as if all earlier epochs had been such ones.
 
     Raises:
         NonFiniteLoss: on every rank, at the latest one step after a loss that was not finite, at the end of its epoch
@@ -89,6 +91,7 @@ class Pretrainer(LightningModule):
         self.compiles = compile
         self.config = config
         self.moments: Moments | None = None
+        self.counts_anew = False
         self.steps_per_epoch = self.total_steps = self.global_batch = 0
         self._check = FiniteCheck()
 
@@ -196,6 +199,8 @@ class Pretrainer(LightningModule):
             raise ValueError("training without an end has no schedules; set trainer.max_epochs or trainer.max_steps")
         if self.start_epoch and not trainer.global_step:  # a resumed training knows its place
             stand_at(trainer, self.start_epoch, int(batches), self.steps_per_epoch)
+        elif self.counts_anew:
+            stand_at(trainer, trainer.current_epoch, int(batches), self.steps_per_epoch)
         self.global_batch = batch_size_of(trainer.train_dataloader) * trainer.world_size * accumulate
         epochs = self.total_steps / self.steps_per_epoch
         if not getattr(trainer, "fast_dev_run", False):
@@ -240,6 +245,9 @@ class Pretrainer(LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         check_same_architecture(checkpoint, self.student.backbone, self.objective, self.state_dict())
         check_same_optimizer(checkpoint, self.optimizer.name)
+        data = checkpoint.get("ImageDataModule")
+        if data is not None and self._trainer is not None:
+            recount_batches(checkpoint["loops"], data["accumulate"], self.trainer.accumulate_grad_batches)
 
     def start_from(self, source: Checkpoint, **how: Any) -> str:
         """Begin with a checkpoint's weights; optimizer and schedules are new.
@@ -266,6 +274,13 @@ class Pretrainer(LightningModule):
         line = self.start_from(source)
         self.start_epoch, self.moments = source.epoch or 0, source.moments
         return line.replace("init_from=", "ckpt_path=", 1)
+
+
+def recount_batches(loops: dict[str, Any], was: int, now: int) -> None:
+    """Count the micro-batches of a checkpoint as if each step had accumulated `now` of them instead of `was`."""
+    progress = loops["fit_loop"]["epoch_loop.batch_progress"]
+    for counts in (progress["total"], progress["current"]):
+        counts.update({name: count * now // was for name, count in counts.items()})
 
 
 def stand_at(trainer: Trainer, epoch: int, batches: int, steps: int) -> None:

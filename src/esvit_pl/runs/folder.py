@@ -7,13 +7,16 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
+
+from esvit_pl.runs.claim import claimed
+from esvit_pl.runs.lock import NAME as LOCK
 
 PACKAGES = (
     "esvit_pl",
@@ -46,10 +49,27 @@ class RunFolder:
         self.path, self.writes = Path(path), writes
         self.results: dict[str, Any] = {}
 
-    def describe(self, cfg: DictConfig) -> None:
-        """Write the resolved ``config.yaml`` and ``environment.json``."""
+    def describe(self, cfg: DictConfig, *, going_on_after: int | None = None) -> None:
+        """Write the resolved ``config.yaml`` and ``environment.json``: the run begins.
+
+        Files of an earlier run go now, if this process has claimed the folder to replace it (`runs.claim`).
+
+        Args:
+            going_on_after: optimizer steps that the run in this folder had done, when it goes on; what it wrote later
+                is set aside (`runs.set_aside`).
+        """
         if self.writes:
             self.path.mkdir(parents=True, exist_ok=True)
+            claim = claimed(self.path)
+            if claim is not None:
+                say_removed(self.path, claim.clear())
+            if going_on_after is not None:
+                from esvit_pl.runs.set_aside import set_aside  # which loads torch
+
+                for line in set_aside(self.path, going_on_after):
+                    print(line, flush=True)
+            if claim is not None and claim.note is not None:
+                claim.note(self.path)
             OmegaConf.save(cfg, self.path / "config.yaml", resolve=True)
             _write_json(self.path / "environment.json", environment())
 
@@ -72,6 +92,14 @@ class RunFolder:
             self.update(status="failed", error=f"{type(error).__name__}: {error}")
             raise
         self.update(status="finished")
+
+
+def say_removed(folder: Path, removed: Sequence[Path]) -> None:
+    """Print how many files of an earlier run have gone, and what else lies in the folder."""
+    if removed:
+        others = sorted(path.name for path in folder.iterdir() if path.name != LOCK and path.suffix != ".log")
+        rest = f"; left alone: {', '.join(others)}" if others else ""
+        print(f"overwrite=true: removed the {len(removed)} files of an earlier run in {folder}{rest}", flush=True)
 
 
 def remove_empty(folder: Path) -> None:

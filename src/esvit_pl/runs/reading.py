@@ -77,7 +77,7 @@ def read_run(folder: str | os.PathLike[str], *, silent_after: float = 3600.0) ->
     error = written.get("error")
     return Run(
         folder,
-        overrides=_overrides(folder / ".hydra" / "overrides.yaml"),
+        overrides=_overrides(read_overrides(folder)),
         status=status,
         epochs=last.epochs,
         steps=last.steps,
@@ -85,6 +85,12 @@ def read_run(folder: str | os.PathLike[str], *, silent_after: float = 3600.0) ->
         error=" ".join(str(error).split()) if error else None,
         goal=_goal(folder / ".hydra" / "config.yaml"),
     )
+
+
+def read_overrides(folder: str | os.PathLike[str]) -> list[str]:
+    """The settings of the command line that began a run, word for word; empty where none are written down."""
+    path = Path(folder) / ".hydra" / "overrides.yaml"
+    return _words(path) if path.is_file() else []
 
 
 def _run_folders(top: Path) -> Iterator[Path]:
@@ -100,11 +106,10 @@ def _natural(path: Path) -> list[tuple[int, int, str]]:
     return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in path.parts]
 
 
-def _overrides(path: Path) -> dict[str, str]:
-    if not path.is_file():
-        return {}
-    pairs = (word.partition("=") for word in _words(path))
-    return {key.lstrip("+"): value for key, _, value in pairs}
+def _overrides(words: Iterable[str]) -> dict[str, str]:
+    pairs = (word.partition("=") for word in words)
+    settings = {key.lstrip("+"): value for key, _, value in pairs}
+    return {key: value for key, value in settings.items() if key not in ("out", "overwrite")}  # of no training
 
 
 def _words(path: Path) -> list[str]:
