@@ -182,6 +182,16 @@ IN_FILES: dict[str, tuple[Callable[[], bytes], np.ndarray]] = {
     "I;16, 12 bits by MaxSampleValue": (lambda: tiff(TWELVE, t281=4095), grey(LEVELS)),
     "I;16, WhiteIsZero, MaxSampleValue": (lambda: tiff(TWELVE, photometric=0, t281=4095), grey(255 - LEVELS)),
     "I;16, Min- and MaxSampleValue": (lambda: tiff(TWELVE + 1000, t280=1000, t281=5095), grey(LEVELS)),
+    "RGB of 16 bits, PPM": (lambda: b"P6 2 2 65535\n" + (COLOURS.astype(">u2") * 257).tobytes(), COLOURS),
+    "RGBA whose alpha is empty, BMP": (lambda: saved(Image.fromarray(np.dstack([COLOURS, 0 * ALPHA])), "BMP"), COLOURS),
+    "RGBA whose alpha is empty": (
+        lambda: saved(Image.fromarray(np.dstack([COLOURS, 0 * ALPHA])), "PNG"),
+        grey([[255, 255]] * 2),
+    ),
+    "I of 12 bits, plain PGM": (
+        lambda: b"P2 2 2 4095\n" + " ".join(map(str, TWELVE.flatten())).encode() + b"\n",
+        grey(LEVELS),
+    ),
     "I of 12 bits, PGM": (lambda: b"P5 2 2 4095\n" + TWELVE.astype(">u2").tobytes(), grey(LEVELS)),
     "I of 16 bits with a sign": (lambda: tiff(SIGNED, t340=-32768.0, t341=32767.0), grey(LEVELS)),
     "I of 32 bits without a sign": (lambda: tiff(DEEP.astype("u4") * 65537, t281=2**32 - 1), grey(LEVELS)),
@@ -227,6 +237,7 @@ NEED_A_RANGE: dict[str, tuple[Callable[[], bytes], tuple[float, float], str]] = 
     "F in 0-4000": (lambda: tiff((LEVELS / 255 * 4000).astype("f4")), (0, 4000), "from 0 to 4000"),
     "F, PFM": (lambda: b"Pf\n2 2\n-1.0\n" + (LEVELS[::-1] / 255).astype("<f4").tobytes(), (0, 1), "from 0 to 1"),
     "12 bits in 16": (lambda: tiff(TWELVE), (0, 4095), r"set dataset.value_range=\[lo,hi\].*=\[0,4095\]"),
+    "12 bits in 16, PGM": (lambda: b"P5 2 2 65535\n" + TWELVE.astype(">u2").tobytes(), (0, 4095), "from 0 to 4095"),
     "12 bits in 16, PNG": (lambda: png(TWELVE, 16, 0), (0, 4095), "16 bits go from 0 to 4095"),
     "16 bits with a sign": (lambda: tiff(SIGNED), (-32768, 32767), "signed whole numbers of 16 bits from -32768"),
     "32 bits": (lambda: tiff(LEVELS.astype("i4") * 1000), (0, 255000), "signed whole numbers of 32 bits"),
@@ -263,7 +274,8 @@ def test_dark_pictures_of_16_bits_are_read_where_the_range_says_so(tmp_path):
         read(tmp_path, tiff(dark))
     assert np.array_equal(read(tmp_path, tiff(dark), PixelRules(value_range=(0, 65535))), grey(dark >> 8))
     colour = np.repeat(dark[..., None], 3, axis=-1)
-    for data in (tiff(colour), png(colour, 16, 2), tiff(colour, t281=8191)):
+    ppm = b"P6 2 2 65535\n" + colour.astype(">u2").tobytes()
+    for data in (tiff(colour), png(colour, 16, 2), tiff(colour, t281=8191), ppm):
         with pytest.raises(ValueError, match="14 of their 16 bits"):
             read(tmp_path, data)
     assert np.array_equal(read(tmp_path, png(colour, 16, 2), PixelRules(value_range=(0, 65535))), grey(dark >> 8))

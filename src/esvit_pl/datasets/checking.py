@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from esvit_pl.datasets.decode import look
 from esvit_pl.datasets.interface import ImageDataset, Splits
+from esvit_pl.datasets.listing import shown
 from esvit_pl.datasets.pixels import PixelError
 from esvit_pl.datasets.problems import Reading
 
@@ -108,7 +109,7 @@ def check(
             writer.writerow((titles[part_of[number]], name, kind, detail, run))
             report.counts[kind], named[number] = report.counts[kind] + 1, True
             if len(report.first[kind]) < SHOWN:
-                report.first[kind].append(name)
+                report.first[kind].append(shown(name))
 
         for number, found in enumerate(progress(_findings(parts, smallest, longest, num_workers), total)):
             pixels[number], files[number] = found.pixels, found.file

@@ -8,8 +8,9 @@ neither does, the image is refused, because a guess would make it black or white
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
+from numbers import Real
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -155,16 +156,19 @@ class _Stored(NamedTuple):
     @classmethod
     def of(cls, image: Image.Image) -> _Stored:
         is_grey = image.mode.startswith(("I", "F"))
-        codec, raw = "", ""
+        codec, raw, highest = "", "", None
         for tile in getattr(image, "tile", ())[:1]:
-            codec, raw = tile[0], str(tile[3][0] if isinstance(tile[3], tuple) else tile[3])
+            told = tile[3] if isinstance(tile[3], tuple) else (tile[3],)
+            codec, raw, highest = tile[0], str(told[0]), told[-1]
         if hasattr(image, "tag_v2"):
             return cls._of_tiff(image.mode, image.tag_v2, codec)
         if image.mode == "I" and image.format == "PPM":
-            # Pillow scales the values of a PGM to 16 bits, unless the header says that they have as many.
-            return cls(16, limits=(0.0, 65535.0) if codec == "ppm" else None)
+            # Pillow scales the values of a PGM to 16 bits, unless its header says that they have as many.
+            is_told = codec.startswith("ppm") and highest != 65535
+            return cls(16, limits=(0.0, 65535.0) if is_told else None)
         bits = 16 if image.mode.startswith("I;16") else 32 if is_grey else 8
-        return cls(bits, signed=image.mode == "I", deep=";16" in raw and not is_grey)
+        deep = ";16" in raw or (codec.startswith("ppm") and highest == 65535)
+        return cls(bits, signed=image.mode == "I", deep=deep and not is_grey)
 
     @classmethod
     def _of_tiff(cls, mode: str, tags: Any, codec: str) -> _Stored:
@@ -254,7 +258,8 @@ def _check_deep_colour(image: Image.Image, stored: _Stored, rules: PixelRules) -
 def _laid_over(image: Image.Image, background: tuple[int, int, int]) -> Image.Image:
     colours = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
     alpha = colours.getchannel("A")
-    if alpha.getextrema()[0] == 255:
+    if alpha.getextrema()[0] == 255 or (image.format == "BMP" and alpha.getextrema()[1] == 0):
+        # Programs that know no alpha leave its place in a BMP empty.
         return colours.convert("RGB")
     canvas = Image.new("RGB", image.size, background)
     canvas.paste(colours, mask=alpha)
@@ -284,8 +289,8 @@ def _range(given: Any) -> tuple[float, float]:
 
 
 def _numbers(given: Any) -> list[Any]:
-    numbers = list(given) if isinstance(given, list | tuple) else []
-    return numbers if all(isinstance(number, int | float) for number in numbers) else []
+    numbers = list(given) if isinstance(given, Iterable) and not isinstance(given, str) else []
+    return numbers if all(isinstance(number, Real) for number in numbers) else []
 
 
 def _first(value: Any) -> Any:

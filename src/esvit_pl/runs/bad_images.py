@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from esvit_pl.datasets import UNREADABLE_METADATA, Splits
+from esvit_pl.datasets.listing import shown
 from esvit_pl.distributed import rank
 from esvit_pl.runs.folder import RunFolder
 
@@ -29,7 +30,7 @@ def kept(run: RunFolder, splits: Splits) -> Iterator[None]:
 
 def lines(found: list[tuple[str, str, str]], folder: Path) -> list[str]:
     """What to say about `Splits.problems`."""
-    broken = [name for _, name, sentence in found if sentence != UNREADABLE_METADATA]
+    broken = [shown(name) for _, name, sentence in found if sentence != UNREADABLE_METADATA]
     metadata, said = len(found) - len(broken), []
     if broken:
         names = ", ".join(broken[:SHOWN]) + (", ..." if len(broken) > SHOWN else "")
