@@ -479,7 +479,7 @@ def test_three_epochs_need_no_further_setting(commands, pictures):
     shrunk = ["optimizer.warmup_epochs=0.3 in place of 10", "loss.teacher_temp_warmup_epochs=1 in place of 30"]
     shrunk += ["module.freeze_prototypes_epochs=0.03 in place of 1"]
     assert f"3 epochs are less than 100, so these shrink: {', '.join(shrunk)}\n" in outcome.out
-    assert outcome.metric("train/teacher_temp") == [0.04, 0.07, 0.07]
+    assert outcome.metric("train/teacher_temp") == pytest.approx([0.04, 0.07, 0.07])
     peak, *_ = rates = outcome.metric("train/lr")  # of 12 steps, the last of each epoch; 0.3 epochs are one step
     assert rates == sorted(rates, reverse=True)
     assert peak > 0.0005
@@ -499,7 +499,7 @@ def test_three_epochs_need_no_further_setting(commands, pictures):
             ["loss.teacher_temp_warmup_epochs=30"],
             r"loss.teacher_temp_warmup_epochs=1 would do",
         ),
-        (["module.freeze_prototypes_epochs=3"], r"module.freeze_prototypes_epochs=3 is .* epochs=0.02 would do"),
+        (["module.freeze_prototypes_epochs=3"], r"module.freeze_prototypes_epochs=0.02 would do"),
         (["optimizer.warmup_epochs=3", "dataset.root=nowhere"], r"optimizer.warmup_epochs=0.2 would do"),
         (["trainer.max_epochs=0"], r"trainer.max_epochs must be a whole number, 1 or more, got 0"),
         (["trainer.limit_train_batches=0"], r"trainer.limit_train_batches=0 leaves nothing to train on"),

@@ -27,4 +27,4 @@ def checkpoint_interval(epochs: float) -> int:
     [10, 10, 20, 50, 100]
     """
     intervals = (base * 10**power for power in count(1) for base in (1, 2, 5))
-    return next(interval for interval in intervals if epochs // interval <= FEW)
+    return int(next(interval for interval in intervals if epochs // interval <= FEW))

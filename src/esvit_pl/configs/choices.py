@@ -171,7 +171,7 @@ def batch_for(images: int, on_gpu: bool) -> int:
     """Images of a step: a power of two, so that an epoch has four steps where images are few."""
     most = 64 if not on_gpu or images < 30_000 else 128 if images < 300_000 else 256
     wanted = min(max(images // 4, min(images, 4)), most)
-    return 2 ** int(math.log2(wanted))
+    return int(2 ** int(math.log2(wanted)))
 
 
 def split(batch: int, backbone: str, crop: int, machine: Machine) -> tuple[int, int]:
