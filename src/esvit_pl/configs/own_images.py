@@ -28,6 +28,9 @@ SAMPLE = 200
 WHOLE = ("augment", "optimizer")
 """Groups whose settings are not chosen where the user has chosen an option of them."""
 
+OF_THIS_RUN = ("experiment", "dry_run", "out", "overwrite", "paths.output_dir")
+"""Words that another training with the same settings would not have."""
+
 Compose = Callable[[list[str]], DictConfig]
 
 
@@ -116,7 +119,7 @@ def machine_of(cfg: DictConfig, words: Sequence[str]) -> Machine:
     if asked not in ("auto", "gpu", "cuda") or not torch.cuda.is_available():
         return Machine("cpu", total_bytes("cpu"), processes(cfg))
     bfloat16 = torch.cuda.get_device_capability()[0] >= 8
-    return Machine("cuda", total_bytes("cuda"), processes(cfg) if "trainer" in given else 1, bfloat16)
+    return Machine("cuda", total_bytes("cuda"), processes(cfg), bfloat16)
 
 
 def keys(words: Sequence[str]) -> dict[str, str]:
@@ -176,6 +179,6 @@ def table(choices: Sequence[Choice], kept: Sequence[str]) -> str:
 def pinned(kept: Sequence[str], words: Sequence[str]) -> str:
     """The command that is the same training, whatever the images and the machine become."""
     own: Mapping[str, str] = keys(words)
-    data = [] if "dataset" in own else ["dataset=folder"]
-    others = [word for word in words if word.split("=")[0] not in ("experiment", "dry_run", "paths.output_dir")]
+    data = [] if "dataset" in own or "dataset.root" not in own else ["dataset=folder"]
+    others = [word for word in words if word.split("=")[0] not in OF_THIS_RUN]
     return f"the same with every setting named:\n{shlex.join(['esvit-pretrain', *data, *kept, *others])}\n"
