@@ -106,9 +106,9 @@ class PretrainingStep(nn.Module):
         for name, value in (("momentum", momentum), ("momentum_end", momentum_end)):
             if not 0 <= value <= 1:
                 raise ValueError(f"the teacher needs {name} between 0 and 1, got {value}")
-        for name, value in (("clip_grad", clip_grad), ("freeze_prototypes_epochs", freeze_prototypes_epochs)):
-            if (value or 0) < 0:
-                raise ValueError(f"the training step needs {name} of 0 or more, got {value}")
+        for name, given in (("clip_grad", clip_grad), ("freeze_prototypes_epochs", freeze_prototypes_epochs)):
+            if (given or 0) < 0:
+                raise ValueError(f"the training step needs {name} of 0 or more, got {given}")
         check_shape("module.momentum_schedule", momentum_schedule)
         heads, rows = objective.heads(backbone.width, backbone.region_width), objective.head_rows
         self.teacher = None

@@ -185,7 +185,10 @@ def make(cfg: DictConfig, images: Splits | None = None, *, timed: bool = False) 
         warnings=tuple(warnings),
     )
     made = replace(made, warnings=(*made.warnings, *disk(cfg, made, length), *proportions(made)))
-    return replace(made, **times(cfg, recipe, data, per_epoch)) if timed else made
+    if not timed:
+        return made
+    step, loading, epoch = times(cfg, recipe, data, per_epoch)
+    return replace(made, step_seconds=step, loading_seconds=loading, epoch_seconds=epoch)
 
 
 def is_timed(dry_run: object) -> bool:
@@ -319,7 +322,7 @@ def disk(cfg: DictConfig, plan: Plan, end: float) -> list[str]:
 # -- time
 
 
-def times(cfg: DictConfig, recipe: Recipe, data: ImageDataModule, per_epoch: int) -> dict[str, float]:
+def times(cfg: DictConfig, recipe: Recipe, data: ImageDataModule, per_epoch: int) -> tuple[float, float, float]:
     """Seconds of a micro-batch, of its loading, and of an epoch."""
     from esvit_pl.datasets import Splits, Subset
     from esvit_pl.profiling.epoch import batch_seconds, micro_batch_seconds, step_seconds
@@ -343,8 +346,7 @@ def times(cfg: DictConfig, recipe: Recipe, data: ImageDataModule, per_epoch: int
     loader = assemble.datamodule(cfg, some, recipe, persistent_workers=False).train_dataloader()
     loading = batch_seconds(loader, batch_size=data.batch_size, num_workers=data.num_workers)
     both = micro_batch_seconds(step, loading, at_once=device != "cpu" and data.num_workers > 0)
-    epoch = both * cfg.trainer.accumulate_grad_batches * per_epoch
-    return {"step_seconds": step, "loading_seconds": loading, "epoch_seconds": epoch}
+    return step, loading, both * cfg.trainer.accumulate_grad_batches * per_epoch
 
 
 def as_time(seconds: float) -> str:

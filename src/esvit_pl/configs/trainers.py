@@ -43,7 +43,7 @@ def steps_an_epoch(cfg: DictConfig, data: ImageDataModule) -> int:
 
     batches = len(data.train_images) // (data.batch_size * processes(cfg))
     batches = limited(batches, cfg.trainer.get("overfit_batches") or cfg.trainer.limit_train_batches)
-    return max(int(batches) // cfg.trainer.accumulate_grad_batches, 1)
+    return max(int(batches // cfg.trainer.accumulate_grad_batches), 1)
 
 
 def length(cfg: DictConfig, data: ImageDataModule) -> float:

@@ -217,6 +217,7 @@ class Pretrainer(LightningModule):
     @property
     def durations(self) -> dict[str, Duration]:
         """Parts of the training by the full names of their settings."""
+        parts: dict[str, OptimizerRecipe | Objective | PretrainingStep]
         parts = {"optimizer": self.optimizer, "loss": self.objective, "module": self.step}
         return {f"{key}.{name}": value for key, part in parts.items() for name, value in part.durations.items()}
 

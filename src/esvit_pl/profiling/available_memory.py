@@ -37,7 +37,7 @@ def total_bytes(device: torch.device | str = "cpu", *, root: Path = Path("/")) -
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).total_memory)
     limits = _group_limits(root) if (root / "proc/meminfo").is_file() else ()
-    return min([int(sysconf("SC_PHYS_PAGES") * sysconf("SC_PAGE_SIZE")), *limits])
+    return int(min([sysconf("SC_PHYS_PAGES") * sysconf("SC_PAGE_SIZE"), *limits]))
 
 
 def _group_limits(root: Path) -> Iterator[int]:
