@@ -340,7 +340,7 @@ def times(cfg: DictConfig, recipe: Recipe, data: ImageDataModule, per_epoch: int
         precision=PRECISIONS[SHORT.get(precision, precision)],
         device=device,
     )
-    needed = batches_needed(data.num_workers, rounds=2) * data.batch_size
+    needed = batches_needed(data.num_workers) * data.batch_size
     images = data.train_images
     some = Splits(Subset(images, [index * len(images) // needed for index in range(needed)]))
     loader = assemble.datamodule(cfg, some, recipe, persistent_workers=False).train_dataloader()

@@ -44,17 +44,16 @@ def step_seconds(
     return median(took[2:])
 
 
-def batch_seconds(loader: Iterable[Any], *, batch_size: int, num_workers: int, rounds: int = 2) -> float:
+def batch_seconds(loader: Iterable[Any], *, batch_size: int, num_workers: int) -> float:
     """Seconds that a loader takes for a batch when nothing else runs.
 
     Args:
-        loader: of `batches_needed(num_workers, rounds)` batches or more.
+        loader: of `batches_needed(num_workers)` batches or more.
         batch_size: images.
         num_workers: its processes.
-        rounds: batches of each process that are measured.
     """
-    some = islice(loader, batches_needed(num_workers, rounds))
-    return batch_size / loader_rate(some, batch_size=batch_size, num_workers=num_workers, rounds=rounds)
+    some = islice(loader, batches_needed(num_workers))
+    return batch_size / loader_rate(some, batch_size=batch_size, num_workers=num_workers)
 
 
 def micro_batch_seconds(step: float, loading: float, *, at_once: bool) -> float:
