@@ -65,5 +65,5 @@ def test_weights_of_16_and_8_bits(tmp_path):
         read_checkpoint(tmp_path / "a.pth")
         state["norm.bias"][0] = float("nan")
         torch.save(state, tmp_path / "a.pth")
-        with pytest.raises(ValueError, match=r"tensors: backbone.backbone.norm.bias\."):
+        with pytest.raises(ValueError, match=r"tensors: backbone.norm.bias\."):
             read_checkpoint(tmp_path / "a.pth")

@@ -179,3 +179,18 @@ def test_a_file_of_format_1_is_evaluated_and_converted(commands, pictures, tmp_p
     ours = read_checkpoint(FORMAT_1, moments=True)
     assert toys.largest_difference(released.objective, ours.objective) == 0
     assert released.moments.of.keys() == ours.moments.of.keys()
+
+
+def test_weights_alone_are_no_training_to_go_on_with(tmp_path):
+    """They can be looked at, and begin a new training."""
+    saver = ModelCheckpoint(tmp_path, save_last=True, save_weights_only=True)
+    toys.trainer(tmp_path, callbacks=[saver], enable_checkpointing=True, max_epochs=1).fit(
+        toys.pretrainer(), toys.loader(16, 8)
+    )
+    assert read_checkpoint(tmp_path, moments=True).moments is None
+    with pytest.raises(
+        ValueError, match="no state of an optimizer, .*; init_from= in place of ckpt_path= starts a new"
+    ):
+        toys.trainer(tmp_path, max_epochs=2).fit(
+            toys.pretrainer(), toys.loader(16, 8), ckpt_path=tmp_path / "last.ckpt", weights_only=True
+        )

@@ -193,7 +193,7 @@ def test_the_family_that_fits_is_named(tmp_path):
     torch.save(under("module.", model.state_dict()), tmp_path / "a.pth")
     with pytest.raises(
         ValueError,
-        match="look like those of timm.s convnext_atto, .*: give the right one, backbone=timm backbone.name=NAME",
+        match="look like those of timm.s convnext_base, .*: give the right one, backbone=timm backbone.name=NAME",
     ):
         read_checkpoint(tmp_path / "a.pth")
 

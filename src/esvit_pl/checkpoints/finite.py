@@ -32,7 +32,8 @@ def check_finite(checkpoint: Checkpoint) -> None:
 
 def _tensors(checkpoint: Checkpoint) -> Iterator[tuple[str, Tensor]]:
     for network, state in checkpoint.networks.items():
-        yield from ((f"{network}.{name}", value) for name, value in state.items())
+        before = "" if network == "backbone" else f"{network}."
+        yield from ((f"{before}{name}", value) for name, value in state.items())
     yield from ((f"objective.{name}", value) for name, value in checkpoint.objective.items())
     for name, moments in (checkpoint.moments.of if checkpoint.moments else {}).items():
         yield from ((f"optimizer.{key} of {name}", value) for key, value in moments.items() if torch.is_tensor(value))

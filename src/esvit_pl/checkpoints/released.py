@@ -235,7 +235,8 @@ def _strange(path: str, flat: State, given: Mapping[str, Any] | None) -> str:
             f"{', '.join(wanted[:4])}, ..."
         )
     like = timm_names.like(flat)
-    ones = timm.list_models(f"{like}*")[:4] if like else []
+    relatives = timm.list_models(f"{like}*") if like else []
+    ones = ([name for name in relatives if re.search("tiny|small|base|b0|50", name)] or relatives)[:4]
     way = (
         f"They look like those of timm's {', '.join(ones)}, ...: give the right one, backbone=timm backbone.name=NAME"
         if ones
