@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from esvit_pl.profiling.available_memory import available_bytes
+from esvit_pl.profiling.available_memory import available_bytes, total_bytes
 
 
 def system(root: Any, available: int, files: dict[str, str]) -> Any:
@@ -55,3 +55,9 @@ def test_the_smaller_of_what_the_system_has_and_the_group_may_have(tmp_path, fil
 
 def test_this_machine_has_memory():
     assert 2**20 < available_bytes() < 2**50
+
+
+def test_what_there_is_in_all_does_not_depend_on_what_is_used(tmp_path):
+    limit = {"proc/self/cgroup": "0::/a\n", "sys/fs/cgroup/a/memory.max": "4096\n"}
+    assert {total_bytes(root=system(tmp_path, available, limit)) for available in (1, 5000)} == {4096}
+    assert total_bytes() >= available_bytes() > 0
