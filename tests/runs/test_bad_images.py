@@ -5,6 +5,10 @@ import shutil
 
 import pytest
 
+from esvit_pl.datasets import SkippedImage, folder
+from esvit_pl.runs.bad_images import kept
+from esvit_pl.runs.folder import RunFolder
+
 
 @pytest.fixture
 def some_bad(pictures, tmp_path):
@@ -38,3 +42,25 @@ def test_a_run_that_skips_bad_images_names_them_at_its_end(commands, some_bad):
 def test_a_run_without_bad_images_says_nothing_of_them(pretrained):
     assert "could not be read" not in pretrained.out
     assert not (pretrained.folder / "bad_images.csv").exists()
+
+
+def test_every_process_writes_what_it_has_met(some_bad, tmp_path):
+    splits = folder(some_bad, on_bad_image="skip", bad_image_budget=0.1)
+    for writes, index in ((True, 7), (False, 27)):
+        with kept(RunFolder(tmp_path, writes=writes), splits), pytest.raises(SkippedImage):
+            splits.train[index]
+    assert [len(path.read_text().splitlines()) for path in sorted(tmp_path.glob("*.csv"))] == [2, 3]
+    assert (tmp_path / "bad_images_0.csv").exists()  # of a process that is not the first; here its rank is 0
+
+
+def test_a_run_that_fails_keeps_the_list(some_bad, tmp_path):
+    splits = folder(some_bad, on_bad_image="skip", bad_image_budget=0.1)
+
+    def fail():
+        with pytest.raises(SkippedImage):
+            splits.train[7]
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), kept(RunFolder(tmp_path), splits):
+        fail()
+    assert "blue/07.jpg" in (tmp_path / "bad_images.csv").read_text()
