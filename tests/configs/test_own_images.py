@@ -123,6 +123,11 @@ def test_the_command_trains_with_what_it_has_chosen(commands, pictures):
     assert all(loss > 0 for loss in outcome.metric("train/view_loss"))
     again = esvit_pl.compose("pretrain", *words[:2], *cfg.chosen, *words[2:], f"paths.output_dir={outcome.folder}")
     assert {**plainly(again), "paths": None} == {**plainly(cfg), "paths": None}
+    resumed = commands.run("pretrain", *words, f"ckpt_path={outcome.last}")
+    assert resumed.code == 0, resumed.err
+    assert "experiment=own_images: the settings are those of the checkpoint" in resumed.out
+    by_name = commands.run("pretrain", "dataset=folder", words[1], *cfg.chosen, *words[2:], f"ckpt_path={outcome.last}")
+    assert by_name.code == 0, by_name.err
 
 
 def test_the_same_from_python(pictures):
