@@ -13,9 +13,11 @@ from esvit_pl.datasets.interface import (
     Subset,
     split_by_name,
 )
+from esvit_pl.datasets.own import splits_of
 from esvit_pl.datasets.photographs import FREE_TO_SHOW, photographs
 from esvit_pl.datasets.pixels import PixelRules, UnreadableMetadata
 from esvit_pl.datasets.problems import Reading, SkippedImage, readable
+from esvit_pl.datasets.table import table
 
 __all__ = [
     "FREE_TO_SHOW",
@@ -39,4 +41,6 @@ __all__ = [
     "photographs",
     "readable",
     "split_by_name",
+    "splits_of",
+    "table",
 ]

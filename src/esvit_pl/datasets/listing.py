@@ -18,6 +18,7 @@ EXTENSIONS = (
     *((".avif",) if features.check("avif") else ()),
 )
 """Endings of the files that are read, in upper or lower case."""
+TABLES = (".csv", ".tsv", ".parquet")
 
 # What operating systems, network drives and notebooks put beside pictures. Everything that begins with a dot is left
 # out too: .DS_Store, ._x.jpg, .Trash-1000, .ipynb_checkpoints.

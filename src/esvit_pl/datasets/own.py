@@ -1,0 +1,481 @@
+"""Data that a program holds, as `Splits`: lists of files, data sets of torch, torchvision and Hugging Face, tables."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import ConcatDataset, DataLoader, IterableDataset, TensorDataset
+from torch.utils.data import Subset as TorchSubset
+
+from esvit_pl.datasets.folder import FolderDataset, folder
+from esvit_pl.datasets.interface import ImageDataset, Picture, Splits, Subset
+from esvit_pl.datasets.layout import split_named
+from esvit_pl.datasets.listing import TABLES, ending, shown
+from esvit_pl.datasets.numbering import as_numbers, number_classes, read_labels
+from esvit_pl.datasets.pictures import as_uint8
+from esvit_pl.datasets.problems import Problems, Reading
+from esvit_pl.datasets.table import Rows, check_files, splits_of_rows, table
+
+ACCEPTED = (
+    "a folder, the name of a dataset, a CSV, TSV or Parquet file, a DataFrame with a column of paths, a list of paths, "
+    "of images, or of pairs (path or image, label), a torch Dataset of images or of pairs (image, label), a Hugging "
+    "Face dataset, datasets.Splits, or two of these for training and evaluation: (train, val) or "
+    "{'train': ..., 'val': ...}"
+)
+
+
+def splits_of(data: Any, *, val_fraction: float = 0.1, **reading: Any) -> Splits:
+    """Whatever holds images, as the data sets of a training; docs/data.md lists what is accepted.
+
+    >>> images = [(torch.zeros(3, 8, 8), "cat"), (torch.ones(3, 8, 8), "dog")]
+    >>> splits = splits_of(images)
+    >>> splits.classes, splits.train[1][0].max().item(), splits.train[1][1]
+    (['cat', 'dog'], 255, 1)
+
+    Args:
+        data: nothing of it is copied; images are asked for when they are needed, by several processes at once.
+        val_fraction: the share of images that become the query where there is no val.
+        reading: of `Reading`: value_range, background, max_pixels, on_bad_image, bad_image_budget.
+
+    Raises:
+        ValueError: it is something else, holds no image, or its first image or a label cannot be read.
+    """
+    if isinstance(data, Splits):
+        return data
+    how = Reading(**reading)
+    if isinstance(data, (str, os.PathLike)):
+        path = os.fspath(data)
+        if ending(path) in TABLES:
+            return table(path, val_fraction=val_fraction, **reading)
+        return folder(path, val_fraction=val_fraction, **reading)
+    if _is_frame(data):
+        rows = Rows(_Columns(data), lambda index: f"row {index} of the DataFrame", "the DataFrame")
+        asked = dict.fromkeys(("path_column", "label_column", "split_column"))
+        return splits_of_rows(rows, asked, "", val_fraction=val_fraction, reading=how)
+    given, left_out = _by_split(data)
+    parts = {split: _source(part, how, given.get("train") is not part) for split, part in given.items()}
+    train, val = parts["train"], parts.get("val")
+    if val is not None and val.labels is None and train.labels is not None and _is_folder(given["val"]):
+        classes_alone = folder(given["val"], layout="classes", **reading)  # a single class is one, because train has some
+        val = parts["val"] = _of_images(classes_alone.train, classes_alone.classes, list(classes_alone.notes))
+    read = {split: read_labels(part.labels, part.names, part.where) for split, part in parts.items()}
+    trained = read["train"]
+    classes = None if trained is None else number_classes(trained, train.names)
+
+    def images(split: str) -> ImageDataset:
+        labels = read[split]
+        if classes is None or labels is None:
+            return parts[split].build(None)
+        return parts[split].build(as_numbers(labels, classes, split))
+
+    names = None if classes is None else [str(name) for name in classes]
+    notes = dict.fromkeys(note for part in parts.values() for note in part.notes)
+    return Splits(images("train"), None if val is None else images("val"), names, val_fraction, (*notes, *left_out))
+
+
+@dataclass
+class _Source:
+    """Images of one split before their labels are numbered."""
+
+    build: Callable[[list[int] | None], ImageDataset]
+    labels: Sequence[Any] | None = None
+    names: Sequence[str] | None = None
+    """Of the classes, if the labels are numbers in them."""
+    notes: list[str] = field(default_factory=list)
+    where: Callable[[int], str] = "item {}".format
+
+
+class OwnImages(ImageDataset):
+    """The images of anything that is indexed: a torch Dataset, a Hugging Face dataset, a list, an array.
+
+    >>> images = OwnImages([torch.zeros(3, 8, 8)], Reading())
+    >>> images[0][0].dtype, images.name(0)
+    (torch.uint8, '00000000')
+
+    Args:
+        data: its items are images, pairs (image, label), or dicts with an image in `column`.
+        reading: how images become RGB, and what happens to one that cannot be read.
+        labels: class numbers, or None.
+    """
+
+    def __init__(
+        self, data: Any, reading: Reading, labels: Sequence[int] | None = None, column: str | None = None
+    ) -> None:
+        self.data, self.reading, self.column = data, reading, column
+        self._labels = None if labels is None else np.array(labels, dtype=np.int64)
+        self._problems = Problems(len(data), reading)
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int | None]:
+        with self._problems.watch(index):
+            return self.image(index), None if self._labels is None else int(self._labels[index])
+
+    def image(self, index: int) -> Tensor:
+        """uint8 (3 h w).
+
+        Raises:
+            ValueError: the item cannot be read, or holds no image; the message says which one and why.
+        """
+        try:
+            item = self.data[index]
+            return as_uint8(item[self.column] if self.column is not None else _image_of(item), self.reading)
+        except Exception as error:  # a data set of other people's may raise anything
+            kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+            raise ValueError(f"item {index} of the data ({type(self.data).__name__}): {kind}{error}") from error
+
+    @property
+    def labels(self) -> list[int] | None:
+        return None if self._labels is None else self._labels.tolist()
+
+    def name(self, index: int) -> str:
+        return f"{index:08d}"
+
+    def problems(self) -> list[tuple[str, str]]:
+        return [(self.name(index), "the item could not be read") for index in self._problems.broken]
+
+
+class Relabelled(ImageDataset):
+    """The same images with other labels, or without labels.
+
+    >>> images = Relabelled(OwnImages([torch.zeros(3, 8, 8)], Reading()), [4])
+    >>> images[0][1], images.labels
+    (4, [4])
+    """
+
+    def __init__(self, images: ImageDataset, labels: Sequence[int] | None) -> None:
+        self.images = images
+        self._labels = None if labels is None else np.array(labels, dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int | None]:
+        return self.images[index][0], self._label(index)
+
+    def open(self, index: int) -> Picture:
+        return self.images.open(index)._replace(label=self._label(index))
+
+    @property
+    def labels(self) -> list[int] | None:
+        return None if self._labels is None else self._labels.tolist()
+
+    def name(self, index: int) -> str:
+        return self.images.name(index)
+
+    def problems(self) -> list[tuple[str, str]]:
+        return self.images.problems()
+
+    def _label(self, index: int) -> int | None:
+        return None if self._labels is None else int(self._labels[index])
+
+
+class Joined(ImageDataset):
+    """Several data sets as one, without labels. Names say the number of the data set: "1/cat.jpg".
+
+    >>> images = OwnImages([torch.zeros(3, 8, 8)], Reading())
+    >>> Joined([images, images]).name(1)
+    '1/00000000'
+    """
+
+    labels = None
+
+    def __init__(self, parts: Sequence[ImageDataset]) -> None:
+        self.parts = list(parts)
+        self.ends = np.cumsum([len(part) for part in parts])
+
+    def __len__(self) -> int:
+        return int(self.ends[-1])
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int | None]:
+        part, inside = self._place(index)
+        return self.parts[part][inside][0], None
+
+    def open(self, index: int) -> Picture:
+        part, inside = self._place(index)
+        return self.parts[part].open(inside)
+
+    def name(self, index: int) -> str:
+        part, inside = self._place(index)
+        return f"{part}/{self.parts[part].name(inside)}"
+
+    def problems(self) -> list[tuple[str, str]]:
+        found = ((number, *problem) for number, part in enumerate(self.parts) for problem in part.problems())
+        return [(f"{number}/{name}", sentence) for number, name, sentence in found]
+
+    def _place(self, index: int) -> tuple[int, int]:
+        part = int(np.searchsorted(self.ends, index, side="right"))
+        return part, index - int(self.ends[part] - len(self.parts[part]))
+
+
+# -- splits
+
+
+def _by_split(data: Any) -> tuple[dict[str, Any], list[str]]:
+    """The data of train and perhaps val, and a line about what is not read."""
+    if isinstance(data, Mapping):
+        found: dict[str, Any] = {}
+        others = []
+        for key, value in data.items():
+            split = split_named(str(key))
+            if split in found:
+                raise ValueError(f"{_and(list(data))} name the same split twice; give one of them")
+            if split is None or split == "test":
+                others.append(str(key))
+            else:
+                found[split] = value
+        if "train" not in found:
+            raise ValueError(f"a dict of data needs the key 'train', and may have 'val'; got {_and(list(data))}")
+        return found, [f"left out: {', '.join(map(shown, others))} (never read)"] if others else []
+    if isinstance(data, tuple) and not hasattr(data, "_fields") and len(data) == 2 and not _is_image(data[0]):
+        return {"train": data[0], "val": data[1]}, []
+    return {"train": data}, []
+
+
+# -- what kind of data it is
+
+
+def _source(data: Any, reading: Reading, is_val: bool) -> _Source:
+    """One split of any kind."""
+    if isinstance(data, (str, os.PathLike, Splits)) or _is_frame(data):
+        splits = splits_of(data, **vars(reading))
+        if splits.val is not None:
+            raise ValueError(f"what is given for one split holds train and val itself: {_brief(data)}; give it alone")
+        return _of_images(splits.train, splits.classes, list(splits.notes))
+    by_index = hasattr(data, "__getitem__") and hasattr(data, "__len__") and getattr(data, "ndim", 1) > 0
+    if isinstance(data, (IterableDataset, Mapping, bytes)) or not by_index:
+        raise _refusal(data)
+    if not len(data):
+        raise ValueError(f"the {'val' if is_val else 'training'} data ({type(data).__name__}) hold no image")
+    if isinstance(data, ImageDataset):
+        return _of_images(data, getattr(data, "classes", None), [])
+    if isinstance(data, TorchSubset):
+        return _of_subset(data, reading, is_val)
+    if isinstance(data, ConcatDataset):
+        return _of_parts(data, reading, is_val)
+    if hasattr(data, "column_names") and hasattr(data, "features"):
+        return _of_hugging_face(data, reading)
+    if _is_image_folder(data):
+        return _of_image_folder(data, reading)
+    if hasattr(data, "tolist") and getattr(data, "ndim", 1) == 1 and not isinstance(data, torch.Tensor):
+        data = data.tolist()  # a Series of paths, or an array of them
+    if isinstance(data, (list, tuple)):
+        listed = _of_paths(data, reading)
+        if listed is not None:
+            return listed
+    return _of_items(data, reading)
+
+
+def _of_images(images: ImageDataset, classes: list[str] | None, notes: list[str]) -> _Source:
+    return _Source(lambda labels: Relabelled(images, labels), images.labels, classes, notes)
+
+
+def _of_paths(data: Sequence[Any], reading: Reading) -> _Source | None:
+    """A list of paths, or of pairs (path, label); None for other lists."""
+    if _is_path(data[0]):
+        paths, labels = list(data), None
+    elif isinstance(data[0], (tuple, list)) and len(data[0]) == 2 and _is_path(data[0][0]):
+        wrong = next((index for index, pair in enumerate(data) if not _is_pair(pair)), None)
+        if wrong is not None:
+            raise ValueError(
+                f"item {wrong} of the list is no pair (path, label) as the first is: {_brief(data[wrong])}"
+            )
+        paths, labels = [path for path, _ in data], [label for _, label in data]
+    else:
+        return None
+    wrong = next((index for index, path in enumerate(paths) if not _is_path(path)), None)
+    if wrong is not None:
+        raise ValueError(f"item {wrong} of the list is no path as the first is: {_brief(paths[wrong])}")
+    files = [os.path.abspath(os.path.expanduser(os.fsdecode(path))) for path in paths]
+    root = os.path.commonpath([os.path.dirname(file) for file in files])
+    names = [Path(os.path.relpath(file, root)).as_posix() for file in files]
+    check_files(root, names, "item {}".format)
+    return _Source(lambda numbers: FolderDataset(root, names, numbers, reading=reading), labels)
+
+
+def _is_image_folder(data: Any) -> bool:
+    """torchvision's ImageFolder, or a DatasetFolder, whose files are images that it opens in its usual way."""
+    loader = getattr(data, "loader", None)
+    usual = getattr(loader, "__name__", "") == "default_loader" and "torchvision" in getattr(loader, "__module__", "")
+    return usual and hasattr(data, "samples") and hasattr(data, "classes")
+
+
+def _of_image_folder(data: Any, reading: Reading) -> _Source:
+    root, labels = os.path.abspath(data.root), [label for _, label in data.samples]
+    names: list[str] | None = list(data.classes)
+    files = [Path(os.path.relpath(path, root)).as_posix() for path, _ in data.samples]
+    if data.target_transform is not None:
+        labels, names = [data.target_transform(label) for label in labels], None
+    notes = [f"layout: the files of {type(data).__name__}"]
+    if data.transform is not None:
+        notes.append("its transform is not used: augment= says what happens to images")
+    return _Source(lambda numbers: FolderDataset(root, files, numbers, reading=reading), labels, names, ["; ".join(notes)])
+
+
+def _of_subset(data: Any, reading: Reading, is_val: bool) -> _Source:
+    whole, indices = _source(data.dataset, reading, is_val), [int(index) for index in data.indices]
+    labels = None if whole.labels is None else [whole.labels[index] for index in indices]
+    return _Source(
+        lambda numbers: Relabelled(Subset(whole.build(None), indices), numbers), labels, whole.names, whole.notes
+    )
+
+
+def _of_parts(data: Any, reading: Reading, is_val: bool) -> _Source:
+    parts = [_source(part, reading, is_val) for part in data.datasets]
+    notes = [note for part in parts for note in part.notes]
+    each = [read_labels(part.labels, part.names, part.where) for part in parts]
+    if any(labels is None for labels in each) and not all(labels is None for labels in each):
+        raise ValueError("some parts of the ConcatDataset have labels and others have none; give all of them labels")
+    labels = [label for found in each if found is not None for label in found] or None
+    return _Source(
+        lambda numbers: Relabelled(Joined([part.build(None) for part in parts]), numbers), labels, None, notes
+    )
+
+
+def _of_hugging_face(data: Any, reading: Reading) -> _Source:
+    """A `datasets.Dataset`, known by its interface: `column_names`, `features`, rows as dicts, columns by name."""
+    features, columns = data.features or {}, list(data.column_names)
+    kinds = {name: type(features.get(name)).__name__ for name in columns}
+    image = next((name for name in ("image", "img") if name in columns), None)
+    image = image or next((name for name in columns if kinds[name] == "Image"), None)
+    if image is None:
+        raise ValueError(f"the data set has no column 'image' or 'img'; rename one of {_and(columns)}")
+    label = next((name for name in ("label", "labels") if name in columns), None)
+    if label is None:
+        classed = [name for name in columns if kinds[name] == "ClassLabel"]
+        if len(classed) > 1:
+            raise ValueError(
+                f"{_and(classed)} may be the labels; say which: data.rename_column({classed[0]!r}, 'label')"
+            )
+        label = classed[0] if classed else None
+    labels = None if label is None else list(data[label])
+    names = None if label is None else getattr(features.get(label), "names", None)
+    OwnImages(data, reading, column=image).image(0)
+    return _Source(lambda numbers: OwnImages(data, reading, numbers, image), labels, names)
+
+
+def _of_items(data: Any, reading: Reading) -> _Source:
+    """Anything that gives images, or pairs (image, label), by index."""
+    first = data[0]
+    OwnImages(data, reading).image(0)  # what cannot be read is said before a training is started on it
+    labels: Sequence[Any] | None = None
+    notes: list[str] = []
+    if _has_label(first):
+        labels = None if getattr(data, "target_transform", None) is not None else _known_labels(data)
+        if labels is None:
+            labels = [_label_of(data[index]) for index in range(len(data))]
+            if not isinstance(data, (list, tuple)):
+                notes = [
+                    f"labels: read once from all {len(data):,} items of {type(data).__name__}; a list of them as its "
+                    "attribute targets spares that"
+                ]
+    names = getattr(data, "classes", None)
+    numbered = labels is not None and not any(isinstance(label, str) for label in labels)
+    names = list(names) if names is not None and numbered else None
+    return _Source(lambda numbers: OwnImages(data, reading, numbers), labels, names, notes)
+
+
+def _known_labels(data: Any) -> Sequence[Any] | None:
+    """The labels of all items where the data set tells them, as torchvision's do."""
+    if isinstance(data, TensorDataset):
+        labels: list[Any] = data.tensors[1].tolist()
+        return labels
+    for name in ("targets", "labels"):
+        found = getattr(data, name, None)
+        if found is not None and hasattr(found, "__len__") and len(found) == len(data):
+            return found.tolist() if hasattr(found, "tolist") else list(found)
+    return None
+
+
+# -- items
+
+
+def _image_of(item: Any) -> Any:
+    if isinstance(item, Mapping) and not {"bytes", "path"} & item.keys():
+        column = next((name for name in ("image", "img") if name in item), None)
+        if column is None:
+            raise ValueError(f"an item is a dict without the key 'image' or 'img': {_and(list(item))}")
+        return item[column]
+    if isinstance(item, (tuple, list)):
+        if len(item) not in (1, 2):
+            raise ValueError(f"an item is an image or a pair (image, label), got {len(item)} things")
+        return item[0]
+    return item
+
+
+def _has_label(item: Any) -> bool:
+    return (isinstance(item, (tuple, list)) and len(item) == 2) or (isinstance(item, Mapping) and _key_of(item) != "")
+
+
+def _key_of(item: Mapping[str, Any]) -> str:
+    return next((name for name in ("label", "labels") if name in item), "")
+
+
+def _label_of(item: Any) -> Any:
+    return item[_key_of(item)] if isinstance(item, Mapping) else item[1]
+
+
+class _Columns(Mapping[str, Any]):
+    """The columns of a DataFrame of pandas or polars, as lists."""
+
+    def __init__(self, frame: Any) -> None:
+        self.frame = frame
+
+    def __getitem__(self, name: str) -> list[Any]:
+        return list(self.frame[name])
+
+    def __iter__(self) -> Any:
+        return iter(list(self.frame.columns))
+
+    def __len__(self) -> int:
+        return len(self.frame.columns)
+
+
+def _is_frame(data: Any) -> bool:
+    return hasattr(data, "columns") and hasattr(data, "shape") and not hasattr(data, "column_names")
+
+
+def _is_path(value: Any) -> bool:
+    return isinstance(value, (str, os.PathLike))
+
+
+def _is_folder(value: Any) -> bool:
+    return _is_path(value) and os.path.isdir(value)
+
+
+def _is_pair(value: Any) -> bool:
+    return isinstance(value, (tuple, list)) and len(value) == 2 and _is_path(value[0])
+
+
+def _is_image(value: Any) -> bool:
+    return isinstance(value, (Image.Image, np.ndarray, Tensor)) and getattr(value, "ndim", 3) in (2, 3)
+
+
+def _refusal(data: Any) -> ValueError:
+    if hasattr(data, "__next__"):
+        why = "an iterator is empty after one pass; make a list of it"
+    elif isinstance(data, DataLoader):
+        why = "batches are made here; give its dataset, without transforms that crop or normalise"
+    elif isinstance(data, IterableDataset) or hasattr(data, "column_names"):
+        why = "a stream has no length, and cannot be shuffled; give a data set with __len__ and __getitem__"
+    else:
+        why = f"it must be {ACCEPTED}"
+    return ValueError(f"data is {type(data).__name__}, {_brief(data)}: {why}")
+
+
+def _brief(value: Any) -> str:
+    text = shown(repr(value))
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _and(words: Sequence[Any]) -> str:
+    return ", ".join(shown(str(word)) for word in words)

@@ -1,0 +1,90 @@
+"""An image as programs hold it, Pillow's, an array, a tensor or a path, as the uint8 (3 h w) of every data set here."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from esvit_pl.datasets.decode import FORMATS, decode
+from esvit_pl.datasets.pixels import PixelRules, upright_rgb
+
+CHANNELS = (1, 3, 4)
+
+
+def as_uint8(image: Any, rules: PixelRules) -> Tensor:
+    """The image as uint8 (3 h w), RGB.
+
+    Args:
+        image: a Pillow image; a path; a dict with the bytes or the path of a file, as Hugging Face data sets hold it;
+            an array or a tensor, grey (h w) or with 1, 3 or 4 channels (RGBA), channels first or last (an image of 3
+            rows and 3 columns of channels counts as channels last in an array and first in a tensor). Values are uint8,
+            bool, or floats in 0-1.
+        rules: how Pillow's modes and files become RGB, and what shows through transparent pixels.
+
+    Raises:
+        ValueError: it is none of these; the message says what it is.
+    """
+    if isinstance(image, Mapping) and {"bytes", "path"} & image.keys():
+        data = image.get("bytes")
+        image = image.get("path") if data is None else Image.open(BytesIO(data), formats=FORMATS)
+    if isinstance(image, (str, os.PathLike)):
+        return decode(os.fspath(image), rules)
+    if isinstance(image, Image.Image):
+        return _of_pillow(image, rules)
+    if isinstance(image, Tensor):
+        return _of_array(image.detach().cpu().numpy(), CHANNELS_FIRST, rules)
+    if isinstance(image, np.ndarray):
+        return _of_array(image, CHANNELS_LAST, rules)
+    raise ValueError(f"an image is a Pillow image, an array, a tensor or a path, got {type(image).__name__}")
+
+
+CHANNELS_FIRST, CHANNELS_LAST = 0, 2
+
+
+def _of_pillow(image: Image.Image, rules: PixelRules) -> Tensor:
+    return torch.from_numpy(np.array(upright_rgb(image, rules))).permute(2, 0, 1)
+
+
+def _of_array(array: np.ndarray, preferred: int, rules: PixelRules) -> Tensor:
+    if array.ndim == 2:
+        array = array[..., None]
+    elif array.ndim == 3 and _channel_axis(array, preferred) == CHANNELS_FIRST:
+        array = np.moveaxis(array, 0, 2)
+    if array.ndim != 3 or array.shape[2] not in CHANNELS or 0 in array.shape:
+        raise ValueError(
+            f"an image has the shape (h w), (h w c) or (c h w) with 1, 3 or 4 channels, got {tuple(array.shape)}"
+        )
+    array = _bytes(array)
+    if array.shape[2] == 4:
+        return _of_pillow(Image.fromarray(np.ascontiguousarray(array), "RGBA"), rules)
+    return torch.from_numpy(np.repeat(array, 3, 2) if array.shape[2] == 1 else array.copy()).permute(2, 0, 1)
+
+
+def _channel_axis(array: np.ndarray, preferred: int) -> int:
+    other = CHANNELS_LAST - preferred
+    return preferred if array.shape[preferred] in CHANNELS or array.shape[other] not in CHANNELS else other
+
+
+def _bytes(array: np.ndarray) -> np.ndarray:
+    """The values as uint8."""
+    if array.dtype == np.uint8:
+        return array
+    if array.dtype == bool:
+        return array.astype(np.uint8) * 255
+    if not np.issubdtype(array.dtype, np.floating):
+        raise ValueError(f"an image holds uint8, or floats in 0-1, got {array.dtype}; convert it, as x.astype('uint8')")
+    low, high = float(array.min()), float(array.max())
+    if not (low >= -1e-3 and high <= 1 + 1e-3):  # false for NaN, too
+        raise ValueError(
+            f"an image of floats holds values in 0-1, got {low:.4g} to {high:.4g}; leave normalisation to augment=, or "
+            "give uint8"
+        )
+    found: np.ndarray = np.clip(np.round(array.astype(np.float64) * 255), 0, 255).astype(np.uint8)
+    return found
