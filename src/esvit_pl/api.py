@@ -12,14 +12,16 @@ import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import fields
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from esvit_pl.configs import run_folder
 from esvit_pl.configs.compose import compose, composed, dataset_words, list_backbones, settings
+from esvit_pl.configs.main_guard import check_guard, check_not_in_a_copy
 from esvit_pl.configs.own_images import settled
 from esvit_pl.configs.processes import is_first_process
 from esvit_pl.runs.claim import Claim, claimed, run_of
@@ -29,13 +31,12 @@ if TYPE_CHECKING:
     from esvit_pl.datasets import Splits
     from esvit_pl.runs.result import Result
 
-    Images = str | os.PathLike[str] | Splits | None
 
 __all__ = ["compose", "evaluate", "list_backbones", "plan", "pretrain"]
 
 
 def pretrain(
-    data: Images = None,
+    data: Any = None,
     out: str | os.PathLike[str] | None = None,
     backbone: str | None = None,
     epochs: int | None = None,
@@ -47,8 +48,10 @@ def pretrain(
         run.backbone, run.checkpoint, run.metrics["knn/top1"], run.figures["learning_curve"]
 
     Args:
-        data: a folder of images, the name of a ``dataset`` option ("photographs"), or ``datasets.Splits`` of your own.
-            May be left out where an ``experiment`` brings its images.
+        data: a folder of images, a table, the name of a ``dataset`` option ("photographs"), or whatever of yours
+            holds images: a list of paths or of pairs (path, label), a torch Dataset, a Hugging Face dataset, a
+            DataFrame, ``(train, val)``, ...; docs/data.md lists all. May be left out where an ``experiment`` brings its
+            images.
         out: folder of the run; by default a new one, ``logs/pretrain/runs/<time>``, or for ``ckpt_path=`` of a run that
             run's own. With ``trainer="ddp"`` give one, so that the script means the same folder on every process.
         backbone: one of `list_backbones()`.
@@ -57,6 +60,8 @@ def pretrain(
             ``experiment="embedded"``), a dict of a group's settings (``optimizer={"lr": 0.001}``), or a dotted name
             (``**{"loss.num_prototypes": 4096}``). ``ckpt_path="logs/mine"`` goes on with a run, ``resume={"allow":
             ["optimizer.lr"]}`` lets settings differ from it, ``overwrite=True`` replaces a run that lies in `out`.
+            ``callbacks`` takes names and objects, ``["default", MyCallback()]``; objects alone are added to the default
+            ones.
 
     Raises:
         ValueError: a setting that does not exist (with near ones) or does not fit; `out` holds a run already, or
@@ -64,19 +69,24 @@ def pretrain(
     """
     from esvit_pl.commands import pretrain as job
 
+    check_not_in_a_copy("pretrain")
+    overrides, callbacks = _callback_objects(overrides)
     words = settings({"backbone": backbone, "trainer.max_epochs": epochs}, overrides)
     cfg, choices, images, words = _prepared("pretrain", data, words)
     _need("pretrain", cfg, images, ())
+    if cfg.datamodule.num_workers != 0:
+        check_guard("pretrain")
     if cfg.dry_run:
         raise ValueError("dry_run is for the command; esvit_pl.plan(...) takes the same arguments and starts nothing")
     with _folder("pretrain", out, cfg) as folder, nothing_left_behind():
         cfg.paths.output_dir = str(folder)
         _note(folder, words)
-        return job.pretrain(cfg, images, default_callbacks=choices.get("callbacks") == "default")
+        default = choices.get("callbacks") == "default"
+        return job.pretrain(cfg, images, default_callbacks=default, callbacks=callbacks)
 
 
 def plan(
-    data: Images = None,
+    data: Any = None,
     backbone: str | None = None,
     epochs: int | None = None,
     *,
@@ -91,6 +101,7 @@ def plan(
     """
     from esvit_pl.configs import plan as planning
 
+    overrides, _ = _callback_objects(overrides)
     words = settings({"backbone": backbone, "trainer.max_epochs": epochs}, overrides)
     cfg, _, images, _ = _prepared("pretrain", data, words)
     _need("pretrain", cfg, images, ())
@@ -100,7 +111,7 @@ def plan(
 
 def evaluate(
     ckpt_path: str | os.PathLike[str],
-    data: Images = None,
+    data: Any = None,
     out: str | os.PathLike[str] | None = None,
     *,
     probes: Sequence[str] = ("knn",),
@@ -131,6 +142,7 @@ def evaluate(
     from esvit_pl.runs.pictures import draw_comparison
     from esvit_pl.runs.result import Result
 
+    check_not_in_a_copy("evaluate")
     jobs = {"knn": knn_job.evaluate, "linear": linear_job.evaluate}
     own: dict[str, Mapping[str, Any]] = {
         "knn": {"module": knn or {}},
@@ -139,11 +151,13 @@ def evaluate(
     wrong = [name for name in probes if name not in jobs]
     if wrong or isinstance(probes, str) or not probes:
         raise ValueError(f"evaluate needs probes of 'knn' and 'linear' as a list, got {probes!r}")
-    prepared = {}
+    prepared, images = {}, None
     for name in probes:
         words = settings({"ckpt_path": Path(ckpt_path)}, own[name], overrides)
-        cfg, _, images, _ = prepared[name] = _prepared(name, data, words)
+        cfg, _, images, _ = prepared[name] = _prepared(name, data, words, images)
         _need(name, cfg, images, ("ckpt_path",))
+        if cfg.datamodule.num_workers != 0:
+            check_guard("evaluate")
     with _folder("evaluate", out, prepared[probes[0]][0]) as folder:
         claim = claimed(folder)
         if claim is not None:
@@ -163,17 +177,52 @@ def evaluate(
 
 
 def _prepared(
-    command: str, data: Images, words: list[str]
+    command: str, data: Any, words: list[str], images: Splits | None = None
 ) -> tuple[DictConfig, dict[str, Any], Splits | None, list[str]]:
-    """Config, choices, the images where they were given as an object, and the words of which the config is made."""
-    given = None
-    if isinstance(data, (str, os.PathLike)):
+    """Config, choices, the images where they were given as an object, and the words of which the config is made.
+
+    Args:
+        images: made of `data` before.
+    """
+    is_object = data is not None and not isinstance(data, (str, os.PathLike))
+    if is_object:
+        words = ["dataset=own", *words]
+    elif data is not None:
         words = [*dataset_words(os.fspath(data)), *words]
-    else:
-        given = data
     cfg, choices = composed(command, words)
-    cfg, given = settled(cfg, words, lambda words: composed(command, words)[0], given)
-    return cfg, choices, given, words
+    if is_object:
+        images = images or _own_images(data, cfg)
+    cfg, images = settled(cfg, words, lambda words: composed(command, words)[0], images)
+    if is_object:
+        with open_dict(cfg):  # a run's config names no data set that it cannot build
+            del cfg["dataset"]
+    return cfg, choices, images, words
+
+
+def _own_images(data: Any, cfg: DictConfig) -> Splits:
+    """The caller's data, read with the settings of ``dataset=own``, without what an experiment says of folders."""
+    from esvit_pl.datasets import Reading, splits_of
+
+    names = {"val_fraction", *(field.name for field in fields(Reading))}
+    plain = cast(dict[str, Any], OmegaConf.to_container(cfg.dataset))
+    return splits_of(data, **{name: value for name, value in plain.items() if name in names})
+
+
+def _callback_objects(overrides: dict[str, Any]) -> tuple[dict[str, Any], list[Any]]:
+    """The settings without the objects among ``callbacks``, and these."""
+    given = overrides.get("callbacks")
+    if given is None or isinstance(given, (str, Mapping)):
+        return overrides, []
+    items = list(given) if isinstance(given, (list, tuple)) else [given]
+    names = [item for item in items if isinstance(item, str)]
+    objects = [item for item in items if not isinstance(item, str)]
+    for item in objects:
+        if isinstance(item, type) or not hasattr(item, "on_train_batch_end"):
+            raise ValueError(
+                f"callbacks takes names of options and objects, such as ['default', MyCallback()], got {item!r}"
+            )
+    others = {key: value for key, value in overrides.items() if key != "callbacks"}
+    return (others | {"callbacks": names} if names or not objects else others), objects
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
@@ -11,7 +12,7 @@ from esvit_pl.configs.command_line import command, discard_run_folder
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from pytorch_lightning import Trainer
+    from pytorch_lightning import Callback, Trainer
 
     from esvit_pl.datasets import Splits
     from esvit_pl.runs.result import Result
@@ -48,13 +49,20 @@ def main(cfg: DictConfig) -> float | None:
     return evaluation.optimized(cfg, pretrain(cfg, images, default_callbacks=default).metrics)
 
 
-def pretrain(cfg: DictConfig, images: Splits | None = None, *, default_callbacks: bool = False) -> Result:
+def pretrain(
+    cfg: DictConfig,
+    images: Splits | None = None,
+    *,
+    default_callbacks: bool = False,
+    callbacks: Sequence[Callback] = (),
+) -> Result:
     """The whole job: train, measure, draw, and say what came of it.
 
     Args:
         cfg: of ``esvit-pretrain``, with ``paths.output_dir`` set.
         images: in place of ``cfg.dataset``.
         default_callbacks: nobody asked for these callbacks by name, so those that need labels may be left out.
+        callbacks: beside those of the config.
     """
     from esvit_pl.commands import results
     from esvit_pl.configs import assemble, trainers, weights
@@ -81,7 +89,7 @@ def pretrain(cfg: DictConfig, images: Splits | None = None, *, default_callbacks
         beside = {"initial": make_teacher(learnt)}
     if default_callbacks and not data.has_labels:
         cfg = trainers.without_labels(cfg)
-    trainer = trainers.make(cfg, data)
+    trainer = trainers.make(cfg, data, callbacks)
     results.check(probes, learnt, data.num_classes)
     run = RunFolder(cfg.paths.output_dir, writes=trainer.is_global_zero)
     run.describe(cfg, going_on_after=resumed.step if resumed is not None and resumed.folder else None)

@@ -23,6 +23,7 @@ from esvit_pl.configs.quoting import quote_paths, quoted
 
 COMMANDS = ("pretrain", "linear", "knn")
 CONFIGS = "esvit_pl.conf"
+TABLES = (".csv", ".tsv", ".parquet")  # as `datasets` has them, which would load torch
 
 
 def compose(command: str, *overrides: str) -> DictConfig:
@@ -126,10 +127,13 @@ def hydra_of_our_own() -> Iterator[None]:
 
 
 def dataset_words(data: str) -> list[str]:
-    """A folder, or an option of the group ``dataset``."""
-    if Path(data).is_dir():
-        return ["dataset=folder", f"dataset.root={word(data)}"]
+    """A folder, a table, or an option of the group ``dataset``."""
+    path = Path(data).expanduser()
+    if path.is_file() and path.suffix.lower() in TABLES:
+        return ["dataset=table", f"dataset.file={word(data)}"]
     options = sorted(path.name.removesuffix(".yaml") for path in files(CONFIGS).joinpath("dataset").iterdir())
+    if path.is_dir() or (path.exists() and data not in options):
+        return ["dataset=folder", f"dataset.root={word(data)}"]
     if data not in options:
         close = near(data, options)
         hint = f"; did you mean {' or '.join(close)}?" if close else ""

@@ -6,6 +6,7 @@ import logging
 import signal
 import sys
 import warnings
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 from omegaconf import DictConfig, OmegaConf
@@ -16,12 +17,12 @@ from esvit_pl.configs.weights import say
 from esvit_pl.evaluation.names import PROBES
 
 if TYPE_CHECKING:
-    from pytorch_lightning import LightningModule, Trainer
+    from pytorch_lightning import Callback, LightningModule, Trainer
 
     from esvit_pl.data import ImageDataModule
 
 
-def make(cfg: DictConfig, data: ImageDataModule) -> Trainer:
+def make(cfg: DictConfig, data: ImageDataModule, callbacks: Sequence[Callback] = ()) -> Trainer:
     """The Trainer with its loggers and callbacks, writing into the run folder; every epoch is logged, however short."""
     quieten()
     check_accelerator(cfg)
@@ -29,9 +30,9 @@ def make(cfg: DictConfig, data: ImageDataModule) -> Trainer:
         cfg,
         "trainer",
         logger=bag(cfg, "logger"),
-        callbacks=bag(with_few_checkpoints(cfg, length(cfg, data)), "callbacks"),
+        callbacks=[*bag(with_few_checkpoints(cfg, length(cfg, data)), "callbacks"), *callbacks],
         default_root_dir=cfg.paths.output_dir,
-        **_checkpointing(cfg),
+        **_checkpointing(cfg, callbacks),
     )
     made.log_every_n_steps = min(made.log_every_n_steps, steps_an_epoch(cfg, data))  # type: ignore[attr-defined]
     return made
@@ -141,5 +142,8 @@ def without_labels(cfg: DictConfig) -> DictConfig:
     return cast(DictConfig, OmegaConf.merge(cfg, {"callbacks": dict.fromkeys(needing)}))
 
 
-def _checkpointing(cfg: DictConfig) -> dict[str, bool]:
-    return {"enable_checkpointing": bool(checkpoint_nodes(cfg))}
+def _checkpointing(cfg: DictConfig, callbacks: Sequence[Callback]) -> dict[str, bool]:
+    from pytorch_lightning.callbacks import Checkpoint
+
+    saves = bool(checkpoint_nodes(cfg)) or any(isinstance(callback, Checkpoint) for callback in callbacks)
+    return {"enable_checkpointing": saves}

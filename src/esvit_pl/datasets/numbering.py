@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from numbers import Integral, Real
 from typing import Any
@@ -27,8 +28,8 @@ def read_labels(labels: Sequence[Any] | None, names: Sequence[str] | None, where
     if labels is None:
         return None
     read = [_label(label, index, where) for index, label in enumerate(labels)]
-    if all(isinstance(label, str) and label.lstrip("-").isdecimal() and str(int(label)) == label for label in read):
-        read = [int(label) for label in read]  # type: ignore[arg-type]  # as tables write numbers
+    if all(isinstance(label, str) and re.fullmatch("-?(0|[1-9][0-9]*)", label) for label in read):
+        read = [int(str(label)) for label in read]  # as tables write numbers
     missing = [index for index, label in enumerate(read) if label is None or label == -1]
     if len(missing) == len(read):
         return None
@@ -44,12 +45,12 @@ def read_labels(labels: Sequence[Any] | None, names: Sequence[str] | None, where
     for index, label in enumerate(read):
         if not 0 <= label < len(names):  # type: ignore[operator]
             raise ValueError(f"the label of {where(index)} is {label}, and there are {len(names)} classes, from 0")
-    return [names[label] for label in read]  # type: ignore[index,misc]
+    return [names[int(label)] for label in read]  # type: ignore[arg-type]
 
 
 def number_classes(labels: Sequence[str | int], names: Sequence[str] | None = None) -> list[str | int]:
     """The classes in the order of their numbers: `names` if they are known, else all labels that occur, sorted."""
-    return list(names) if names else sorted(set(labels))  # type: ignore[type-var]
+    return list(names) if names else sorted(set(labels))
 
 
 def as_numbers(labels: Sequence[str | int], classes: Sequence[str | int], what: str) -> list[int]:

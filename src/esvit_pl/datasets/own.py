@@ -64,7 +64,9 @@ def splits_of(data: Any, *, val_fraction: float = 0.1, **reading: Any) -> Splits
     parts = {split: _source(part, how, given.get("train") is not part) for split, part in given.items()}
     train, val = parts["train"], parts.get("val")
     if val is not None and val.labels is None and train.labels is not None and _is_folder(given["val"]):
-        classes_alone = folder(given["val"], layout="classes", **reading)  # a single class is one, because train has some
+        classes_alone = folder(
+            given["val"], layout="classes", **reading
+        )  # a single class is one, because train has some
         val = parts["val"] = _of_images(classes_alone.train, classes_alone.classes, list(classes_alone.notes))
     read = {split: read_labels(part.labels, part.names, part.where) for split, part in parts.items()}
     trained = read["train"]
@@ -318,7 +320,9 @@ def _of_image_folder(data: Any, reading: Reading) -> _Source:
     notes = [f"layout: the files of {type(data).__name__}"]
     if data.transform is not None:
         notes.append("its transform is not used: augment= says what happens to images")
-    return _Source(lambda numbers: FolderDataset(root, files, numbers, reading=reading), labels, names, ["; ".join(notes)])
+    return _Source(
+        lambda numbers: FolderDataset(root, files, numbers, reading=reading), labels, names, ["; ".join(notes)]
+    )
 
 
 def _of_subset(data: Any, reading: Reading, is_val: bool) -> _Source:

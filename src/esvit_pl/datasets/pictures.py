@@ -68,8 +68,9 @@ def _of_array(array: np.ndarray, preferred: int, rules: PixelRules) -> Tensor:
 
 
 def _channel_axis(array: np.ndarray, preferred: int) -> int:
-    other = CHANNELS_LAST - preferred
-    return preferred if array.shape[preferred] in CHANNELS or array.shape[other] not in CHANNELS else other
+    axes = (preferred, CHANNELS_LAST - preferred)
+    likely = [axis for channels in ((1, 3), (4,)) for axis in axes if array.shape[axis] in channels]
+    return likely[0] if likely else preferred
 
 
 def _bytes(array: np.ndarray) -> np.ndarray:
