@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+import multiprocessing
 import os
 import random
 import subprocess
 import sys
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,8 +18,11 @@ import torch
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
+from pytorch_lightning import Callback
 
 import esvit_pl
+from esvit_pl import api
+from esvit_pl.configs import main_guard
 from esvit_pl.configs.compose import settings
 from esvit_pl.datasets import folder
 
@@ -34,6 +39,16 @@ SMALL = {
 SPLIT = {"dataset": {"val_fraction": 0.34}}
 CENTRE = {"augment.eval_resize": 16, "augment.eval_crop": 16, "augment.supervised_size": 16}
 MACHINE = {"trainer": "cpu", "datamodule": {"num_workers": 0, "batch_size": 8}}
+
+
+class Epochs(Callback):
+    """A callback of one's own: notes the epochs that end."""
+
+    def __init__(self) -> None:
+        self.ended: list[int] = []
+
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        self.ended.append(trainer.current_epoch)
 
 
 @pytest.fixture(scope="module")
@@ -100,12 +115,70 @@ def test_a_folder_that_holds_a_run_is_not_written_over(run, pictures):
         esvit_pl.pretrain(pictures, run.folder, "swin_micro_32px", 2)
 
 
-def test_images_of_ones_own_and_without_labels(unlabelled, tmp_path, capsys):
-    images = folder(unlabelled)  # an object, not a setting
-    run = esvit_pl.pretrain(images, tmp_path / "own", "swin_micro_32px", 1, **SMALL, **CENTRE, **MACHINE)
+def test_images_and_callbacks_of_ones_own(unlabelled, tmp_path, capsys):
+    images, mine = folder(unlabelled), Epochs()  # objects, not settings
+    others = {**SMALL, **CENTRE, **MACHINE, "callbacks": [mine]}
+    run = esvit_pl.pretrain(images, tmp_path / "own", "swin_micro_32px", 1, **others)
+    assert mine.ended == [0]
+    assert run.checkpoint.is_file()  # the default callbacks are there, too
     assert "no labels: k-NN accuracy (callbacks.knn) left out" in capsys.readouterr().out
     assert not any(name.startswith("knn") for name in run.metrics)
     assert "dataset" not in OmegaConf.load(run.folder / "config.yaml")
+
+
+def test_callbacks_by_name_and_as_objects():
+    mine = Epochs()
+    split = api._callback_objects
+    assert split({"callbacks": [mine], "seed": 1}) == ({"seed": 1}, [mine])
+    assert split({"callbacks": mine}) == ({}, [mine])
+    assert split({"callbacks": ["default", mine, "learning_curve"]}) == (
+        {"callbacks": ["default", "learning_curve"]},
+        [mine],
+    )
+    for unchanged in ({"callbacks": "none"}, {"callbacks": ["knn"]}, {"callbacks": {"knn": {"k": 3}}}, {}):
+        assert split(unchanged) == (unchanged, [])
+    for wrong in (Epochs, 5):
+        with pytest.raises(
+            ValueError, match=r"callbacks takes names of options and objects, .*\['default', MyCallback\(\)\]"
+        ):
+            esvit_pl.pretrain("photographs", callbacks=[wrong])
+
+
+def test_data_of_ones_own_with_a_preset(pictures, tmp_path):
+    files = sorted(pictures.rglob("*.jpg"))
+    rows = "".join(f"{path},{path.parent.name}\n" for path in files)
+    (tmp_path / "x.csv").write_text(f"path,label\n{rows}")
+    kinds = [tmp_path / "x.csv", files, [(path, path.parent.name) for path in files], (files[:30], files[30:])]
+    preset = {"experiment": "one_gpu_10k", "datamodule": {"batch_size": 6}, "dataset": {"val_fraction": 0.5}}
+    for data in kinds:
+        assert esvit_pl.plan(data, **preset).images == (30 if isinstance(data, tuple) else 36)
+    with pytest.raises(ValueError, match="data is int, 5: it must be a folder"):
+        esvit_pl.plan(5, **preset)
+
+
+def test_settings_of_the_data_hold_for_objects_too(pictures, tmp_path):
+    files = sorted(pictures.rglob("*.jpg"))
+    words = settings({"trainer": "cpu", "dataset": {"val_fraction": 0.5, "max_pixels": 5}})
+    _, _, images = api._prepared("pretrain", files, tmp_path, words)
+    assert images is not None
+    assert len(images.query) > 10
+    with pytest.raises(ValueError, match="dataset.max_pixels=5"):
+        images.train[0]
+
+
+def test_a_call_that_a_loading_process_would_repeat_is_refused(pictures, run, tmp_path, monkeypatch):
+    out = tmp_path / "x"
+    for call in (lambda: esvit_pl.pretrain(pictures, out), lambda: esvit_pl.evaluate(run.checkpoint, pictures, out)):
+        with monkeypatch.context() as patch:  # while such a process imports the script
+            patch.setattr(multiprocessing.current_process(), "_inheriting", True, raising=False)
+            with pytest.raises(ValueError, match=r"(?s)a process that it started has called it again .*__main__"):
+                call()
+        with monkeypatch.context() as patch:  # before it is started
+            patch.setattr(multiprocessing, "get_start_method", lambda allow_none: "spawn")
+            patch.setattr(main_guard, "_is_guarded", lambda: False)
+            with pytest.raises(ValueError, match=r"(?s)stands bare in a script, .* started by 'spawn' .*__main__"):
+                call()
+    assert not out.exists()
 
 
 def test_what_is_missing_or_wrong_is_said(tmp_path):
