@@ -6,8 +6,10 @@ import os
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
-from esvit_pl.datasets.listing import list_images, shown
+from esvit_pl.datasets.decode import FORMATS
+from esvit_pl.datasets.listing import EXTENSIONS, list_images, shown
 
 
 def touch(root: Path, *names: str) -> None:
@@ -77,6 +79,11 @@ def test_endings_in_upper_and_lower_case(tmp_path):
     touch(tmp_path, *read.split(), "j.heic", "k.HEIC", "l.tar.gz", "README", "m.jpg.part", "jpg")
     assert images(tmp_path) == sorted(read.split())
     assert list_images(tmp_path).others == {"": {".heic": 2, ".gz": 1, "": 2, ".part": 1}}
+
+
+def test_every_ending_belongs_to_a_format_that_is_decoded():
+    formats = Image.registered_extensions()
+    assert {ending for ending in EXTENSIONS if formats.get(ending) not in FORMATS} == set()
 
 
 def test_links_are_followed_and_what_leads_nowhere_is_named(tmp_path):
