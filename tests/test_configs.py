@@ -12,6 +12,7 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
 from esvit_pl.backbones import FAMILIES, TimmBackbone, build
+from esvit_pl.datasets import Reading
 from esvit_pl.modules import Pretrainer
 from esvit_pl.pretraining import PretrainingStep
 
@@ -69,6 +70,8 @@ def test_a_number_has_one_home(group, option):
     parameters = dict(inspect.signature(target).parameters)
     if target is Pretrainer:  # which hands its other arguments on
         parameters |= inspect.signature(PretrainingStep).parameters
+    if "reading" in parameters:  # of image files
+        parameters |= inspect.signature(Reading).parameters
     defaults = {
         name: parameter.default
         for name, parameter in parameters.items()
