@@ -167,6 +167,9 @@ class Relabelled(ImageDataset):
     def open(self, index: int) -> Picture:
         return self.images.open(index)._replace(label=self._label(index))
 
+    def size(self, index: int) -> tuple[int, int]:
+        return self.images.size(index)
+
     @property
     def labels(self) -> list[int] | None:
         return None if self._labels is None else self._labels.tolist()
@@ -205,6 +208,10 @@ class Joined(ImageDataset):
     def open(self, index: int) -> Picture:
         part, inside = self._place(index)
         return self.parts[part].open(inside)
+
+    def size(self, index: int) -> tuple[int, int]:
+        part, inside = self._place(index)
+        return self.parts[part].size(inside)
 
     def name(self, index: int) -> str:
         part, inside = self._place(index)
