@@ -151,7 +151,13 @@ def test_data_of_ones_own_with_a_preset(pictures, tmp_path):
     kinds = [tmp_path / "x.csv", files, [(path, path.parent.name) for path in files], (files[:30], files[30:])]
     preset = {"experiment": "one_gpu_10k", "datamodule": {"batch_size": 6}, "dataset": {"val_fraction": 0.5}}
     for data in kinds:
-        assert esvit_pl.plan(data, **preset).images == (30 if isinstance(data, tuple) else 36)
+        cfg, _, images = api._prepared("pretrain", data, tmp_path / "out", settings(preset))
+        if images is None:  # a table is a setting
+            assert cfg.dataset.file == str(tmp_path / "x.csv")
+        else:
+            assert len(images.train) == (30 if isinstance(data, tuple) else 36)
+            assert not OmegaConf.missing_keys(cfg)  # the preset's dataset.root
+    assert esvit_pl.plan(kinds[-1], "swin_micro_32px", 1, **SMALL, **CENTRE, **MACHINE).images == 30
     with pytest.raises(ValueError, match="data is int, 5: it must be a folder"):
         esvit_pl.plan(5, **preset)
 

@@ -118,7 +118,6 @@ def run_block(block: Block, names: dict[str, Any]) -> None:
         Path(block.title).write_text(block.body, encoding="utf-8")
     elif block.language == "python":
         code = "\n" * block.line + block.body  # so that a traceback names the line of the document
-        names["__name__"] = "__main__"  # examples stand under the guard of a script
         exec(compile(code, block.document, "exec"), names)
     elif block.language == "bash":
         for line in documents.commands(block.body):
