@@ -151,7 +151,7 @@ def test_data_of_ones_own_with_a_preset(pictures, tmp_path):
     kinds = [tmp_path / "x.csv", files, [(path, path.parent.name) for path in files], (files[:30], files[30:])]
     preset = {"experiment": "one_gpu_10k", "datamodule": {"batch_size": 6}, "dataset": {"val_fraction": 0.5}}
     for data in kinds:
-        cfg, _, images = api._prepared("pretrain", data, tmp_path / "out", settings(preset))
+        cfg, _, images, _ = api._prepared("pretrain", data, settings(preset))
         if images is None:  # a table is a setting
             assert cfg.dataset.file == str(tmp_path / "x.csv")
         else:
@@ -165,7 +165,7 @@ def test_data_of_ones_own_with_a_preset(pictures, tmp_path):
 def test_settings_of_the_data_hold_for_objects_too(pictures, tmp_path):
     files = sorted(pictures.rglob("*.jpg"))
     words = settings({"trainer": "cpu", "dataset": {"val_fraction": 0.5, "max_pixels": 5}})
-    _, _, images = api._prepared("pretrain", files, tmp_path, words)
+    _, _, images, _ = api._prepared("pretrain", files, words)
     assert images is not None
     assert len(images.query) > 10
     with pytest.raises(ValueError, match="dataset.max_pixels=5"):
