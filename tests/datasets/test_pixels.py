@@ -268,6 +268,17 @@ def test_the_range_leaves_8_bits_alone_and_gives_way_to_tags(tmp_path):
     assert np.array_equal(read(tmp_path, tiff(TWELVE, t281=4095), rules), grey(LEVELS))
 
 
+def test_the_range_of_floats_leaves_whole_numbers_alone_and_another_one_holds_for_all(tmp_path):
+    floats = PixelRules(value_range=(0, 1))
+    assert np.array_equal(read(tmp_path, tiff(DEEP), floats), grey(LEVELS))
+    for other in (tiff(TWELVE), tiff(SIGNED)):
+        with pytest.raises(ValueError, match="the file does not say which"):
+            read(tmp_path, other, floats)
+    assert np.array_equal(read(tmp_path, tiff((LEVELS > 100).astype("u2")), floats), BLACK_WHITE)  # a mask
+    bright = np.minimum(DEEP, 30000)  # a few values above 12 bits do not change the rule
+    assert read(tmp_path, tiff(bright), PixelRules(value_range=(0, 4095)))[0, 1, 0] == 255
+
+
 def test_dark_pictures_of_16_bits_are_read_where_the_range_says_so(tmp_path):
     dark = DEEP // 8
     with pytest.raises(ValueError, match=r"value_range=\[0,65535\]"):

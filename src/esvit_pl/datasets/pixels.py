@@ -46,8 +46,9 @@ class PixelRules:
     (0.0, 4095.0)
 
     Args:
-        value_range: (lo, hi), the values that become 0 and 255 in images of more than 8 bits whose file does not tell.
-            Values outside are clipped.
+        value_range: (lo, hi), the values that become 0 and 255 in grey images of more than 8 bits whose file does not
+            tell. Values outside are clipped. A range of width 1 or less is for floats, and
+            for whole numbers that are no higher.
         background: (r, g, b) in 0-255, what shows through transparent pixels.
         max_pixels: an image of more pixels is refused before it is decoded.
 
@@ -125,7 +126,8 @@ def rule_of(image: Image.Image, rules: PixelRules) -> str:
     """The rule that `as_rgb` would take for an image that is not decoded yet, in a few words."""
     stored, words = _Stored.of(image), []
     if image.mode.startswith(("I", "F")) or stored.signed:
-        limits, origin = stored.limits or rules.value_range, "the file's tags" if stored.limits else "value_range"
+        limits = stored.limits or _given(image.mode, rules)
+        origin = "the file's tags" if stored.limits else "value_range"
         is_whole = limits in (None, (0.0, 65535.0))
         words.append("upper 8 of 16 bits" if limits is None or is_whole else f"{limits[0]:g}-{limits[1]:g} by {origin}")
         if stored.white_is_zero:
@@ -212,7 +214,7 @@ def _grey(image: Image.Image, stored: _Stored, rules: PixelRules) -> Image.Image
         values = values.view(np.int8)
     elif image.mode == "I" and not stored.signed and stored.bits == 32:
         values = values.view(np.uint32)  # Pillow has no unsigned 32 bits: values from 2 ** 31 on arrive negative
-    limits = stored.limits or rules.value_range
+    limits = stored.limits or _given(image.mode, rules, int(values.max(initial=0)) if image.mode != "F" else 0)
     unsigned_16 = not stored.signed and stored.bits == 16
     if limits is None and not unsigned_16:
         raise PixelError(_no_range(values, stored, image.mode))
@@ -234,6 +236,13 @@ def _grey(image: Image.Image, stored: _Stored, rules: PixelRules) -> Image.Image
     if isinstance(key, int):
         grey.putalpha(Image.fromarray(np.where(values == key, 0, 255).astype(np.uint8)))
     return grey
+
+
+def _given(mode: str, rules: PixelRules, highest: float = np.inf) -> tuple[float, float] | None:
+    """The range that the user gives; one of width 1 or less is meant for floats, and for masks of 0 and 1."""
+    given = rules.value_range
+    is_for_floats = given is not None and given[1] - given[0] <= 1 and highest > given[1]
+    return None if is_for_floats and mode != "F" else given
 
 
 def _scaled(values: np.ndarray, lo: float, hi: float) -> np.ndarray:
