@@ -25,17 +25,18 @@ def load_backbone(
         features.pooled, features.regions, features.grid
 
     Args:
-        path_or_name: a checkpoint of ``esvit-pretrain``; one of the released EsViT or DINO, or its bare weights; a
-            safetensors file; a folder that timm wrote; the name of a pretrained timm model, or ``hf-hub:USER/REPO``
-            (these two are downloaded). The format is recognised.
+        path_or_name: the folder of a run, or a checkpoint of ``esvit-pretrain``; one of the released EsViT or DINO, or
+            bare weights; a safetensors file; a folder that timm wrote; the name of a pretrained timm model, or
+            ``hf-hub:USER/REPO`` (these two are downloaded). The format is recognised.
         network: "teacher" or "student"; "encoder" is the teacher, which the release evaluates, or without a teacher the
             student.
         backbone: settings of the backbone, all of its ``spec`` or some. They replace what the weights do not tell (a
-            released CvT's windows, a released ViL's mode); the others must be those of the file.
+            released CvT's windows, a released ViL's mode); the others must be those of the file. With a ``name``,
+            weights of any timm architecture are read: ``{"name": "convnext_tiny"}``.
 
     Raises:
         ValueError: there is no such file or name, its format is not recognised, it is unsafe, it holds no such network,
-            or weights do not fit (by name and shape).
+            weights do not fit (by name and shape), or are not finite.
     """
     spec = backbone if backbone is not None and "name" in backbone else None
     return backbone_of(read_checkpoint(path_or_name, backbone=spec), network=network, backbone=backbone)
