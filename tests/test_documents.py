@@ -47,7 +47,8 @@ def reduced(command: str, words: list[str]) -> list[str]:
     if chosen.get("dataset") == "photographs" or chosen.get("experiment") == "embedded":
         ours |= {"dataset.train_patches": "3", "dataset.test_patches": "2"}
     if chosen.get("augment") not in ("cifar",) and chosen.get("experiment") != "squares":
-        ours |= {f"augment.{key}": value for key, value in VIEWS.items()}
+        crops = () if command in ("pretrain", "bench") else ("global_size", "local_size")  # evaluation has none
+        ours |= {f"augment.{key}": value for key, value in VIEWS.items() if key not in crops}
     if command == "knn":
         ours["module.k"] = "3" if not chosen.get("module.k", "").startswith("[") else "[3,2]"
     if command == "linear":
