@@ -70,8 +70,18 @@ def test_a_preparation_that_is_typed_wins_and_is_said(pretrained, commands, pict
 
 
 def test_a_preparation_that_is_typed_and_the_same_is_no_difference(pretrained, commands, pictures):
-    outcome = commands.evaluate("knn", pretrained.last, pictures, "augment.eval_crop=16")
-    assert "preparation (the checkpoint's): size 16, crop 16" in outcome.out
+    for word in ("augment.eval_crop=16", "augment=null"):
+        outcome = commands.evaluate("knn", pretrained.last, pictures, word)
+        assert "preparation (the checkpoint's): size 16, crop 16" in outcome.out
+
+
+def test_images_of_other_channels_than_the_backbone_takes_are_refused(pretrained, commands, pictures):
+    outcome = commands.evaluate("knn", pretrained.last, pictures, "augment.mean=[0.5]", "augment.std=[0.2]")
+    assert outcome.code == 1
+    assert (
+        "backbone.in_chans=3, and augment.mean and augment.std of length 1 make views of as many channels"
+        in outcome.err
+    )
 
 
 @pytest.mark.parametrize("command", ["knn", "linear"])

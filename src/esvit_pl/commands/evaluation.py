@@ -62,6 +62,7 @@ def evaluate(job: Job, cfg: DictConfig, images: Splits | None = None) -> Result:
     backbone = weights.frozen_backbone(cfg, source)
     lines = [evaluated_images.take_dataset(cfg, source, f"esvit-{job.probe}")] if images is None else []
     recipe, line = evaluated_images.preparation(cfg, source, trains=job.trains)
+    assemble.check_channels(recipe, backbone)
     evaluated_images.keep(cfg, recipe)
     splits, _ = assemble.images(cfg, images)
     data = assemble.datamodule(cfg, splits, recipe, **results.supervised(splits))

@@ -104,6 +104,11 @@ def check_crops(recipe: Recipe, backbone: Backbone) -> None:
             f"augment: a crop of {smallest} px is smaller than a patch of the backbone ({backbone.patch_size} px); "
             "raise augment.local_size or augment.global_size"
         )
+    check_channels(recipe, backbone)
+
+
+def check_channels(recipe: Recipe, backbone: Backbone) -> None:
+    """Refuse views of another number of channels than the backbone takes."""
     channels = backbone.spec.get("in_chans", 3)
     if channels != recipe.channels:
         raise ValueError(

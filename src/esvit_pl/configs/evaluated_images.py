@@ -37,8 +37,10 @@ def preparation(cfg: DictConfig, source: Checkpoint, *, trains: bool = False) ->
     from esvit_pl.augment import Recipe
 
     theirs = source.recipe or Recipe()
-    unsaid = {name: value for name, value in asdict(theirs).items() if cfg.augment.get(name) is None}
-    recipe: Recipe = construct(cfg, "augment", **unsaid)
+    recipe = theirs
+    if cfg.get("augment") is not None:
+        unsaid = {name: value for name, value in asdict(theirs).items() if cfg.augment.get(name) is None}
+        recipe = construct(cfg, "augment", **unsaid)
     names = [*EVALUATION, *(SUPERVISED if trains else ())]
     different = [
         f"augment.{name}={setting_text(getattr(recipe, name))} instead of {setting_text(getattr(theirs, name))}"
@@ -46,28 +48,31 @@ def preparation(cfg: DictConfig, source: Checkpoint, *, trains: bool = False) ->
         if getattr(recipe, name) != getattr(theirs, name)
     ]
     whose = "the checkpoint's" if source.recipe else "the published one, as the file names none"
-    line = f"preparation ({whose}): {described(theirs)}"
+    line = f"preparation ({whose}): {described(theirs, trains=trains)}"
     if different:
         whose = "the checkpoint's" if source.recipe else "the published one"
-        line = f"preparation: {described(recipe)}; differs from {whose}: {', '.join(different)}"
+        line = f"preparation: {described(recipe, trains=trains)}; differs from {whose}: {', '.join(different)}"
     return recipe, line
 
 
-def described(recipe: Recipe) -> str:
+def described(recipe: Recipe, *, trains: bool = False) -> str:
     """The settings of an evaluation in words: ``size 256, crop 224, mean [...], std [...]``."""
     words = {
         "dataset": f"mean {setting_text(recipe.mean)}, std {setting_text(recipe.std)}",
         "image": "each image standardised by its own mean and std",
         "view": "each crop standardised by its own mean and std",
     }
-    return f"size {recipe.eval_resize}, crop {recipe.eval_crop}, {words[recipe.normalize]}"
+    crops = f"size {recipe.eval_resize}, crop {recipe.eval_crop}"
+    if trains:
+        crops += f", random crops of {recipe.supervised_size} to train"
+    return f"{crops}, {words[recipe.normalize]}"
 
 
 def keep(cfg: DictConfig, recipe: Recipe) -> None:
     """Put the recipe into the config, so that ``config.yaml`` says how images were prepared."""
     values = {name: plain(value) for name, value in asdict(recipe).items()}
     with open_dict(cfg):
-        cfg.augment = {"_target_": cfg.augment.get("_target_", "esvit_pl.augment.Recipe"), **values}
+        cfg.augment = {"_target_": "esvit_pl.augment.Recipe", **(cfg.get("augment") or {}), **values}
 
 
 def plain(value: Any) -> Any:
@@ -91,8 +96,9 @@ def take_dataset(cfg: DictConfig, source: Checkpoint, program: str) -> str | Non
         )
     with open_dict(cfg):
         cfg.dataset = theirs
-    said = [f"dataset.{key}={setting_text(value)}" for key, value in theirs.items() if key != "_target_"]
-    return f"images (those of the checkpoint's training): {' '.join([f'dataset={name(cfg.dataset)}', *said])}"
+    words = [f"dataset={name(cfg.dataset)}"]
+    words += [f"dataset.{key}={theirs[key]}" for key in ("root", "file") if theirs.get(key)]
+    return f"images (those of the checkpoint's training): {' '.join(words)}"
 
 
 def name(node: DictConfig) -> str:

@@ -15,7 +15,7 @@ from typing import NamedTuple
 from esvit_pl.evaluation.names import KNN_TOP1, LINEAR_TOP1, TRAINING_LOSSES, is_accuracy
 from esvit_pl.runs.reading import Run
 
-COLUMNS = (KNN_TOP1, LINEAR_TOP1, TRAINING_LOSSES)
+COLUMNS = (KNN_TOP1, LINEAR_TOP1, "rankme", TRAINING_LOSSES)
 SEED = "seed"
 _WIDTH = 32  # longest text of a setting's value in a terminal
 
