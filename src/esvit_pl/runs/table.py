@@ -117,7 +117,7 @@ def groups(runs: Sequence[Run]) -> dict[tuple[str | None, ...], list[Run]]:
 
 
 def seed_table(runs: Sequence[Run], columns: Iterable[str] = COLUMNS) -> Table | None:
-    """Mean and deviation over finished runs that differ only in the seed; None if no two runs do."""
+    """Mean and deviation over finished runs that differ only in the seed, where there are two or more; else None."""
     metrics = measured(runs, columns)
     known = [run for run in runs if run.overrides]  # without overrides it is not known what a run was
     finished = [(key, [run for run in some if run.status == "finished"]) for key, some in groups(known).items()]
