@@ -34,7 +34,7 @@ from esvit_pl.commands.bench import (
     switches_in_words,
     unknown,
 )
-from esvit_pl.configs.command_line import UserError, command, words_as_setting
+from esvit_pl.configs.command_line import UserError, command
 
 if TYPE_CHECKING:
     from esvit_pl.augment import Recipe
@@ -46,11 +46,14 @@ def main() -> None:
     if not sys.argv[1:] or {"-h", "--help"} & set(sys.argv[1:]):
         print(__doc__)
         return
-    sys.argv[1:] = words_as_setting(sys.argv[1:], "benchmarks")
     show()
 
 
-@command("bench", summary="", needs=lambda cfg: unknown("python -m benchmarks", cfg, BENCHMARKS))
+def needs(cfg: DictConfig) -> str | None:
+    return unknown("python -m benchmarks", cfg, BENCHMARKS)
+
+
+@command("bench", summary="", needs=needs, bare_words="benchmarks")
 def show(cfg: DictConfig) -> None:
     run(cfg, BENCHMARKS)
 

@@ -196,7 +196,7 @@ def test_what_is_missing_or_wrong_is_said(tmp_path):
         esvit_pl.pretrain("imagenet")
     with pytest.raises(ValueError, match=r"did you mean backbone=swin_tiny_w7"):
         esvit_pl.pretrain("photographs", backbone="swin_tinny_w7")
-    with pytest.raises(ValueError, match=r"did you mean trainer.max_epochs\?"):
+    with pytest.raises(ValueError, match="did you mean trainer.max_epochs=3"):
         esvit_pl.pretrain("photographs", trainer={"max_epoch": 3})
 
 
@@ -246,7 +246,7 @@ def test_evaluate_says_what_is_missing(run):
         esvit_pl.evaluate(run.checkpoint, "photographs", probes="knn")
     with pytest.raises(ValueError, match="experiment=embedded holds the settings of a training. esvit-knn takes"):
         esvit_pl.evaluate(run.checkpoint, "photographs", experiment="embedded")
-    with pytest.raises(ValueError, match="ckpt_path: nowhere.ckpt "):
+    with pytest.raises(ValueError, match="ckpt_path=nowhere.ckpt: there is no such file"):
         esvit_pl.evaluate("nowhere.ckpt", "photographs")
 
 
@@ -278,7 +278,7 @@ def test_compose_says_what_is_wrong():
         esvit_pl.compose("train")
     with pytest.raises(ValueError, match=r"takes settings such as 'seed=1', got the flag --cfg"):
         esvit_pl.compose("pretrain", "--cfg", "job")
-    with pytest.raises(ValueError, match=r"(?s)Could not find 'loss/viev'.*\nloss=viev: did you mean loss=view"):
+    with pytest.raises(ValueError, match="^pretrain: loss=viev: did you mean loss=view"):
         esvit_pl.compose("pretrain", "loss=viev")
 
 

@@ -14,7 +14,7 @@ from esvit_pl.modules import Pretrainer
 def test_one_step_is_taken_and_saved(commands, pictures):
     outcome = commands.pretrain(pictures, "debug=one_step")
     assert outcome.code == 0, outcome.err
-    assert "after 1 epochs, 1 steps" in outcome.out
+    assert "after 1 epoch, 1 step" in outcome.out
     assert torch.load(outcome.last, weights_only=True)["global_step"] == 1
     assert not any(name.startswith("knn") for name in outcome.names())
 

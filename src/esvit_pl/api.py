@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Any, cast
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from esvit_pl.configs import run_folder
+from esvit_pl.configs import checks, run_folder
 from esvit_pl.configs.compose import compose, composed, dataset_words, list_backbones, settings
+from esvit_pl.configs.config_space import CONFIGS
 from esvit_pl.configs.main_guard import check_guard, check_not_in_a_copy
 from esvit_pl.configs.own_images import settled
 from esvit_pl.configs.processes import is_first_process
@@ -73,7 +74,7 @@ def pretrain(
     overrides, callbacks = _callback_objects(overrides)
     words = settings({"backbone": backbone, "trainer.max_epochs": epochs}, overrides)
     cfg, choices, images, words = _prepared("pretrain", data, words)
-    _need("pretrain", cfg, images, ())
+    _need("pretrain", cfg, choices, images, ())
     if cfg.datamodule.num_workers != 0:
         check_guard("pretrain")
     if cfg.dry_run:
@@ -103,8 +104,8 @@ def plan(
 
     overrides, _ = _callback_objects(overrides)
     words = settings({"backbone": backbone, "trainer.max_epochs": epochs}, overrides)
-    cfg, _, images, _ = _prepared("pretrain", data, words)
-    _need("pretrain", cfg, images, ())
+    cfg, choices, images, _ = _prepared("pretrain", data, words)
+    _need("pretrain", cfg, choices, images, ())
     with nothing_left_behind():
         return planning.make(cfg, images, timed=timed)
 
@@ -154,8 +155,8 @@ def evaluate(
     prepared, images = {}, None
     for name in probes:
         words = settings({"ckpt_path": Path(ckpt_path)}, own[name], overrides)
-        cfg, _, images, _ = prepared[name] = _prepared(name, data, words, images)
-        _need(name, cfg, images, ("ckpt_path",))
+        cfg, choices, images, _ = prepared[name] = _prepared(name, data, words, images)
+        _need(name, cfg, choices, images, ("ckpt_path",))
         if cfg.datamodule.num_workers != 0:
             check_guard("evaluate")
     with _folder("evaluate", out, prepared[probes[0]][0]) as folder:
@@ -251,7 +252,9 @@ def _folder(command: str, out: str | os.PathLike[str] | None, cfg: DictConfig) -
         claim.release()
 
 
-def _need(command: str, cfg: DictConfig, images: Splits | None, keys: Sequence[str]) -> None:
+def _need(
+    command: str, cfg: DictConfig, choices: Mapping[str, Any], images: Splits | None, keys: Sequence[str]
+) -> None:
     missing = [key for key in keys if cfg.get(key) is None]
     if command == "pretrain" and images is None and cfg.get("dataset") is None:
         missing.append("data")
@@ -260,6 +263,9 @@ def _need(command: str, cfg: DictConfig, images: Splits | None, keys: Sequence[s
     empty = OmegaConf.missing_keys(cfg)
     if empty:
         raise ValueError(f"no value for {', '.join(sorted(empty))}; give each as a setting")
+    wrong = checks.problem(cfg, package=CONFIGS, config_name=command, choices=choices)
+    if wrong is not None:
+        raise ValueError(wrong)
 
 
 def _note(folder: Path, words: Sequence[str]) -> None:

@@ -130,7 +130,7 @@ def test_a_training_without_a_teacher_is_loaded_started_from_and_gone_on_with(tm
 
     again = without_teacher(seed=1)
     line = again.continue_from(read_checkpoint(tmp_path / "epoch=0.ckpt", moments=True))
-    assert line.startswith(f"ckpt_path={tmp_path}/epoch=0.ckpt (esvit_pl, 1 epochs): student from its student")
+    assert line.startswith(f"ckpt_path={tmp_path}/epoch=0.ckpt (esvit_pl, 1 epoch): student from its student")
     toys.trainer(tmp_path).fit(again, toys.loader(16, 8))
     assert toys.largest_difference(toys.state(again), toys.state(module)) == 0
     with pytest.raises(ValueError, match=r"it holds student, and this training has student, teacher"):

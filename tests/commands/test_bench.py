@@ -68,7 +68,7 @@ def test_measuring_leaves_no_run_behind(commands, tmp_path, monkeypatch):
         (["loss"], "esvit-bench loss is now `python -m benchmarks loss`, in a checkout of the library"),
         (["recipe", "trainer.precision=16-mixed"], "measure trainer.precision=32-true and bf16-mixed, got 16-mixed"),
         (["throughput", "backbones=[swin_tiny_w8]"], "swin_tiny_w7"),
-        (["memory", "loss.num_prototypse=4"], "num_prototypse: did you mean loss.num_prototypes?"),
+        (["memory", "loss.num_prototypse=4"], "loss.num_prototypse=4: did you mean loss.num_prototypes=4?"),
     ],
 )
 def test_what_is_refused(commands, words, said):

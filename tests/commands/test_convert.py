@@ -169,7 +169,7 @@ def test_nothing_is_overwritten_unasked(commands, trained, tmp_path):
         (["ckpt_path=a", "out=b", "to=tensorflow"], "to=tensorflow is not a format; choose to=timm, to=safetensors"),
         (["ckpt_path=a", "out=b", "to=onnx", "push=a/b"], "push=a/b uploads a timm folder; set to=timm, got to=onnx"),
         (["ckpt_path=a", "out=b", "to=timm", "push=a"], "push=a does not name a repository; write push=USER/REPO"),
-        (["ckpt_path=no.ckpt", "out=b", "to=safetensors"], "no.ckpt does not exist: this folder has no no.ckpt"),
+        (["ckpt_path=no.ckpt", "out=b", "to=safetensors"], "ckpt_path=no.ckpt: there is no such file or folder"),
     ],
 )
 def test_what_is_refused_leaves_nothing(commands, words, said, tmp_path, monkeypatch):

@@ -34,7 +34,7 @@ def test_a_folder_that_would_end_a_run_is_an_error(commands, pictures, tmp_path)
         ([], "esvit-data needs a word that says what to do: check"),
         (["chek"], "esvit-data does not know chek; it knows check"),
         (["check"], "esvit-data check needs images: dataset=folder dataset.root=FOLDER"),
-        (["check", "dataset=folder", "dataset.root=/nowhere"], "the folder '/nowhere' does not exist"),
+        (["check", "dataset=folder", "dataset.root=/nowhere"], "dataset.root=/nowhere: there is no such folder"),
     ],
 )
 def test_what_is_missing_is_said(commands, words, message):

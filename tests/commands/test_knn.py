@@ -88,7 +88,7 @@ def test_images_of_other_channels_than_the_backbone_takes_are_refused(pretrained
 def test_an_experiment_is_of_a_training(commands, command):
     outcome = commands.run(command, "ckpt_path=last.ckpt", "experiment=swin_tiny_w7_view")
     assert outcome.code == 1
-    assert outcome.err.startswith("\nexperiment=swin_tiny_w7_view holds the settings of a training. esvit-")
+    assert outcome.err.startswith("experiment=swin_tiny_w7_view holds the settings of a training. esvit-")
     assert "takes the data settings of the checkpoint" in outcome.err
 
 
@@ -127,11 +127,11 @@ def test_a_backbone_beside_the_checkpoint_is_compared(pretrained, commands, pict
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["ckpt_path=nowhere.ckpt"], "ckpt_path: "),
-        (["module.k=0"], "module: k-NN needs"),
+        (["ckpt_path=nowhere.ckpt"], "ckpt_path=nowhere.ckpt: there is no such file or folder"),
+        (["module.k=0"], "k-NN needs k of 1 or more, got module.k=0"),
         (["network=pupil"], "holds no pupil; its networks are student, teacher"),
         (["optimized_metric=knn/top3"], "optimized_metric=knn/top3 was not measured; there are knn/top1, knn/top5"),
-        (["augment.eval_crop=0"], "augment: eval_crop must be a whole number of pixels"),
+        (["augment.eval_crop=0"], "eval_crop must be a whole number of pixels"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )

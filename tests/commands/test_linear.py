@@ -86,7 +86,7 @@ def test_an_interrupted_probe_goes_on(probed, pretrained, commands, pictures, mo
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["module.last_blocks=4"], "module: last_blocks needs n between 1 and the backbone's 2 blocks, got 4"),
+        (["module.last_blocks=4"], "module.last_blocks needs n between 1 and the backbone's 2 blocks, got 4"),
         (["module.lr=-1"], "module: linear heads need one lr or several different ones, above 0"),
         (["trainer.max_epochs=0"], "trainer.max_epochs must be a whole number, 1 or more, got 0"),
         (["optimized_metric=knn/top1"], "optimized_metric=knn/top1 was not measured; there are linear/"),

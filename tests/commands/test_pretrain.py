@@ -269,7 +269,7 @@ def test_a_released_checkpoint_is_resumed_to_the_same_end(pretrained, released, 
     resumed = commands.pretrain(pictures, f"ckpt_path={released}", *probes)
     assert resumed.code == 0, resumed.err
     assert resumed.results["knn"] == pretrained.results["knn"]  # the untrained row is that of no training at all
-    assert f"ckpt_path={released} (released EsViT, 1 epochs): student from its student" in resumed.out
+    assert f"ckpt_path={released} (released EsViT, 1 epoch): student from its student" in resumed.out
     assert "epoch 1/2" not in resumed.out
     assert same(weights(resumed.last), weights(pretrained.last))
 
@@ -279,7 +279,7 @@ def test_a_new_training_begins_with_old_weights(pretrained, released, commands, 
     words = [f"init_from={released}", "init.network=teacher", "init.heads=false", "start_epoch=1", "loss=view"]
     outcome = commands.pretrain(pictures, *words, "evaluation.baselines=true", "evaluation.probes=[knn]")
     assert outcome.code == 0, outcome.err
-    assert f"init_from={released} (released EsViT, 1 epochs): student from its teacher, teacher from" in outcome.out
+    assert f"init_from={released} (released EsViT, 1 epoch): student from its teacher, teacher from" in outcome.out
     assert "; new heads: view\n" in outcome.out
     assert "epoch 1/2" not in outcome.out
     assert "after 2 epochs, 8 steps" in outcome.out
@@ -317,7 +317,7 @@ def test_a_run_that_began_with_old_weights_is_resumed_by_adding_ckpt_path(pretra
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["init_from=nowhere.pth"], "init_from: nowhere.pth is not a file, a folder or a timm model"),
+        (["init_from=nowhere.pth"], "init_from=nowhere.pth: there is no such file or folder"),
         (["loss.num_prototypes=20"], "init_from: the view head of .* instead of .*init.heads=false takes the backbone"),
         (["backbone.window=2"], "windows of 4 and 2.*choose backbone= to match.*init.resize_positions=true"),
         (["init_from=null", "start_epoch=1"], "start_epoch=1 leaves out the first epochs, .* give init_from="),
@@ -500,20 +500,19 @@ def test_three_epochs_need_no_further_setting(commands, pictures):
             r"loss.teacher_temp_warmup_epochs=1 would do",
         ),
         (["module.freeze_prototypes_epochs=3"], r"module.freeze_prototypes_epochs=0.02 would do"),
-        (["optimizer.warmup_epochs=3", "dataset.root=nowhere"], r"optimizer.warmup_epochs=0.2 would do"),
         (["trainer.max_epochs=0"], r"trainer.max_epochs must be a whole number, 1 or more, got 0"),
         (["trainer.limit_train_batches=0"], r"trainer.limit_train_batches=0 leaves nothing to train on"),
         (["seed=-1"], r"seed must be a whole number from 0 to 4294967295, got -1"),
         (["trainer.max_epochs=-1"], r"training without an end has no schedules; set trainer.max_epochs"),
         (["optimizer.lr=-1"], r"optimizer needs lr of 0 or more, got -1"),
-        (["augment.num_local=-1"], r"augment: num_local must be 0 or more, got -1"),
-        (["datamodule.batch_size=-8"], r"datamodule: batch_size must be 1 or more, got -8"),
-        (["datamodule.num_workers=-1"], r"datamodule: num_workers must be 0 or more"),
+        (["augment.num_local=-1"], r"augment.num_local must be 0 or more, got -1"),
+        (["datamodule.batch_size=-8"], r"datamodule.batch_size must be 1 or more, got -8"),
+        (["datamodule.num_workers=-1"], r"datamodule.num_workers must be 0 or more"),
         (["loss.num_prototypes=-16"], r"loss: EsViTObjective needs a positive num_prototypes, got -16"),
         (["module.clip_grad=-1"], r"module: the training step needs clip_grad of 0 or more, got -1"),
         (["backbone.embed_dim=-8"], r"backbone: .*embed_dim"),
-        (["callbacks.knn.k=-1"], r"callbacks.knn: .*k"),
-        (["dataset.val_fraction=-0.1"], r"dataset: val_fraction must lie between 0 and 1, got -0.1"),
+        (["callbacks.knn.k=-1"], r"got callbacks.knn.k=-1"),
+        (["dataset.val_fraction=-0.1"], r"dataset.val_fraction must lie between 0 and 1, got -0.1"),
         (["trainer.accumulate_grad_batches=-1"], r"accumulate_grad_batches"),
         (["augment.local_size=2"], r"augment: a crop of 2 px is smaller than a patch of the backbone \(4 px\)"),
         (["backbone=swin_tinny_w7"], r"did you mean backbone=swin_tiny_w7"),
@@ -552,7 +551,7 @@ def test_a_wrong_setting_is_refused_before_the_first_step(commands, pictures, mo
 @pytest.mark.parametrize(
     ("files", "said"),
     [
-        (None, "dataset: the folder '{root}' does not exist"),
+        (None, "dataset.root={root}: there is no such folder"),
         ([], "dataset: no image below '{root}': looked for jpg"),
         (["notes.txt", "deeper/table.csv"], "dataset: no image below '{root}': looked for jpg"),
     ],

@@ -61,7 +61,7 @@ def test_looking_leaves_nothing_behind(commands, logs, tmp_path, monkeypatch):
         (["{logs}", "sort=knn/top2"], "sort=knn/top2: no run has it; did you mean knn/top1?"),
         (["{logs}x"], "esvit-table needs folders that hold runs; there is no {logs}x\n\nFor example:"),
         (["{logs}/runs/first/.hydra"], "no run in {logs}/runs/first/.hydra: a run's folder holds"),
-        (["{logs}", "sotr=lr"], "sotr: did you mean sort?"),
+        (["{logs}", "sotr=lr"], "sotr=lr: did you mean sort=lr?"),
     ],
 )
 def test_what_is_refused(commands, logs, words, said):

@@ -188,13 +188,26 @@ def test_a_number_of_epochs_that_is_none_is_refused(epochs):
         assemble.check_epochs(OmegaConf.create({"trainer": {"max_epochs": epochs}}))
 
 
-@pytest.mark.parametrize(("accelerator", "refused"), [("gpu", True), ("cuda", True), ("auto", False), ("cpu", False)])
-def test_a_gpu_that_is_not_there_is_refused(monkeypatch, accelerator, refused):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+@pytest.mark.parametrize(
+    ("gpus", "settings", "said"),
+    [
+        (0, {"accelerator": "gpu"}, "trainer.accelerator=gpu, .* choose trainer=cpu"),
+        (0, {"accelerator": "cuda", "devices": 8}, "trainer.accelerator=cuda, .* choose trainer=cpu"),
+        (0, {"accelerator": "auto"}, None),
+        (0, {"accelerator": "cpu", "devices": 8}, None),
+        (1, {"accelerator": "gpu", "devices": 8}, "devices=8, and torch finds 1 GPU on .*accumulate_grad_batches=8 "),
+        (2, {"accelerator": "auto", "devices": [0, 1, 2]}, "devices=.0, 1, 2., and torch finds 2 GPUs .*_batches=2 "),
+        (2, {"accelerator": "gpu", "devices": "auto"}, None),
+        (2, {"accelerator": "gpu", "devices": 2}, None),
+    ],
+)
+def test_gpus_that_are_not_there_are_refused(monkeypatch, gpus, settings, said):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
-    cfg = OmegaConf.create({"trainer": {"accelerator": accelerator}})
-    if not refused:
-        trainers.check_accelerator(cfg)
+    cfg = OmegaConf.create({"trainer": settings})
+    if said is None:
+        trainers.check_devices(cfg)
         return
-    with pytest.raises(ValueError, match=f"trainer.accelerator={accelerator}, .* choose trainer=cpu"):
-        trainers.check_accelerator(cfg)
+    with pytest.raises(ValueError, match=said):
+        trainers.check_devices(cfg)

@@ -119,11 +119,40 @@ def test_multirun_runs_each_value_in_a_numbered_folder(toy):
     ("words", "code", "line"),
     [
         (["backbone=swin_tinny_w7"], 1, "did you mean backbone=swin_tiny_w7?"),
-        (["bakcbone=swin_tiny_w7"], 1, "did you mean backbone?"),
-        (["trainer.max_epoch=3"], 1, "did you mean trainer.max_epochs?"),
-        (["max_epochs=3"], 1, "did you mean trainer.max_epochs?"),
-        (["dataset=folder", "dataset.rot=x"], 1, "did you mean dataset.root?"),
-        (["dataset.root=x"], 1, "nothing is chosen for dataset yet; add dataset= one of folder, photographs"),
+        (["bakcbone=swin_tiny_w7"], 1, "bakcbone=swin_tiny_w7: write backbone=swin_tiny_w7"),
+        (["trainer.max_epoch=3"], 1, "trainer.max_epoch=3: did you mean trainer.max_epochs=3?"),
+        (["max_epochs=3"], 1, "did you mean trainer.max_epochs=3?"),
+        (["dataset=folder", "dataset.rot=x"], 1, "did you mean dataset.root=x?"),
+        (["dataset.root=x"], 1, "nothing is chosen for dataset yet; write dataset=folder dataset.root=x"),
+        (
+            ["experiment=embedded", "trainer.max_epochs=abc"],
+            1,
+            "=abc is no number; write one such as trainer.max_epochs=3",
+        ),
+        (["experiment=embedded", "trainer=null"], 1, "trainer=null: there is no such option; trainer= takes default"),
+        (["seed=1,2"], 1, "wants -m before them; a list is seed=[1,2], a number with decimals seed=1.2"),
+        (["seed=[1,2"], 1, "no viable alternative at input '[1,2'"),
+        (["experiment=embedded", "seed", "=", "3"], 1, "write seed=3 without spaces"),
+        (["experiment=embedded", "seed=${oc.env:NO_SUCH}"], 1, "export NO_SUCH=..., or give seed=..."),
+        (
+            ["experiment=embedded", "seed=${no.such}"],
+            1,
+            "seed refers to ${no.such}, and there is no such setting; --cfg job shows all settings",
+        ),
+        (
+            ["experiment=embedded", "~seed"],
+            1,
+            "~seed takes away a setting that the command reads; leave it, or set it: seed=0",
+        ),
+        (["--config-name", "nosuch"], 1, "there is no such config; name a file of --config-dir without its .yaml"),
+        (["--config-dir", "nosuch", "seed=1"], 1, "nosuch: there is no such folder"),
+        (
+            ["--cfg", "jbo"],
+            2,
+            "argument --cfg/-c: invalid choice: 'jbo' (choose from 'job', 'hydra', 'all'); --help lists the flags",
+        ),
+        (["-zz"], 2, "esvit-toy: unrecognized arguments: -zz; --help lists the flags"),
+        (["--epochs", "3"], 2, "--epochs 3: settings have no dashes; write trainer.max_epochs=3"),
         (["embedded"], 1, "write experiment=embedded"),
         (["--config-dir", ".", "experiment=embeded"], 1, "did you mean experiment=embedded?"),
         (["--multirunn"], 2, "did you mean --multirun?"),
@@ -133,7 +162,8 @@ def test_multirun_runs_each_value_in_a_numbered_folder(toy):
 def test_a_mistyped_word_fails_with_the_near_match_before_the_task_runs(toy, tmp_path, words, code, line):
     outcome = toy(*words)
     assert outcome.code == code
-    assert outcome.err.splitlines()[-1].endswith(line)
+    assert len(outcome.err.splitlines()) == 1  # nothing before it, nothing after it
+    assert outcome.err.strip().endswith(line)
     assert toy.seen == []
     assert not (tmp_path / "logs").exists()
 
@@ -201,17 +231,14 @@ def test_a_folder_that_holds_a_run_is_refused_before_anything_is_written_there(t
 def test_a_setting_without_a_value_is_named(toy):
     outcome = toy("dataset=folder")
     assert outcome.code == 1
-    assert "no value for dataset.root: add dataset.root=..." in outcome.err
+    assert "no value for dataset.root; give dataset.root=..." in outcome.err
     assert toy.seen == []
 
 
 def test_an_error_of_ours_is_one_paragraph(toy):
     outcome = toy("experiment=embedded", "fault=ours")
     assert outcome.code == 1
-    assert "\nallow wants a dotted name such as 'my_project.callbacks.', got ''\n" in outcome.err
-    assert "Traceback" not in outcome.err
-    assert "HYDRA_FULL_ERROR=1" in outcome.err
-    assert "did you mean" not in outcome.err
+    assert outcome.err == "allow wants a dotted name such as 'my_project.callbacks.', got ''\n"
 
 
 def test_an_error_from_elsewhere_keeps_its_traceback(toy):
@@ -262,7 +289,7 @@ def test_a_past_run_again(toy):
     again = ["--config-dir", str(past / ".hydra"), "--config-name", "config", "+hydra=default"]
     assert toy(*again, "seed=9", "hydra.run.dir=again").code == 0
     assert toy.seen[1]["seed"] == 9
-    assert toy(*again, "sede=9").err.splitlines()[-1] == "sede: did you mean seed?"
+    assert toy(*again, "sede=9").err.splitlines()[-1] == "sede=9: did you mean seed=9?"
 
 
 @pytest.mark.parametrize(("typed", "offered"), [("back", "backbone="), ("backbone=swin_s", "backbone=swin_small_w7")])
@@ -288,23 +315,3 @@ def test_errors_for_people():
     assert command_line.is_for_people(command_line.UserError())
     assert not command_line.is_for_people(ValueError("raised by nobody"))
     assert not command_line.is_for_people(RuntimeError("shape"))
-
-
-@pytest.mark.parametrize(
-    ("words", "become"),
-    [
-        (["logs/", "sort=x"], ["sort=x", "folders=['logs/']"]),
-        (["a b", "it's"], [r"folders=['a b','it\'s']"]),
-        (["sort=x"], ["sort=x"]),
-        (["--cfg", "job", "logs"], ["--cfg", "job", "folders=['logs']"]),
-        (["--help"], ["--help"]),
-    ],
-)
-def test_words_that_are_no_settings_become_one(words, become):
-    assert command_line.words_as_setting(words, "folders") == become
-
-
-def test_a_bare_word_with_an_equals_sign_is_a_folder_if_it_exists(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "lr=0.1").mkdir()
-    assert command_line.words_as_setting(["lr=0.1", "lr=0.2"], "folders") == ["lr=0.2", "folders=['lr=0.1']"]

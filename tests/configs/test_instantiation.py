@@ -119,7 +119,7 @@ def test_what_hydra_names_for_itself_is_on_its_list_and_not_on_ours():
     with hydra.initialize_config_module("esvit_pl.conf", **command_line.version_base()):
         callbacks = hydra.compose("pretrain", return_hydra_config=True).hydra.callbacks
     targets = [node._target_ for node in callbacks.values()]
-    assert targets == ["esvit_pl.configs.sweep.SweepTable"]
+    assert targets == ["esvit_pl.configs.run_folder.RunFolders", "esvit_pl.configs.sweep.SweepTable"]
     assert set(targets) <= set(instantiation.trusted_patterns())
     with pytest.raises(ValueError, match="is not on the list"):
         check({"_target_": targets[0]})

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pytest
+from pytorch_lightning import LightningDataModule
 
 from esvit_pl.evaluation.loaders import find_loader
 
@@ -24,3 +25,15 @@ def test_find_loader_looks_in_the_data_module_first() -> None:
     assert find_loader("X", Without(), None, [1, 2])() == [1, 2]
     with pytest.raises(ValueError, match=r"looks for val_dataloader\(\) in Owner, and found bank_dataloader; name one"):
         find_loader("X", Without(), Owner("module"), "val")
+
+
+def test_loaders_that_lightning_only_declares_are_none() -> None:
+    class Data(LightningDataModule):
+        def val_dataloader(self) -> list[int]:
+            return [1]
+
+    class Fit:
+        datamodule = Data()
+
+    with pytest.raises(ValueError, match=r"looks for test_dataloader\(\) in Data, and found val_dataloader; name one"):
+        find_loader("OnlineKNN", Fit(), None, "test")

@@ -78,7 +78,9 @@ def test_bad_input(tmp_path) -> None:
 
     with pytest.raises(ValueError, match="KNNEvaluator needs labels, and the data of Data have none"):
         validate(KNNEvaluator(network()), Data(labelled=False))
-    with pytest.raises(ValueError, match=r"looks for bank_dataloader\(\) in KNNEvaluator, and found .*val_dataloader"):
+    with pytest.raises(
+        ValueError, match=r"looks for bank_dataloader\(\) in KNNEvaluator, and found none; give the loader"
+    ):
         validate(KNNEvaluator(network()), Data().val_dataloader())
     with pytest.raises(ValueError, match="k of 1 or more, got k=0"):
         KNNEvaluator(network(), k=0)

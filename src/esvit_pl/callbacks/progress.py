@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
+from math import ceil
 from time import monotonic
 from typing import Any
 
@@ -81,10 +82,20 @@ class PlainProgress(ProgressBar):
         if not self._enabled or not trainer.is_global_zero:
             return
         done = trainer.current_epoch + 1
-        endless = trainer.max_epochs is None or trainer.max_epochs < 0
+        epochs = _epochs(trainer)
         per_epoch = (monotonic() - self._start) / max(done - self._first_epoch, 1)
-        left = None if endless else per_epoch * (trainer.max_epochs - done)
-        print(epoch_line(done, None if endless else trainer.max_epochs, trainer.callback_metrics, left), flush=True)
+        left = None if epochs is None else per_epoch * (epochs - done)
+        print(epoch_line(done, epochs, trainer.callback_metrics, left), flush=True)
+
+
+def _epochs(trainer: Any) -> int | None:
+    """How many epochs there will be, the last one perhaps cut short by ``max_steps``; None if that is not known."""
+    epochs: int | None = trainer.max_epochs if trainer.max_epochs is not None and trainer.max_epochs >= 0 else None
+    if trainer.max_steps is None or trainer.max_steps < 0:
+        return epochs
+    per_epoch = max(trainer.num_training_batches // trainer.accumulate_grad_batches, 1)
+    stopped_by_steps: int = ceil(trainer.max_steps / per_epoch)
+    return stopped_by_steps if epochs is None else min(epochs, stopped_by_steps)
 
 
 class TerminalProgress(TQDMProgressBar):

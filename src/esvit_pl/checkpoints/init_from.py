@@ -51,7 +51,7 @@ def start_from_(
         except ValueError as error:
             raise ValueError(f"{error}{_remedy(checkpoint, target, str(error), resize_positions)}") from error
     remembered = _load_objective(objective, checkpoint) if given or not student.heads else []
-    epochs = f", {checkpoint.epoch} epochs" if checkpoint.epoch is not None else ""
+    epochs = f", {checkpoint.epoch} epoch{'s' * (checkpoint.epoch != 1)}" if checkpoint.epoch is not None else ""
     parts = [", ".join(f"{name} from its {origin}" for name, origin in origins.items())]
     new = set(student.heads) - given
     for title, names in (("heads", given), ("new heads", new), ("state of the loss", remembered)):

@@ -55,7 +55,7 @@ def model_card(repo: str, description: Mapping[str, Any], *, architecture: str) 
     backbone, source = description["backbone"], about.get("source")
     network = f"the {about['network']}'s backbone" if about.get("network") else "a backbone"
     origin = f" of `{source}`" if source else ""
-    epochs = f", after {about['epoch']} epochs" if about.get("epoch") is not None else ""
+    epochs = f", after {about['epoch']} epoch{'s' * (about['epoch'] != 1)}" if about.get("epoch") is not None else ""
     registers = f"import esvit_pl.backbones  # registers {architecture}\n" if architecture.startswith("esvit_") else ""
     objective = str((config.get("loss") or {}).get("_target_"))
     is_esvit = objective.endswith(".EsViTObjective") or about.get("format") == "released EsViT"

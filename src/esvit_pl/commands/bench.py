@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
-from esvit_pl.configs.command_line import command, words_as_setting
+from esvit_pl.configs.command_line import command
 
 if TYPE_CHECKING:
     from esvit_pl.augment import Recipe
@@ -30,11 +29,6 @@ IN_A_CHECKOUT = ("loss", "crops", "tokens", "step", "switches", "roofline", "vil
 Benchmark = Callable[[DictConfig], "Iterator[Report]"]
 
 
-def main() -> None:
-    sys.argv[1:] = words_as_setting(sys.argv[1:], "benchmarks")
-    show()
-
-
 def needs(cfg: DictConfig) -> str | None:
     moved = [name for name in cfg.benchmarks if name in IN_A_CHECKOUT]
     if moved:
@@ -51,8 +45,14 @@ def unknown(program: str, cfg: DictConfig, known: Mapping[str, Benchmark]) -> st
     return f"there is no benchmark {' and no '.join(wrong)}; there are {choices}" if wrong else None
 
 
-@command("bench", summary="predict memory, measure throughput of a training.", examples=EXAMPLES, needs=needs)
-def show(cfg: DictConfig) -> None:
+@command(
+    "bench",
+    summary="predict memory, measure throughput of a training.",
+    examples=EXAMPLES,
+    needs=needs,
+    bare_words="benchmarks",
+)
+def main(cfg: DictConfig) -> None:
     run(cfg, BENCHMARKS)
 
 

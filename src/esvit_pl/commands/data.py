@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from omegaconf import DictConfig
 
-from esvit_pl.configs.command_line import command, words_as_setting
+from esvit_pl.configs.command_line import command
 
 T = TypeVar("T")
 EXAMPLES = [
@@ -20,11 +20,6 @@ EXAMPLES = [
     "esvit-data check dataset=folder dataset.root=scans/ dataset.value_range=[0,4095] dataset.on_bad_image=skip",
 ]
 TASKS = ("check",)
-
-
-def main() -> None:
-    sys.argv[1:] = words_as_setting(sys.argv[1:], "tasks")
-    show()
 
 
 def needs(cfg: DictConfig) -> str | None:
@@ -38,8 +33,8 @@ def needs(cfg: DictConfig) -> str | None:
     return None
 
 
-@command("data", summary="look at the images before a run.", examples=EXAMPLES, needs=needs)
-def show(cfg: DictConfig) -> None:
+@command("data", summary="look at the images before a run.", examples=EXAMPLES, needs=needs, bare_words="tasks")
+def main(cfg: DictConfig) -> None:
     from esvit_pl.configs import assemble
     from esvit_pl.datasets import check
 

@@ -58,6 +58,7 @@ def evaluate(job: Job, cfg: DictConfig, images: Splits | None = None) -> Result:
     from esvit_pl.runs.folder import RunFolder
     from esvit_pl.runs.result import Result
 
+    trainers.check_devices(cfg)
     source = weights.evaluated(cfg)
     backbone = weights.frozen_backbone(cfg, source)
     lines = [evaluated_images.take_dataset(cfg, source, f"esvit-{job.probe}")] if images is None else []

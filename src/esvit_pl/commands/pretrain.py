@@ -37,13 +37,14 @@ def needs(cfg: DictConfig) -> str | None:
 @command("pretrain", summary="pretrain a backbone without labels, then measure it.", examples=EXAMPLES, needs=needs)
 def main(cfg: DictConfig) -> float | None:
     from esvit_pl.commands import evaluation
-    from esvit_pl.configs import assemble, own_images, plan
+    from esvit_pl.configs import assemble, own_images, plan, trainers
 
     cfg, images = own_images.of_job(cfg)
     if cfg.dry_run:
         made = plan.make(cfg, images, timed=plan.is_timed(cfg.dry_run))
         print(f"{made}\n\ndry_run={str(cfg.dry_run).lower()}: nothing was started")
         discard_run_folder()
+        trainers.check_devices(cfg)  # the plan may be for another machine; what this one would refuse is said last
         return None
     default = assemble.choice("callbacks") == "default"
     return evaluation.optimized(cfg, pretrain(cfg, images, default_callbacks=default).metrics)
@@ -72,6 +73,7 @@ def pretrain(
     from esvit_pl.runs.folder import RunFolder
     from esvit_pl.runs.result import Result, newest_checkpoint
 
+    trainers.check_devices(cfg)
     recipe = assemble.construct(cfg, "augment")
     module = assemble.pretrainer(cfg, recipe)  # before the images, which may take minutes to list
     splits = images or assemble.construct(cfg, "dataset")
@@ -122,7 +124,8 @@ def summary(trainer: Trainer, metrics: dict[str, float], table: str, folder: Pat
     from esvit_pl.evaluation.names import is_training_loss, loss_title
 
     losses = ", ".join(f"{loss_title(name)} {value:.3f}" for name, value in metrics.items() if is_training_loss(name))
-    done = f"after {trainer.current_epoch} epochs, {trainer.global_step} steps"
+    epochs, steps = trainer.current_epoch, trainer.global_step
+    done = f"after {epochs} epoch{'s' * (epochs != 1)}, {steps} step{'s' * (steps != 1)}"
     lines = ["", f"{done}: {losses or 'there was nothing left to train'}"]
     if table:
         lines += ["", table]

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 from omegaconf import DictConfig
 
-from esvit_pl.configs.command_line import command, words_as_setting
+from esvit_pl.configs.command_line import command
 from esvit_pl.runs.reading import find_runs
 from esvit_pl.runs.table import goal, ranked, report, run_table, write_csv
 
@@ -18,18 +17,19 @@ EXAMPLES = [
 ]
 
 
-def main() -> None:
-    sys.argv[1:] = words_as_setting(sys.argv[1:], "folders")
-    show()
-
-
 def needs(cfg: DictConfig) -> str | None:
     missing = [folder for folder in cfg.folders if not Path(folder).is_dir()]
     return f"esvit-table needs folders that hold runs; there is no {' and no '.join(missing)}" if missing else None
 
 
-@command("table", summary="show runs, settings, how far they came, what they measured.", examples=EXAMPLES, needs=needs)
-def show(cfg: DictConfig) -> None:
+@command(
+    "table",
+    summary="show runs, settings, how far they came, what they measured.",
+    examples=EXAMPLES,
+    needs=needs,
+    bare_words="folders",
+)
+def main(cfg: DictConfig) -> None:
     folders = list(cfg.folders)
     runs = find_runs(*folders, silent_after=60 * cfg.silent_minutes)
     if not runs:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from omegaconf import DictConfig, OmegaConf
 
-from esvit_pl.configs.instantiation import build
+from esvit_pl.configs.instantiation import at, build
 
 if TYPE_CHECKING:
     from esvit_pl.augment import Recipe
@@ -27,8 +27,11 @@ def construct(cfg: DictConfig, key: str, **parts: Any) -> Any:
     make = build(node, key=key, _partial_=True, _convert_="all")
     try:
         return make(**parts)
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{key}: {error}") from error
+    except (ValueError, TypeError, NotImplementedError, ModuleNotFoundError) as error:
+        message = at(key, error, node)
+        if "unknown backbone family" in message:
+            message += "; one of a package of yours is there if ESVIT_PLUGINS=PACKAGE names it in the environment"
+        raise ValueError(message) from error
 
 
 def images(cfg: DictConfig, given: Splits | None = None) -> tuple[Splits, Recipe]:

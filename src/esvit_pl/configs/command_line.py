@@ -5,30 +5,32 @@
         from esvit_pl.configs import assemble  # torch, Lightning and timm are imported from here on
         ...
 
-Exit codes: 0; 1 for a wrong setting, a wrong input or a failed job; 2 for a flag that does not exist or that excludes
-another one; 130 for Ctrl-C.
+What a user can correct is one sentence on stderr, without Hydra's frame and without a traceback. Exit codes: 0; 1 for a
+wrong setting, a wrong input or a failed job; 2 for a flag that does not exist or that excludes another one; 130 for
+Ctrl-C. HYDRA_FULL_ERROR=1 in the environment shows every traceback.
 """
 
 from __future__ import annotations
 
 import functools
+import io
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
-from importlib.resources import files
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn, TextIO
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import CompactHydraException
 from omegaconf import DictConfig, OmegaConf
 
-from esvit_pl.configs import near_match, run_folder, sweep
+from esvit_pl.configs import checks, near_match, pasted, refusals, run_folder, sweep
+from esvit_pl.configs.config_space import CONFIGS, config_space, flat_keys, version_base
 from esvit_pl.configs.instantiation import hydra_has_whitelist, import_plugins, trusted_patterns
-from esvit_pl.configs.quoting import names_a_file, quote_paths, quoted
+from esvit_pl.configs.quoting import quote_paths
 from esvit_pl.runs.folder import remove_empty
 
 Task = Callable[[DictConfig], Any]
@@ -45,7 +47,8 @@ def command(
     examples: Sequence[str] = (),
     needs: Callable[[DictConfig], str | None] | None = None,
     refuses: Callable[[Sequence[str]], str | None] | None = None,
-    config_package: str = "esvit_pl.conf",
+    bare_words: str | None = None,
+    config_package: str = CONFIGS,
 ) -> Callable[[Task], Callable[[], None]]:
     """Turn ``task(cfg)`` into a console command.
 
@@ -55,6 +58,7 @@ def command(
         examples: command lines, shown by ``--help`` and if something is missing.
         needs: called with the composed config before the task; returns a sentence that says what is missing, or None.
         refuses: called with the words of the command line before they are composed; returns a sentence, or None.
+        bare_words: the setting that words without ``=`` are values of: ``esvit-table logs/ more/``.
         config_package: importable package that holds the configs.
 
     Returns:
@@ -68,42 +72,45 @@ def command(
         def job(cfg: DictConfig) -> Any:
             nonlocal started
             started = True
-            _check_before(cfg, needs, examples)
-            try:
-                with run_folder.claim_of_job(cfg):
-                    import_plugins()
-                    return task(cfg)
-            except Exception as error:
-                if is_for_people(error):
-                    raise UserError(_paragraph(error)) from (error if _wants_everything() else None)
-                raise
+            with _stderr_again():
+                try:
+                    _check_before(cfg, needs, examples, config_package, config_name)
+                    with run_folder.claim_of_job(cfg):
+                        import_plugins()
+                        return task(cfg)
+                except Exception as error:
+                    if is_for_people(error) and not isinstance(error, UserError):
+                        raise UserError(in_words(error)) from (error if _wants_everything() else None)
+                    raise
 
         @functools.wraps(task)
         def main() -> None:
             nonlocal started
             started = False
             _register_help(config_name, summary, examples)
-            sys.argv[1:] = quote_paths(_null_means_none(sys.argv[1:], config_package))
-            _refuse_dashed_settings(sys.argv[1:])
-            refusal = refuses(sys.argv[1:]) if refuses is not None else None
+            sys.argv[1:] = argv = _prepared(sys.argv[1:], bare_words, config_package, config_name)
+            refusal = refuses(argv) if refuses is not None else None
             if refusal is not None:
-                print(f"\n{refusal}", file=sys.stderr)
-                sys.exit(1)
+                _stop(refusal, 1)
+            for line in pasted.given_twice(pasted.settings_in(argv)):
+                print(f"note: {line}", file=sys.stderr)
             try:
-                _hydra_main(config_package, config_name)(job)()
+                with _stderr_held_back() as held:
+                    try:
+                        _hydra_main(config_package, config_name)(job)()
+                    except SystemExit as stop:  # Hydra has shown the error already, in its own words
+                        told = _told(stop, held.getvalue(), started, config_package, config_name)
+                        if told is not None:
+                            held.forget()
+                            print(told, file=held.real)
+                        raise
             except KeyboardInterrupt:
                 print("\ninterrupted", file=sys.stderr)
                 sys.exit(128 + signal.SIGINT)
             except ValueError as error:  # from Hydra, about flags that exclude one another
                 if started or _wants_everything():
                     raise
-                print(f"esvit-{config_name}: {error}", file=sys.stderr)
-                sys.exit(2)
-            except SystemExit as stop:
-                if stop.code in (1, 2) and not started:
-                    for line in hints(sys.argv[1:], config_package, config_name):
-                        print(line, file=sys.stderr)
-                raise
+                _stop(f"esvit-{config_name}: {error}", 2)
             finally:
                 run_folder.release()
                 sweep.close()
@@ -111,22 +118,6 @@ def command(
         return main
 
     return decorate
-
-
-def words_as_setting(argv: Sequence[str], key: str) -> list[str]:
-    """Join the words of a command line that are neither settings nor flags into one setting.
-
-    ``logs/ more/`` becomes ``folders=['logs/','more/']``. A word after a flag belongs to the flag: ``--cfg job``.
-    A word with ``=`` is a setting, unless it names something that exists: ``logs/lr=0.1``.
-    """
-    behind = {index + 1 for index, word in enumerate(argv) if word.startswith("-")}
-    is_bare = [
-        ("=" not in word or names_a_file(word)) and not word.startswith(("-", "~")) and index not in behind
-        for index, word in enumerate(argv)
-    ]
-    words = [quoted(word) for word, yes in zip(argv, is_bare, strict=True) if yes]
-    others = [word for word, yes in zip(argv, is_bare, strict=True) if not yes]
-    return [*others, f"{key}=[{','.join(words)}]"] if words else others
 
 
 def requires(program: str, *keys: str) -> Callable[[DictConfig], str | None]:
@@ -140,7 +131,7 @@ def requires(program: str, *keys: str) -> Callable[[DictConfig], str | None]:
 
 
 def is_for_people(error: BaseException) -> bool:
-    """Whether the message of ``error`` is meant for the user: it is raised by this package, or a file cannot be read.
+    """Whether the message of ``error`` is meant for the user: it is raised by this package, or a file is refused.
 
     A ValueError from inside another library keeps its traceback.
     """
@@ -148,6 +139,8 @@ def is_for_people(error: BaseException) -> bool:
     if kind == "esvit_pl" or type(error).__name__ == "MisconfigurationException":
         return True
     if isinstance(error, FileNotFoundError | PermissionError):
+        return True
+    if refusals.is_of_system(error) or refusals.is_missing_key(error):
         return True
     told = isinstance(error, ValueError | NotImplementedError)
     return told and (_raised_by_us(error) or _in_worker(error) is not None)
@@ -169,9 +162,14 @@ def _raised_by_us(error: BaseException) -> bool:
     return str(trace.tb_frame.f_globals.get("__name__", "")).partition(".")[0] == "esvit_pl"
 
 
-def _paragraph(error: BaseException) -> str:
+def in_words(error: BaseException) -> str:
+    """The message of an error that `is_for_people`."""
+    if refusals.is_of_system(error) and isinstance(error, OSError):
+        return refusals.of_system(error)
+    if refusals.is_missing_key(error):
+        return refusals.of_config(error) or str(error)
     name = "" if isinstance(error, ValueError | NotImplementedError) else f"{type(error).__name__}: "
-    return f"\n{name}{_in_worker(error) or error}"
+    return f"{name}{_in_worker(error) or error}"
 
 
 def _wants_everything() -> bool:
@@ -185,30 +183,100 @@ def _hydra_main(config_package: str, config_name: str) -> Callable[[Task], Calla
     return hydra.main(**options)
 
 
-def version_base() -> dict[str, str]:
-    """Hydra 1.3 wants ``version_base``; 1.4 warns about it."""
-    return {} if hydra_has_whitelist() else {"version_base": "1.3"}
+# -- stderr, which Hydra writes to before this file can
+
+
+class _Held(io.StringIO):
+    """Keeps what is written, unless it passes it on to the stream in whose place it stands."""
+
+    def __init__(self, real: TextIO) -> None:
+        super().__init__()
+        self.real, self.passes = real, False
+
+    def write(self, text: str) -> int:
+        return self.real.write(text) if self.passes else super().write(text)
+
+    def forget(self) -> None:
+        self.seek(0)
+        self.truncate()
+
+    def show(self) -> None:
+        self.real.write(self.getvalue())
+        self.forget()
+
+
+@contextmanager
+def _stderr_held_back() -> Iterator[_Held]:
+    """Hold back what Hydra says, so that it can be said in other words; what nobody has taken is shown at the end."""
+    held = _Held(sys.stderr)
+    sys.stderr = held
+    try:
+        yield held
+    finally:
+        sys.stderr = held.real
+        held.passes = True  # a log handler may still hold on to it
+        held.show()
+
+
+@contextmanager
+def _stderr_again() -> Iterator[None]:
+    """The real stderr while a job runs; a job in a process of its own has it anyway."""
+    held = sys.stderr
+    if not isinstance(held, _Held):
+        yield
+        return
+    held.show()
+    sys.stderr, held.passes = held.real, True
+    try:
+        yield
+    finally:
+        sys.stderr, held.passes = held, False
+
+
+def _told(stop: SystemExit, held: str, started: bool, package: str, name: str) -> str | None:
+    """What Hydra has refused, in other words; None for an error that nobody should read without its traceback."""
+    error = stop.__context__
+    if isinstance(error, UserError):
+        return str(error)
+    if stop.code == 2 and not started:  # argparse
+        return f"esvit-{name}: {held.rpartition('error: ')[2].strip()}; --help lists the flags"
+    return None if started or error is None else refusals.explain(error, sys.argv[1:], package, name)
+
+
+def _stop(sentence: str, code: int) -> NoReturn:
+    print(sentence, file=sys.stderr)
+    sys.exit(code)
 
 
 # -- before the task
 
 
-def _check_before(cfg: DictConfig, needs: Callable[[DictConfig], str | None] | None, examples: Sequence[str]) -> None:
-    """Raise UserError if something is missing or a setting has no value, and remove the run folder then.
+def _check_before(
+    cfg: DictConfig,
+    needs: Callable[[DictConfig], str | None] | None,
+    examples: Sequence[str],
+    package: str,
+    config_name: str,
+) -> None:
+    """Raise UserError if something is missing or a setting has no value or a wrong one; the run folder is removed then.
 
     Also for a job that cannot be part of a sweep; its folder stays, so that the sweep's table shows it.
     """
     problem = needs(cfg) if needs is not None else None
-    if problem is None:
-        missing = [key for key, value in _flatten(OmegaConf.to_container(cfg, resolve=False)) if value == "???"]
-        if missing:
-            problem = f"no value for {', '.join(missing)}: add {' '.join(f'{key}=...' for key in missing)}"
+    if problem is not None:
+        problem = "\n".join([problem, *_example_lines(examples), "\nAll settings: --help"])
+    elif missing := [key for key, value in flat_keys(cfg) if value == "???"]:
+        problem = f"no value for {', '.join(missing)}; give {' '.join(f'{key}=...' for key in missing)}"
+    else:
+        known = HydraConfig.get().job.config_name == config_name
+        choices = HydraConfig.get().runtime.choices if known else {}
+        problem = checks.problem(cfg, package=package, config_name=config_name, choices=choices)
     if problem is not None:
         discard_run_folder()
-        raise UserError("\n".join([f"\n{problem}", *_example_lines(examples), "\nAll settings: --help"]))
+        raise UserError(problem)
     refusal = sweep.job_refusal(cfg)
     if refusal is not None:
-        raise UserError(f"\n{refusal}")
+        raise UserError(refusal)
 
 
 def discard_run_folder() -> None:
@@ -232,15 +300,6 @@ def discard_run_folder() -> None:
         remove_empty(folder)
 
 
-def _flatten(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted key, value) of every node, branches included."""
-    if isinstance(node, Mapping):
-        for name, child in node.items():
-            key = f"{prefix}.{name}" if prefix else str(name)
-            yield key, child
-            yield from _flatten(child, key)
-
-
 # -- help
 
 
@@ -257,67 +316,32 @@ def _example_lines(examples: Sequence[str]) -> list[str]:
     return ["", "For example:", *(f"  {line}" for line in examples)] if examples else []
 
 
-# -- wrong words on the command line
+# -- words of the command line
 
 
-def _null_means_none(argv: Sequence[str], config_package: str) -> list[str]:
-    """Replace ``logger=null``, as templates for Lightning and Hydra write it, by the option ``logger=none``."""
-    options = files(config_package)
-    groups = [word.removesuffix("=null") if word.endswith("=null") else "" for word in argv]
-    has_none = [bool(group) and options.joinpath(group, "none.yaml").is_file() for group in groups]
-    return [f"{group}=none" if none else word for word, group, none in zip(argv, groups, has_none, strict=True)]
+def _prepared(argv: Sequence[str], bare_words: str | None, package: str, config_name: str) -> list[str]:
+    """The words as Hydra reads them; what is spoilt or begins with wrong dashes ends the process here."""
+    spoilt = pasted.explain(argv)
+    if spoilt is not None:
+        _stop(spoilt, 1)
+    wrong = _wrong_flags(argv, package, config_name)
+    if wrong:
+        _stop("\n".join(wrong), 2)
+    words = pasted.bare_words_as_setting(argv, bare_words) if bare_words is not None else argv
+    return quote_paths(pasted.null_means_none(pasted.flags_first(words), package))
 
 
-def _refuse_dashed_settings(argv: Sequence[str]) -> None:
-    """Exit with 2 for ``--experiment=embedded``, which argparse would take for its ``--experimental-rerun``."""
-    wrong = [near_match.explain_flag(word, _known_flags()) for word in argv if word.startswith("--") and "=" in word]
-    for line in filter(None, wrong):
-        print(line, file=sys.stderr)
-    if any(wrong):
-        sys.exit(2)
-
-
-def hints(argv: Sequence[str], config_package: str, config_name: str) -> list[str]:
-    """Suggestions for a command line that Hydra has refused."""
-    flags, settings = _split(argv)
-    lines = [near_match.explain_flag(flag, _known_flags()) for flag in flags]
-    if settings:
-        space = _config_space(settings, config_package, config_name)
-        lines += [near_match.explain_setting(setting, space) for setting in settings]
-    return [line for line in lines if line is not None]
-
-
-def _split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
-    """(flags, settings). The value of a flag such as ``--config-dir DIR`` is in neither, where it can be recognised."""
-    flags = [word for word in argv if word.startswith("-")]
-    values = {argv[i + 1] for i, word in enumerate(argv[:-1]) if word.startswith("-") and "=" not in argv[i + 1]}
-    return flags, [word for word in argv if not word.startswith("-") and word not in values]
-
-
-def _known_flags() -> list[str]:
+def _wrong_flags(argv: Sequence[str], package: str, config_name: str) -> list[str]:
+    """``--epochs 3`` and ``--experiment=embedded``, which argparse would take for its ``--experimental-rerun``."""
     from hydra._internal.utils import get_args_parser
 
-    return [flag for action in get_args_parser()._actions for flag in action.option_strings]
-
-
-def _config_space(settings: Sequence[str], config_package: str, config_name: str) -> near_match.ConfigSpace:
-    """Groups and keys, composed with those choices in ``settings`` that exist; no keys if even that fails."""
-    from hydra.core.global_hydra import GlobalHydra
-
-    GlobalHydra.instance().clear()
-    with hydra.initialize_config_module(config_package, **version_base()):
-        main = GlobalHydra.instance().hydra
-        assert main is not None
-        groups = {name: main.config_loader.get_group_options(name) for name in main.list_all_config_groups()}
-        chosen = [
-            setting
-            for setting in settings
-            if (name := setting.lstrip("+").partition("=")[0]) in groups and setting.partition("=")[2] in groups[name]
-        ]
-        for overrides in (chosen, []):
-            with suppress(Exception):  # Hydra has already reported it
-                tree = OmegaConf.to_container(hydra.compose(config_name, overrides), resolve=False)
-                flat = dict(_flatten(tree))
-                unchosen = [name for name in groups if flat.get(name) is None]
-                return near_match.ConfigSpace(groups, list(flat), unchosen)
-        return near_match.ConfigSpace(groups)
+    flags = [flag for action in get_args_parser()._actions for flag in action.option_strings]
+    wrong = [i for i, word in enumerate(argv) if word.startswith("--") and word.partition("=")[0] not in flags]
+    if not wrong:
+        return []
+    space = config_space([word for word in argv if not word.startswith("-")], package, config_name)
+    nexts = [
+        next((word for word in argv[i + 1 : i + 2] if not word.startswith("-") and "=" not in word), "") for i in wrong
+    ]
+    lines = (near_match.explain_flag(argv[i], flags, after, space) for i, after in zip(wrong, nexts, strict=True))
+    return [line for line in lines if line is not None]

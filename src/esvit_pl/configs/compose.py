@@ -4,25 +4,23 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import hydra
-from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from omegaconf import DictConfig, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from esvit_pl.configs.command_line import hints, version_base
+from esvit_pl.configs.config_space import CONFIGS, hydra_of_our_own
 from esvit_pl.configs.evaluated_images import refuse_experiment
 from esvit_pl.configs.near_match import near
 from esvit_pl.configs.quoting import quote_paths, quoted
+from esvit_pl.configs.refusals import explain
 
 COMMANDS = ("pretrain", "linear", "knn")
-CONFIGS = "esvit_pl.conf"
 TABLES = (".csv", ".tsv", ".parquet")  # as `datasets` has them, which would load torch
 
 
@@ -105,25 +103,12 @@ def composed(command: str, overrides: Sequence[str]) -> tuple[DictConfig, dict[s
     with hydra_of_our_own():
         try:
             cfg = hydra.compose(command, words, return_hydra_config=True)
-        except (HydraException, OmegaConfBaseException) as error:
-            lines = [f"{command}: {str(error).strip()}", *hints(overrides, CONFIGS, command)]
-            raise ValueError("\n".join(lines)) from None
+        except (HydraException, OmegaConfBaseException, ValueError) as error:
+            raise ValueError(f"{command}: {explain(error, words, CONFIGS, command) or error}") from None
         choices = dict(cfg.hydra.runtime.choices)
         with open_dict(cfg):
             del cfg["hydra"]
     return cfg, choices
-
-
-@contextmanager
-def hydra_of_our_own() -> Iterator[None]:
-    """Use Hydra with our configs, and restore its former global state afterwards, even another application's."""
-    before = GlobalHydra.instance().hydra
-    GlobalHydra.instance().clear()
-    try:
-        with hydra.initialize_config_module(CONFIGS, **version_base()):
-            yield
-    finally:
-        GlobalHydra.instance().hydra = before
 
 
 def dataset_words(data: str) -> list[str]:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib import import_module
 from typing import Any
 
@@ -140,8 +141,8 @@ def build(node: Any, *args: Any, key: str = "", **kwargs: Any) -> Any:
         return instantiate(node, *args, **kwargs)
     except InstantiationException as error:
         cause = error.__cause__
-        if isinstance(cause, ValueError | TypeError | NotImplementedError | FileNotFoundError):
-            raise ValueError(f"{key}: {cause}" if key else str(cause)) from cause
+        if isinstance(cause, ValueError | TypeError | NotImplementedError | FileNotFoundError | ModuleNotFoundError):
+            raise ValueError(at(key, cause, node) if key else str(cause)) from cause
         raise
 
 
@@ -157,6 +158,25 @@ def defaults(tree: Any) -> dict[str, Any]:
         parameters = inspect.signature(_resolve(path, target)).parameters.values()
         found |= {f"{path}.{each.name}": each.default for each in parameters if each.default is not each.empty}
     return found
+
+
+def at(key: str, error: BaseException | str, settings: Iterable[Any] = ()) -> str:
+    """The message of a part, with its settings called as they are typed in the config, or the config's key in front.
+
+    >>> at("datamodule", "batch_size must be 1 or more, got 0", ["batch_size"])
+    'datamodule.batch_size must be 1 or more, got 0'
+    >>> at("evaluation.knn", "k=20 neighbours, and the bank holds 17 images")
+    'evaluation.knn.k=20 neighbours, and the bank holds 17 images'
+    """
+    message = str(error)
+    if f"{key}." in message:
+        return message
+    names = "|".join(re.escape(str(name)) for name in settings) or r"\A[a-z]\w*"
+    named = re.sub(rf"(?<![\w.])(?P<name>{names})(?==)", rf"{key}.\g<name>", message)
+    if named != message:
+        return named
+    begins = re.match(rf"({names})(?= )", message)
+    return f"{key}.{message}" if begins and settings else f"{key}: {message}"
 
 
 def _targets(tree: Any, path: str) -> Iterator[tuple[str, Any]]:

@@ -329,7 +329,7 @@ def times(cfg: DictConfig, recipe: Recipe, data: ImageDataModule, per_epoch: int
     from esvit_pl.profiling.loader import batches_needed
     from esvit_pl.profiling.memory import PRECISIONS, SHORT
 
-    trainers.check_accelerator(cfg)
+    trainers.check_devices(cfg)
     device, precision = device_of(cfg), str(cfg.trainer.precision)
     module = assemble.pretrainer(cfg, recipe)
     step = step_seconds(

@@ -21,6 +21,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from esvit_pl.configs.processes import is_first_process
+from esvit_pl.configs.refusals import of_system
 from esvit_pl.runs.claim import Claim, FolderTaken, claimed, run_of
 from esvit_pl.runs.folder import say_removed
 from esvit_pl.runs.lock import FolderInUse
@@ -232,5 +233,5 @@ def _sentences_end_the_command() -> Iterator[None]:
         yield
     except (ValueError, OSError) as error:
         release()
-        print(f"\n{error}", file=sys.stderr)
+        print(of_system(error) if isinstance(error, OSError) else error, file=sys.stderr)
         sys.exit(1)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 def make(cfg: DictConfig, data: ImageDataModule, callbacks: Sequence[Callback] = ()) -> Trainer:
     """The Trainer with its loggers and callbacks, writing into the run folder; every epoch is logged, however short."""
     quieten()
-    check_accelerator(cfg)
+    check_devices(cfg)
     made: Trainer = construct(
         cfg,
         "trainer",
@@ -103,15 +103,25 @@ def quiet(cfg: DictConfig) -> Trainer:
     return made
 
 
-def check_accelerator(cfg: DictConfig) -> None:
-    """Refuse a GPU that is not there, with the remedy that Lightning's own message lacks."""
+def check_devices(cfg: DictConfig) -> None:
+    """Refuse GPUs that are not there, with the remedy that Lightning's own message lacks; before any image is read."""
     import torch
 
-    wanted = cfg.trainer.accelerator
-    if wanted in ("gpu", "cuda") and not torch.cuda.is_available() and not torch.backends.mps.is_available():
+    wanted = str(cfg.trainer.accelerator)
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if wanted in ("gpu", "cuda") and not gpus and not torch.backends.mps.is_available():
         raise ValueError(
             f"trainer.accelerator={wanted}, and torch {torch.__version__} finds no GPU on this machine; "
             "choose trainer=cpu, or trainer=default for whatever there is"
+        )
+    if wanted not in ("gpu", "cuda", "auto") or not gpus:
+        return
+    devices = OmegaConf.select(cfg, "trainer.devices")
+    count = 1 if devices in (None, "auto", -1, "-1") else processes(OmegaConf.create({"trainer": {"devices": devices}}))
+    if count > gpus:
+        raise ValueError(
+            f"trainer.devices={devices}, and torch finds {gpus} GPU{'s' * (gpus != 1)} on this machine; "
+            f"set trainer.devices={gpus}, and trainer.accumulate_grad_batches={-(-count // gpus)} for the same batch"
         )
 
 

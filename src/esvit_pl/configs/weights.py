@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig
 
 from esvit_pl.configs.assemble import construct, plain
+from esvit_pl.configs.instantiation import at
 
 if TYPE_CHECKING:
     from esvit_pl.backbones import Backbone
@@ -87,7 +88,7 @@ def naming(key: str) -> Iterator[None]:
     try:
         yield
     except ValueError as error:
-        raise ValueError(f"{key}: {error}") from error
+        raise ValueError(at(key, error)) from error
 
 
 def say(line: str) -> None:

@@ -47,7 +47,10 @@ class EpochSampler(Sampler[tuple[int, int]]):
     ) -> None:
         self.batch_size, self.ranks, self.rank, self.seed, self.start = batch_size, ranks, rank, seed, start
         self.size, self.window = size, batch_size * ranks * accumulate
-        self.window_terms = f"batch_size {batch_size} x {ranks} ranks x {accumulate} accumulated batches"
+        self.window_terms = (
+            f"batch_size {batch_size} x {ranks} rank{'s' * (ranks != 1)} x {accumulate} accumulated "
+            f"batch{'es' * (accumulate != 1)}"
+        )
         self.left_out = size % self.window
         if size < self.window:
             raise ValueError(

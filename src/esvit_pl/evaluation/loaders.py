@@ -21,14 +21,22 @@ def find_loader(owner: str, trainer: Any, module: Any, loader: str | Iterable[An
         return lambda: loader
     places = [place for place in (getattr(trainer, "datamodule", None), module) if place is not None]
     for place in places:
-        method: Callable[[], Iterable[Any]] | None = getattr(place, f"{loader}_dataloader", None)
-        if method is not None:
+        if (name := f"{loader}_dataloader") in _loaders(place):
+            method: Callable[[], Iterable[Any]] = getattr(place, name)
             return method
-    found = sorted({name for place in places for name in dir(place) if name.endswith("_dataloader")})
+    found = sorted({name for place in places for name in _loaders(place)})
+    remedy = "name one of these without '_dataloader', or give the loader itself" if found else "give the loader itself"
     raise ValueError(
         f"{owner} looks for {loader}_dataloader() in {' and '.join(type(place).__name__ for place in places)}, "
-        f"and found {', '.join(found) or 'none'}; name one of these without '_dataloader', or give the loader itself"
+        f"and found {', '.join(found) or 'none'}; {remedy}"
     )
+
+
+def _loaders(place: Any) -> list[str]:
+    """Names of the methods that give a loader. Lightning's own are left out, since they only say that there is none."""
+    names = (name for name in dir(place) if name.endswith("_dataloader"))
+    homes = {name: str(getattr(getattr(place, name), "__module__", "")).partition(".")[0] for name in names}
+    return [name for name, home in homes.items() if home not in ("pytorch_lightning", "lightning")]
 
 
 def need_labels(owner: str, trainer: Any) -> None:
