@@ -37,7 +37,7 @@ def test_a_folder_that_would_end_a_run_is_an_error(commands, pictures, tmp_path)
         (["check", "dataset=folder", "dataset.root=/nowhere"], "dataset.root=/nowhere: there is no such folder"),
     ],
 )
-def test_what_is_missing_is_said(commands, words, message):
-    outcome = commands.run("data", *words)
+def test_what_is_missing_is_said(commands, tmp_path, words, message):
+    outcome = commands.run("data", *words, f"out={tmp_path}")
     assert outcome.code == 1
     assert message in outcome.err
