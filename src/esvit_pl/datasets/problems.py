@@ -108,8 +108,8 @@ class Problems:
             if allowed:
                 raise ValueError(
                     f"{broken} of {len(self._found):,} images cannot be read, and "
-                    f"dataset.bad_image_budget={self.reading.bad_image_budget:g} allows {allowed} (esvit-data check lists them all); "
-                    f"the last one: {error}"
+                    f"dataset.bad_image_budget={self.reading.bad_image_budget:g} allows {allowed}; "
+                    f"esvit-data check lists them all; the last one: {error}"
                 ) from error
             raise ValueError(f"{error} ({ADVICE})") from error
 
