@@ -84,7 +84,7 @@ def claim_new(by_time: Path) -> Claim:
 
 def goes_on_in(cfg: DictConfig, folder: Path) -> bool:
     """Whether the run that lies in this folder is the one whose checkpoint is resumed."""
-    run = run_of(OmegaConf.select(cfg, "ckpt_path" if "resume" in cfg else "resume_from"))
+    run = run_of(cfg.ckpt_path) if "resume" in cfg else None  # a command that evaluates does not resume `ckpt_path`
     return run is not None and run.resolve() == folder.resolve()
 
 
@@ -172,6 +172,9 @@ def _move(config: DictConfig, folder: str) -> None:
 def _settle_sweep(config: DictConfig) -> None:
     from esvit_pl.configs.compose import word  # which needs command_line, which needs this file
 
+    swept = [text for text in config.hydra.overrides.task if text.startswith("out=") and text != "out=null"]
+    if swept and config.get("out") is None:
+        raise ValueError(f"{swept[0]}: a sweep has one folder, and each of its jobs one inside; give out=FOLDER")
     asked = _asked_for(config, "sweep")
     if asked is not None:
         config.hydra.sweep.dir = str(asked)
