@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -27,6 +28,7 @@ from esvit_pl.datasets import folder
 from esvit_pl.evaluation.names import ROWS
 from esvit_pl.modules import Pretrainer
 from esvit_pl.objectives import EsViTObjective
+from esvit_pl.runs.reading import read_overrides
 
 CHEAP = ["trainer.max_epochs=1", "callbacks=[progress,checkpoint]", "optimizer.warmup_epochs=0"]
 
@@ -179,6 +181,60 @@ def test_a_resumed_run_ends_like_one_that_nothing_interrupted(pretrained, comman
     assert "epoch 1/2" not in resumed.out
     assert same(weights(resumed.last), weights(pretrained.last))
     assert resumed.metric("train/view_loss") == pretrained.metric("train/view_loss")[1:]
+
+
+def test_a_run_goes_on_in_its_own_folder_from_any_of_its_checkpoints(pretrained, commands, pictures, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(pretrained.folder, run)
+    words = commands.tiny_pretraining(pictures, "callbacks.checkpoint.every_n_epochs=1")
+    resumed = commands.run("pretrain", *words, f"ckpt_path={run}/checkpoints/epoch_000.ckpt", "out=null")
+    assert resumed.code == 0, resumed.err
+    assert resumed.out.splitlines()[0] == f"resuming {run} from epoch 1 (2nd of 2), step 4 of 8"
+    resumed = resumed._replace(folder=run)
+    assert resumed.results["status"] == "finished"
+    assert same(weights(resumed.last), weights(pretrained.last))
+    for name in ("train/view_loss", "train/lr", "knn/top1"):
+        assert resumed.metric(name) == pretrained.metric(name)
+    assert sorted(path.name for path in (run / "checkpoints.1").iterdir()) == ["epoch_001.ckpt", "last.ckpt"]
+    assert (run / "config.1.yaml").read_bytes() == (pretrained.folder / "config.yaml").read_bytes()
+    assert f"ckpt_path={run}/checkpoints/epoch_000.ckpt" in read_overrides(run)
+    assert {".hydra.1", "metrics.1.csv", "results.1.json"} <= {path.name for path in run.iterdir()}
+    assert not (run / "run.lock").exists()
+
+
+def test_settings_that_differ_are_all_told_and_nothing_is_touched(pretrained, commands, pictures):
+    before = {path: path.read_bytes() for path in pretrained.folder.rglob("*") if path.is_file()}
+    words = ["optimizer=sgd", "augment.flip=0.1", "trainer.limit_train_batches=2", "datamodule.num_workers=1"]
+    words = commands.tiny_pretraining(pictures, *words, f"ckpt_path={pretrained.folder}", "out=null")
+    refused = commands.run("pretrain", *words, "resume.allow=[augment]")
+    assert refused.code == 1
+    assert "\n  optimizer.name: adamw in the checkpoint, sgd now (its moments do not fit another optim" in refused.err
+    assert "\n  steps in an epoch (trainer.limit_train_batches): 4 in the checkpoint, 2 now" in refused.err
+    assert "augment.flip" not in refused.err.partition("ckpt_path: ")[2]
+    assert "num_workers" not in refused.err.partition("ckpt_path: ")[2]
+    assert {path: path.read_bytes() for path in pretrained.folder.rglob("*") if path.is_file()} == before
+
+
+def test_a_folder_that_holds_a_run_is_refused_and_overwritten_by_word(commands, pictures, tmp_path):
+    folder = tmp_path / "mine"
+    words = commands.tiny_pretraining(pictures, *CHEAP, f"out={folder}")
+    assert commands.run("pretrain", *words).code == 0
+    (folder / "notes.txt").write_text("mine")
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    refused = commands.run("pretrain", *words)
+    assert refused.code == 1
+    assert f"{folder} already holds a run (finished after 4 steps); nothing in it was changed" in refused.err
+    assert f"ckpt_path={folder}/checkpoints/last.ckpt\n" in refused.err
+    assert "overwrite=true" in refused.err
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+    replaced = commands.run("pretrain", *words, "overwrite=true", "seed=7")
+    assert replaced.code == 0, replaced.err
+    assert "left alone: notes.txt" in replaced.out
+    assert OmegaConf.load(folder / "config.yaml").seed == 7
+    assert (folder / "notes.txt").read_text() == "mine"
+    lost = commands.run("pretrain", *words, "overwrite=true", f"init_from={folder}/checkpoints/last.ckpt")
+    assert f"overwrite=true would remove init_from={folder}/checkpoints/last.ckpt" in lost.err
+    assert (folder / "checkpoints" / "last.ckpt").is_file()
 
 
 def test_a_finished_run_may_be_measured_again(pretrained, commands, pictures):
