@@ -131,8 +131,8 @@ def run_of(checkpoint: str | os.PathLike[str] | None) -> Path | None:
         return None
     path = Path(checkpoint).expanduser()
     if path.is_dir():
-        found = (path, path.parent) if path.name == "checkpoints" else (path,)
-        return next((folder for folder in found if _is_run(folder) and list(folder.rglob("*.ckpt"))), None)
+        folder = path.parent if path.name == "checkpoints" else path
+        return folder if _is_run(folder) else None
     if not is_training_checkpoint(path) or re.fullmatch(r"checkpoints\.\d+", path.parent.name):
         return None
     return next((folder for folder in list(path.parents)[:3] if _is_run(folder)), None)
