@@ -89,10 +89,10 @@ class NearestImages(Evaluator):
     >>> import torch
     >>> from esvit_pl.evaluation import EvaluationData, NearestImages
     >>> looked = NearestImages(queries=1, k=2)
-    >>> looked.run(lambda images: images, EvaluationData(bank=[torch.eye(3)], query=[torch.tensor([[0.0, 1.0, 0.1]])]))
-    {'nearest/cosine': 0.9950371980667114}
+    >>> looked.run(lambda images: images, EvaluationData(bank=[torch.eye(3)], query=[torch.tensor([[0.0, 3.0, 4.0]])]))
+    {'nearest/cosine': 0.8...}
     >>> looked.found[0].bank
-    [1, 2]
+    [2, 1]
 
     Args:
         queries: how many images of the query, evenly chosen.
