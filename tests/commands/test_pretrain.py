@@ -297,7 +297,7 @@ def test_sigterm_is_no_success(commands, pictures, monkeypatch):
         ),
         (["datamodule.batch_size=9"], r"images in a step \(datamodule.batch_size\): 8 \(8 x 1 proc.* 9 \(9 x 1 proc"),
         (["seed=1"], "seed: 0 in the checkpoint, 1 now"),
-        (["ckpt_path=nowhere.ckpt"], "ckpt_path: nowhere.ckpt does not exist"),
+        (["ckpt_path=nowhere.ckpt"], "^ckpt_path=nowhere.ckpt: there is no such file or folder"),
     ],
     ids=["backbone", "loss", "batch_size", "seed", "no_file"],
 )
@@ -378,7 +378,7 @@ def test_a_run_that_began_with_old_weights_is_resumed_by_adding_ckpt_path(pretra
         (["backbone.window=2"], "windows of 4 and 2.*choose backbone= to match.*init.resize_positions=true"),
         (["init_from=null", "start_epoch=1"], "start_epoch=1 leaves out the first epochs, .* give init_from="),
         (["start_epoch=2"], r"start_epoch=2 lies at or after the end of training \(trainer.max_epochs=2\)"),
-        (["init_from=null", "ckpt_path={released}", "optimizer=sgd"], "ckpt_path: .*its optimizer is adamw, and opt"),
+        (["init_from=null", "ckpt_path={released}", "optimizer=sgd"], "^ckpt_path=.*its optimizer is adamw, and opt"),
         (["init.network=pupil"], "init_from: .* holds no pupil; its networks are student, teacher"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",

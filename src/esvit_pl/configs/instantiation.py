@@ -169,7 +169,7 @@ def at(key: str, error: BaseException | str, settings: Iterable[Any] = ()) -> st
     'evaluation.knn.k=20 neighbours, and the bank holds 17 images'
     """
     message = str(error)
-    if f"{key}." in message:
+    if f"{key}." in message or message.startswith(f"{key}="):
         return message
     names = "|".join(re.escape(str(name)) for name in settings) or r"\A[a-z]\w*"
     named = re.sub(rf"(?<![\w.])(?P<name>{names})(?==)", rf"{key}.\g<name>", message)
