@@ -569,7 +569,7 @@ def test_three_epochs_need_no_further_setting(commands, pictures):
         (["backbone.embed_dim=-8"], r"backbone: .*embed_dim"),
         (["callbacks.knn.k=-1"], r"got callbacks.knn.k=-1"),
         (["dataset.val_fraction=-0.1"], r"dataset.val_fraction must lie between 0 and 1, got -0.1"),
-        (["trainer.accumulate_grad_batches=-1"], r"accumulate_grad_batches"),
+        (["trainer.accumulate_grad_batches=-1"], r"trainer.accumulate_grad_batches must be 1 or more, got -1"),
         (["augment.local_size=2"], r"augment: a crop of 2 px is smaller than a patch of the backbone \(4 px\)"),
         (["backbone=swin_tinny_w7"], r"did you mean backbone=swin_tiny_w7"),
         (

@@ -42,9 +42,12 @@ def steps_an_epoch(cfg: DictConfig, data: ImageDataModule) -> int:
     """Optimizer steps in an epoch of training, 1 at least."""
     from esvit_pl.data import limited
 
+    accumulate = cfg.trainer.accumulate_grad_batches
+    if accumulate < 1:
+        raise ValueError(f"trainer.accumulate_grad_batches must be 1 or more, got {accumulate}")
     batches = len(data.train_images) // (data.batch_size * processes(cfg))
     batches = limited(batches, cfg.trainer.get("overfit_batches") or cfg.trainer.limit_train_batches)
-    return max(int(batches // cfg.trainer.accumulate_grad_batches), 1)
+    return max(int(batches // accumulate), 1)
 
 
 def length(cfg: DictConfig, data: ImageDataModule) -> float:
