@@ -158,7 +158,7 @@ def test_a_long_training_leaves_fewer_than_ten_checkpoints_and_a_given_interval_
 @pytest.mark.usefixtures("predicted")
 def test_heads_out_of_proportion_are_named():
     words = ["backbone=swin_micro_w7", "augment=multi_crop"]
-    assert any("43.8 M parameters of heads are out of" in line for line in plan.make(compose(*words)).warnings)
+    assert any("43.9 M parameters of heads are out of" in line for line in plan.make(compose(*words)).warnings)
     small = ["loss.hidden_dim=256", "loss.out_dim=64", "loss.num_prototypes=256"]
     assert not any("heads" in line for line in plan.make(compose(*words, *small)).warnings)
 
@@ -178,7 +178,7 @@ def test_a_timed_plan_says_how_long_an_epoch_takes(commands, pictures):
     assert made.epoch_seconds == pytest.approx(4 * (made.step_seconds + made.loading_seconds))
     assert 0 < made.loading_seconds < 60
     assert 0 < made.step_seconds < 60
-    assert commands.pretrain(pictures, "dry_run=time").err.count("dry_run=time is none of true, false and timed") == 1
+    assert commands.pretrain(pictures, "dry_run=time").err.count("dry_run=time is neither true, false nor timed") == 1
 
 
 def test_what_the_training_would_refuse_the_plan_refuses():
