@@ -235,7 +235,7 @@ def _stderr_again() -> Iterator[None]:
 
 def _told(stop: SystemExit, held: str, started: bool, package: str, name: str) -> str | None:
     """What Hydra has refused, in other words; None for an error that nobody should read without its traceback."""
-    error = stop.__context__
+    error = None if stop.__suppress_context__ else stop.__context__
     if isinstance(error, UserError):
         return str(error)
     if stop.code == 2 and not started:  # argparse

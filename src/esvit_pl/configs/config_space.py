@@ -55,11 +55,25 @@ def _search_first(folder: str) -> None:
     loader.repository = ConfigRepository(loader.config_search_path)
 
 
+def _search_also(main: Any, settings: Sequence[str]) -> None:
+    """Look where ``hydra.searchpath=[...]`` says, too."""
+    from hydra._internal.config_repository import ConfigRepository
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    words = [word for word in settings if word.lstrip("+").startswith("hydra.searchpath=")]
+    loader: Any = main.config_loader
+    for override in OverridesParser.create().parse_overrides(words):
+        for place in cast(list[str], override.value()):
+            loader.config_search_path.append("command-line", str(place))
+    loader.repository = ConfigRepository(loader.config_search_path)
+
+
 def config_space(settings: Sequence[str], package: str, config_name: str, config_dir: str | None = None) -> ConfigSpace:
     """Groups and keys, composed with those choices in `settings` that exist; no keys if even that fails."""
     with hydra_of_our_own(package, config_dir):
         main = GlobalHydra.instance().hydra
         assert main is not None
+        _search_also(main, settings)
         groups = {name: main.config_loader.get_group_options(name) for name in main.list_all_config_groups()}
         chosen = [
             setting

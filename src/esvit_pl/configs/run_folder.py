@@ -48,7 +48,14 @@ class RunFolders(Callback):
 
 def makes_run(config: DictConfig) -> bool:
     """Whether the command makes run folders; those that do not, run in the working directory and leave no notes."""
-    return config.hydra.output_subdir is not None or config.hydra.run.dir != "."
+    typed = _typed(config)
+    own_folder = config.hydra.run.dir != "." and "hydra.run.dir" not in typed
+    return config.hydra.output_subdir is not None or "hydra.output_subdir" in typed or own_folder
+
+
+def _typed(config: DictConfig) -> set[str]:
+    """Hydra's own settings that stand on the command line."""
+    return {text.lstrip("+").partition("=")[0] for text in config.hydra.overrides.hydra}
 
 
 @contextmanager
@@ -194,7 +201,7 @@ def _asked_for(config: DictConfig, mode: str) -> Path | None:
     Raises:
         ValueError: two settings name two folders, or one is empty.
     """
-    typed = {text.lstrip("+").partition("=")[0] for text in config.hydra.overrides.hydra}
+    typed = _typed(config)
     named = {
         "out": OmegaConf.select(config, "out"),
         f"hydra.{mode}.dir": config.hydra[mode].dir if f"hydra.{mode}.dir" in typed else None,
@@ -237,4 +244,4 @@ def _sentences_end_the_command() -> Iterator[None]:
     except (ValueError, OSError) as error:
         release()
         print(of_system(error) if isinstance(error, OSError) else error, file=sys.stderr)
-        sys.exit(1)
+        raise SystemExit(1) from None  # nothing more is to be said about it
