@@ -75,7 +75,7 @@ def pretrainer(cfg: DictConfig, recipe: Recipe) -> Pretrainer:
             "loss: this objective hides patches, and augment.mask_cell=0 draws no masks; set it to the side in pixels "
             "of a region of the backbone (32 for a Swin of four stages, the patch for a ViT)"
         )
-    if epochs is not None and not cfg.trainer.fast_dev_run:
+    if epochs is not None and cfg.ckpt_path is None and not cfg.trainer.fast_dev_run:
         module.check_durations(epochs)
     return module
 

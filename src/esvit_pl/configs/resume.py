@@ -137,11 +137,17 @@ def _specs(module: Pretrainer) -> dict[str, Mapping[str, Any]]:
 
 
 def _defaults(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The defaults of the signatures that this config's parts have; the module hands its own on to the step."""
+    """The defaults of the signatures that this config's parts have, and of those that two parts hand their own on to."""
+    from esvit_pl.datasets import Reading
     from esvit_pl.pretraining import PretrainingStep
 
-    step = inspect.signature(PretrainingStep).parameters.values()
-    return {f"module.{each.name}": each.default for each in step if each.default is not each.empty} | (defaults(config))
+    handed_on = {
+        f"{key}.{each.name}": each.default
+        for key, part in (("module", PretrainingStep), ("dataset", Reading))
+        for each in inspect.signature(part).parameters.values()
+        if each.default is not each.empty
+    }
+    return handed_on | defaults(config)
 
 
 def _batches(cfg: DictConfig, data: ImageDataModule) -> Batches:

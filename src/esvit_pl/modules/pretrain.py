@@ -197,13 +197,14 @@ class Pretrainer(LightningModule):
         self.total_steps = trainer.max_steps if endless else self.steps_per_epoch * int(trainer.max_epochs or 0)
         if self.total_steps <= 0:
             raise ValueError("training without an end has no schedules; set trainer.max_epochs or trainer.max_steps")
-        if self.start_epoch and not trainer.global_step:  # a resumed training knows its place
+        resumed = trainer.global_step > 0  # it knows its place, and was checked when it began
+        if self.start_epoch and not resumed:
             stand_at(trainer, self.start_epoch, int(batches), self.steps_per_epoch)
         elif self.counts_anew:
             stand_at(trainer, trainer.current_epoch, int(batches), self.steps_per_epoch)
         self.global_batch = batch_size_of(trainer.train_dataloader) * trainer.world_size * accumulate
         epochs = self.total_steps / self.steps_per_epoch
-        if not getattr(trainer, "fast_dev_run", False):
+        if not resumed and not getattr(trainer, "fast_dev_run", False):
             self.check_durations(epochs)
         if (line := self.shortened(epochs)) is not None:
             self.print(line)
