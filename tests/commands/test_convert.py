@@ -80,9 +80,9 @@ def test_to_onnx_says_how_far_it_is_from_torch(commands, trained, tmp_path, monk
     assert [path.name for path in tmp_path.iterdir()] == ["swin.onnx"]
 
 
-def test_packages_are_asked_for_before_anything_takes_time(commands, tmp_path, monkeypatch):
+def test_packages_are_asked_for_before_anything_takes_time(commands, trained, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnx", None)
-    outcome = commands.run("convert", "ckpt_path=no.ckpt", "to=onnx", f"out={tmp_path / 'x.onnx'}", folder=tmp_path)
+    outcome = commands.run("convert", f"ckpt_path={trained}", "to=onnx", f"out={tmp_path / 'x.onnx'}", folder=tmp_path)
     assert outcome.code == 1
     assert "onnx is not installed, and ONNX needs it: pip install 'esvit_pl[onnx]'" in outcome.err
 

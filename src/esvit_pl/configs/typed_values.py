@@ -28,6 +28,8 @@ _UNSAID = {  # settings that no target takes, and whose default does not say wha
     "evaluation.baselines": Kinds(frozenset({"bool"}), options=("auto",)),
     "backbones": Kinds(frozenset({"list"})),
     "batch_size": Kinds(frozenset({"int"})),
+    "columns": Kinds(frozenset({"list", "str"})),
+    "resume.allow": Kinds(frozenset({"list", "str"})),
     "ckpt_path": Kinds(frozenset({"str"})),
     "init_from": Kinds(frozenset({"str"})),
     "optimized_metric": Kinds(frozenset({"str"})),
