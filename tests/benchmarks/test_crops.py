@@ -60,7 +60,9 @@ def test_rates_are_medians_and_ratios_are_taken_within_a_repeat(monkeypatch):
 
 def test_every_way_reads_every_image_in_every_repeat(monkeypatch):
     opened, read = [], Image.open
-    monkeypatch.setattr(Image, "open", lambda path, *args: opened.append(Path(path).name) or read(path, *args))
+    monkeypatch.setattr(
+        Image, "open", lambda path, *args, **how: opened.append(Path(path).name) or read(path, *args, **how)
+    )
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:

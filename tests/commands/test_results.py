@@ -128,7 +128,10 @@ def test_a_check_leaves_the_backbone_and_the_random_numbers_as_they_were():
             {"linear": {"_target_": "esvit_pl.evaluation.Linear"}},
             "evaluation.linear: last_blocks needs n between 1 and",
         ),
-        ({"knn": {"_target_": "esvit_pl.evaluation.KNN", "k": 0}}, r"k-NN needs k of 1 or more, got evaluation.knn.k=0"),
+        (
+            {"knn": {"_target_": "esvit_pl.evaluation.KNN", "k": 0}},
+            r"k-NN needs k of 1 or more, got evaluation.knn.k=0",
+        ),
     ],
 )
 def test_a_check_refuses_what_would_fail_after_the_training(settings, said):

@@ -75,6 +75,8 @@ def _walk(node: Mapping[Any, Any], defaults: Any, path: str) -> Iterator[tuple[s
         kinds = called.arguments.get(name, ANY) if called is not None else ANY
         kinds = _UNSAID.get(key, kinds)
         if not kinds.known:
+            if isinstance(default, str) and default.startswith("${"):
+                continue  # another setting's value, of which this file knows no kind
             kinds = (_GROUP if isinstance(default, Mapping) and default else of_default(default)) | _NULL
         if not fits(value, kinds) and not (value is None and default is None):
             yield key, sentence(key, value, kinds, default)
