@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -127,12 +128,15 @@ def test_a_folder_that_may_not_be_opened_is_named(tmp_path, monkeypatch):
 
 def test_folders_deeper_than_python_recurses(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for _ in range(1100):
-        os.mkdir("d")
-        os.chdir("d")
-    Path("1.jpg").touch()
-    monkeypatch.chdir(tmp_path)
-    assert images(Path()) == ["d/" * 1100 + "1.jpg"]
+    try:
+        for _ in range(1100):
+            os.mkdir("d")
+            os.chdir("d")
+        Path("1.jpg").touch()
+        os.chdir(tmp_path)
+        assert images(Path()) == ["d/" * 1100 + "1.jpg"]
+    finally:  # pytest cannot remove them later: it recurses
+        subprocess.run(["rm", "-rf", tmp_path / "d"], check=True)
 
 
 def test_names_that_are_not_utf8_or_hold_control_characters(tmp_path):
