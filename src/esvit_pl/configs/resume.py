@@ -137,7 +137,7 @@ def _specs(module: Pretrainer) -> dict[str, Mapping[str, Any]]:
 
 
 def _defaults(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The defaults of the signatures that this config's parts have, and of those that two parts hand their own on to."""
+    """The defaults of the signatures of this config's parts, and of those that two parts hand their own on to."""
     from esvit_pl.datasets import Reading
     from esvit_pl.pretraining import PretrainingStep
 
