@@ -65,7 +65,7 @@ def here(tmp_path, monkeypatch):
         (
             "table",
             ["photos", "columns=3"],
-            "columns=3 is no list; write one such as columns=[knn/top1,linear/top1,train/*_loss]",
+            "columns=3 is neither a word nor a list; write one such as columns=[knn/top1,",
         ),
         ("bench", ["memory", "batch_size=abc"], "batch_size=abc is no whole number; write one such as batch_size=10"),
     ],
