@@ -44,7 +44,7 @@ def changed(key, value):
         ("optimizer.lr", True, "optimizer.lr=true is no number; write one such as optimizer.lr=0.0005"),
         ("optimizer.lr", "0.1", "optimizer.lr='0.1' is text, since it stands in quotes; write optimizer.lr=0.1"),
         ("optimizer.lr", "", "optimizer.lr= is no number; write one such as optimizer.lr=0.0005"),
-        ("optimizer.name", "adam", "optimizer.name=adam is none of adamw, sgd, lars"),
+        ("optimizer.name", "adam", "optimizer.name=adam is not one of adamw, sgd, lars"),
         (
             "optimizer.fused",
             "maybe",
@@ -131,7 +131,7 @@ def test_a_value_that_fits_is_left_alone(key, value):
 
 def test_a_precision_that_does_not_exist_is_told_with_those_that_do():
     (sentence,) = problems(changed("trainer.precision", "fp8"), DEFAULTS).values()
-    assert sentence.startswith("trainer.precision=fp8 is none of ")
+    assert sentence.startswith("trainer.precision=fp8 is not one of ")
     assert "bf16-mixed" in sentence
 
 

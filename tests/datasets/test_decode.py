@@ -268,7 +268,7 @@ def test_a_postscript_file_called_jpg_starts_nothing(tmp_path):
     with Image.open(tmp_path / "x.jpg") as image:
         assert image.format == "EPS"  # Pillow would read it
     with pytest.raises(
-        ValueError, match=r"x.jpg': UnidentifiedImageError: it is none of JPEG, .*begins with b'%!PS-Ado'"
+        ValueError, match=r"x.jpg': UnidentifiedImageError: its format is not one of JPEG, .*begins with b'%!PS-Ado'"
     ):
         decode(str(tmp_path / "x.jpg"))
 

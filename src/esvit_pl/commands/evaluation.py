@@ -84,10 +84,7 @@ def evaluate(job: Job, cfg: DictConfig, images: Splits | None = None) -> Result:
 
 
 def refuse_unlabelled(program: str, data: ImageDataModule) -> None:
-    """
-    Raises:
-        ValueError: there are no labels; says what measures without them.
-    """
+    """Raise a ValueError if the images have no labels; it says what can be measured without them."""
     if not data.has_labels:
         raise ValueError(
             f"{program} needs labels, and the images have none: put the images into one folder for each class. Without "
@@ -108,7 +105,7 @@ def untrained(cfg: DictConfig, source: Checkpoint, backbone: Backbone) -> Backbo
 
 
 def report(metrics: Mapping[str, float], folder: object) -> str:
-    """The accuracies in %, one a line, or other numbers where there are none, and where they are kept."""
+    """A line for each accuracy in %, or for each metric if none is an accuracy. The last line is the run's folder."""
     metrics = {name: value for name, value in metrics.items() if is_accuracy(name)} or metrics
     width = max(map(len, metrics))
     shown = {name: f"{100 * value:5.1f}%" if is_accuracy(name) else f"{value:6.4g}" for name, value in metrics.items()}

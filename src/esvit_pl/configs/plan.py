@@ -198,7 +198,7 @@ def is_timed(dry_run: object) -> bool:
         ValueError: it says something else.
     """
     if dry_run not in (True, "timed"):
-        raise ValueError(f"dry_run={dry_run} is none of true, false and timed")
+        raise ValueError(f"dry_run={dry_run} is unknown; write dry_run=true, dry_run=false or dry_run=timed")
     return dry_run == "timed"
 
 

@@ -112,7 +112,7 @@ def sentence(key: str, value: Any, kinds: Kinds, default: Any = None) -> str:
     """What came, what is wanted, and an example."""
     given = f"{key}={_typed(value)}"
     if kinds.options and not kinds.names - {"none"}:
-        return f"{given} is none of {', '.join(dict.fromkeys(map(str, kinds.options)))}"
+        return f"{given} is not one of {', '.join(dict.fromkeys(map(str, kinds.options)))}"
     if isinstance(value, list | tuple) and "list" in kinds.names and kinds.items is not None:
         wrong, items = next(item for item in value if not fits(item, kinds.items)), kinds.items
         single = "[" + _example(items, None if isinstance(default, list) else default) + "]"

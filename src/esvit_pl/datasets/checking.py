@@ -133,7 +133,7 @@ class Finding(NamedTuple):
     pixels: int
     """A hash of size and pixels; 0 if they cannot be read."""
     file: int
-    """A hash of the file's bytes; 0 if there is no file."""
+    """A hash of the file's bytes; 0 for an image that does not come from a file."""
 
 
 class _Examined(Dataset[Finding]):

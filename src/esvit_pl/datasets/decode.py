@@ -191,7 +191,7 @@ def _what_it_is(path: str) -> str:
                 "floats of one channel"
             )
         except Exception:
-            return f"it is none of {', '.join(FORMATS)}, or its header is broken; it begins with {start!r}"
+            return f"its format is not one of {', '.join(FORMATS)}, or its header is broken; it begins with {start!r}"
 
 
 def _warn(sentence: str) -> None:

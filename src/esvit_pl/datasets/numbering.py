@@ -13,13 +13,13 @@ Where = Callable[[int], str]
 
 
 def read_labels(labels: Sequence[Any] | None, names: Sequence[str] | None, where: Where) -> list[str | int] | None:
-    """The labels as names or whole numbers; None if there are none, or all of them are missing or -1.
+    """Every label as a name or a whole number. The result is None if there are no labels, or if each is missing or -1.
 
     >>> read_labels([0, 1, 1], ["cat", "dog"], where=str)
     ['cat', 'dog', 'dog']
 
     Args:
-        names: of the classes, if `labels` are numbers in them.
+        names: of the classes, if `labels` are the numbers of classes.
         where: index -> how the image is called in a message.
 
     Raises:

@@ -90,7 +90,7 @@ class _Source:
     build: Callable[[list[int] | None], ImageDataset]
     labels: Sequence[Any] | None = None
     names: Sequence[str] | None = None
-    """Of the classes, if the labels are numbers in them."""
+    """Names of the classes, if `labels` are the numbers of classes."""
     notes: list[str] = field(default_factory=list)
     where: Callable[[int], str] = "item {}".format
 

@@ -29,7 +29,7 @@ def as_uint8(image: Any, rules: PixelRules) -> Tensor:
         rules: how Pillow's modes and files become RGB, and what shows through transparent pixels.
 
     Raises:
-        ValueError: it is none of these; the message says what it is.
+        ValueError: the image is something else; the message says what it is.
     """
     if isinstance(image, Mapping) and {"bytes", "path"} & image.keys():
         data = image.get("bytes")
