@@ -77,7 +77,7 @@ def check(
     smallest: int = 96,
     longest: float = 4.0,
     num_workers: int = 0,
-    progress: Callable[[Iterator[Any], int], Iterable[Any]] = lambda found, total: found,
+    progress: Callable[..., Iterable[Any]] = lambda found, total: found,
 ) -> CheckReport:
     """Decode every image of all splits once, and write a table of what there is to say.
 
@@ -89,7 +89,7 @@ def check(
         smallest: pixels of a shorter side below which an image is tiny.
         longest: ratio of the sides above which it is long.
         num_workers: processes that decode.
-        progress: called with the findings as they come and their number; gives them back.
+        progress: wraps the findings as tqdm does, ``tqdm(findings, total=number)``.
     """
     parts = [splits.train] if splits.val is None else [splits.train, splits.val]
     titles = ("bank", "query") if splits.val is None else ("train", "val")
@@ -111,7 +111,7 @@ def check(
             if len(report.first[kind]) < SHOWN:
                 report.first[kind].append(shown(name))
 
-        for number, found in enumerate(progress(_findings(parts, smallest, longest, num_workers), total)):
+        for number, found in enumerate(progress(_findings(parts, smallest, longest, num_workers), total=total)):
             pixels[number], files[number] = found.pixels, found.file
             for kind, detail in found.kinds.items():
                 write(number, kind, detail, found.run)
