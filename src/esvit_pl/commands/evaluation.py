@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from omegaconf import DictConfig
 
 from esvit_pl.configs import assemble, evaluated_images, trainers, weights
+from esvit_pl.configs.command_line import Task, command, requires
 from esvit_pl.evaluation.names import is_accuracy
 
 if TYPE_CHECKING:
@@ -44,6 +46,18 @@ class Job(NamedTuple):
     measure: Callable[[DictConfig, Any, Subject], Measured]
     trains: bool = False
     """Whether it trains on augmented images."""
+
+
+def command_on_checkpoint(name: str, summary: str, examples: Sequence[str]) -> Callable[[Task], Callable[[], None]]:
+    """`command` for ``esvit-<name>``, which measures ``ckpt_path=`` and refuses the experiments of a training."""
+    program = f"esvit-{name}"
+    return command(
+        name,
+        summary=summary,
+        examples=examples,
+        needs=requires(program, "ckpt_path"),
+        refuses=partial(evaluated_images.refuse_experiment, program),
+    )
 
 
 def evaluate(job: Job, cfg: DictConfig, images: Splits | None = None) -> Result:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 
-from esvit_pl.configs.command_line import command, requires
-from esvit_pl.configs.evaluated_images import refuse_experiment
+from esvit_pl.commands import evaluation
 
 if TYPE_CHECKING:
     from esvit_pl.backbones import Backbone
@@ -26,40 +24,29 @@ EXAMPLES = [
 ]
 
 
-@command(
-    "knn",
-    summary="weighted k-NN accuracy of a checkpoint's backbone.",
-    examples=EXAMPLES,
-    needs=requires("esvit-knn", "ckpt_path"),
-    refuses=partial(refuse_experiment, "esvit-knn"),
-)
+@evaluation.command_on_checkpoint("knn", "weighted k-NN accuracy of a checkpoint's backbone.", EXAMPLES)
 def main(cfg: DictConfig) -> float | None:
-    from esvit_pl.commands import evaluation
-
     metrics = evaluate(cfg).metrics
     return evaluation.optimized(cfg, metrics) if cfg.optimized_metric else next(iter(metrics.values()))
 
 
 def evaluate(cfg: DictConfig, images: Splits | None = None) -> Result:
     """The whole job; arguments as in `evaluation.evaluate`."""
-    from esvit_pl.commands import evaluation
-
     return evaluation.evaluate(evaluation.Job("knn", evaluator, measure), cfg, images)
 
 
 def evaluator(cfg: DictConfig, backbone: Backbone, data: ImageDataModule) -> Evaluator:
     """The evaluator of ``module``, fit for the images."""
-    from esvit_pl.commands.evaluation import refuse_unlabelled
     from esvit_pl.configs import assemble
 
     made: Evaluator = assemble.construct(cfg, "module")
     if getattr(made, "needs_labels", True):
-        refuse_unlabelled("esvit-knn", data)
+        evaluation.refuse_unlabelled("esvit-knn", data)
     return made
 
 
 def measure(cfg: DictConfig, evaluator: Evaluator, subject: Subject) -> Measured:
-    from esvit_pl.commands import evaluation, results
+    from esvit_pl.commands import results
     from esvit_pl.configs import assemble
 
     probes = {assemble.choice("evaluator@module") or "knn": evaluator}

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 
-from esvit_pl.configs.command_line import command, requires
-from esvit_pl.configs.evaluated_images import refuse_experiment
+from esvit_pl.commands import evaluation
 
 if TYPE_CHECKING:
     from esvit_pl.backbones import Backbone
@@ -27,32 +25,21 @@ EXAMPLES = [
 ]
 
 
-@command(
-    "linear",
-    summary="train a linear probe on a checkpoint's frozen backbone.",
-    examples=EXAMPLES,
-    needs=requires("esvit-linear", "ckpt_path"),
-    refuses=partial(refuse_experiment, "esvit-linear"),
-)
+@evaluation.command_on_checkpoint("linear", "train a linear probe on a checkpoint's frozen backbone.", EXAMPLES)
 def main(cfg: DictConfig) -> float | None:
-    from esvit_pl.commands import evaluation
-
     return evaluation.optimized(cfg, evaluate(cfg).metrics)
 
 
 def evaluate(cfg: DictConfig, images: Splits | None = None) -> Result:
     """The whole job; arguments as in `evaluation.evaluate`."""
-    from esvit_pl.commands import evaluation
-
     return evaluation.evaluate(evaluation.Job("linear", probe, measure, trains=True), cfg, images)
 
 
 def probe(cfg: DictConfig, backbone: Backbone, data: ImageDataModule) -> LinearProbe:
     """The probe, with new heads."""
-    from esvit_pl.commands.evaluation import refuse_unlabelled
     from esvit_pl.configs import assemble
 
-    refuse_unlabelled("esvit-linear", data)
+    evaluation.refuse_unlabelled("esvit-linear", data)
     assemble.seed_weights(cfg)
     made: LinearProbe = assemble.construct(cfg, "module", backbone=backbone, num_classes=data.num_classes)
     return made
