@@ -18,7 +18,7 @@ BYTES = {
     b"": r"it is empty \(0 bytes\); download or save it again",
     b"<!DOCTYPE html><html><body>Sign in</body></html>": "it is a web page; the server sent it in place of the file",
     b"version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 9\n": "a pointer of git-lfs, .* run git lfs pull",
-    gzip.compress(b"weights"): "it is compressed with gzip; unpack it first",
+    gzip.compress(b"weights", mtime=0): "it is compressed with gzip; unpack it first",
     b"hello world, these are notes": "it is a text file, which begins with 'hello world",
     b'{"metadata": {}, "weight_map": {"a": "b"}}': "it is the index of weights in several files",
     b"PK\x03\x04 and then nothing": r"its end is missing \(21 bytes are there\); download or copy it again",
