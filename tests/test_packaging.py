@@ -36,11 +36,8 @@ def import_names(lines: str) -> set[str]:
 
 
 CORE = import_names(SETUP["options"]["install_requires"])
-PARTS_OF_CORE = {"lightning_fabric"} | {
-    "safetensors",
-    "huggingface_hub",
-    "yaml",
-}  # pytorch-lightning's; timm needs them
+# pytorch-lightning needs the first two, timm the others.
+PARTS_OF_CORE = {"lightning_fabric", "tqdm", "safetensors", "huggingface_hub", "yaml"}
 WITH_TORCH = {"kernels.py": {"triton"}}  # comes with torch where there are GPUs; imported only where a kernel runs
 EXTRAS = set().union(*(import_names(lines) for name, lines in SETUP["options.extras_require"].items() if name != "dev"))
 
