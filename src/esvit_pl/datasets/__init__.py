@@ -1,5 +1,6 @@
 """Data sets: `(image, label or None)` by index, as `Splits` of training, bank and query."""
 
+from esvit_pl.datasets.bad_images import Reading, SkippedImage, readable
 from esvit_pl.datasets.checking import CheckReport, check
 from esvit_pl.datasets.cifar10 import cifar10
 from esvit_pl.datasets.decode import decode
@@ -16,7 +17,6 @@ from esvit_pl.datasets.interface import (
 from esvit_pl.datasets.own import splits_of
 from esvit_pl.datasets.photographs import FREE_TO_SHOW, photographs
 from esvit_pl.datasets.pixels import PixelRules, UnreadableMetadata
-from esvit_pl.datasets.problems import Reading, SkippedImage, readable
 from esvit_pl.datasets.table import table
 
 __all__ = [

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from esvit_pl.datasets.bad_images import Reading
 from esvit_pl.datasets.decode import look
 from esvit_pl.datasets.interface import ImageDataset, Splits
 from esvit_pl.datasets.listing import shown
 from esvit_pl.datasets.pixels import PixelError
-from esvit_pl.datasets.problems import Reading
 
 BAD = ("broken", "refused")
 KINDS = {

@@ -19,8 +19,8 @@ from PIL import Image, UnidentifiedImageError
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 from torch import Tensor
 
-from esvit_pl.datasets.bare import without_metadata
 from esvit_pl.datasets.interface import Picture
+from esvit_pl.datasets.metadata import without_metadata
 from esvit_pl.datasets.pillow_settings import PillowSettings
 from esvit_pl.datasets.pixels import PixelError, PixelRules, UnreadableMetadata, orientation, rule_of, upright_rgb
 

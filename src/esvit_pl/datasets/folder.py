@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from esvit_pl.datasets.bad_images import Problems, Reading
 from esvit_pl.datasets.decode import decode, open_picture, size_of
 from esvit_pl.datasets.interface import UNREADABLE_METADATA, ImageDataset, Picture, Splits
 from esvit_pl.datasets.layout import Part, read_layout
 from esvit_pl.datasets.listing import TABLES, Listing, ending, list_images, shown
-from esvit_pl.datasets.problems import Problems, Reading
 
 ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z", ".rar")
 

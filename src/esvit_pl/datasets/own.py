@@ -15,13 +15,13 @@ from torch import Tensor
 from torch.utils.data import ConcatDataset, DataLoader, IterableDataset, TensorDataset
 from torch.utils.data import Subset as TorchSubset
 
+from esvit_pl.datasets.as_uint8 import as_uint8
+from esvit_pl.datasets.bad_images import Problems, Reading
 from esvit_pl.datasets.folder import FolderDataset, folder
 from esvit_pl.datasets.interface import ImageDataset, Picture, Splits, Subset
+from esvit_pl.datasets.labels import as_numbers, number_classes, read_labels
 from esvit_pl.datasets.layout import split_named
 from esvit_pl.datasets.listing import TABLES, ending, shown
-from esvit_pl.datasets.numbering import as_numbers, number_classes, read_labels
-from esvit_pl.datasets.pictures import as_uint8
-from esvit_pl.datasets.problems import Problems, Reading
 from esvit_pl.datasets.table import Rows, check_files, splits_of_rows, table
 
 ACCEPTED = (

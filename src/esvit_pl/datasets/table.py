@@ -9,12 +9,12 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from esvit_pl.datasets.bad_images import Reading
 from esvit_pl.datasets.folder import FolderDataset, existing
 from esvit_pl.datasets.interface import Splits
+from esvit_pl.datasets.labels import Where, as_numbers, number_classes, read_labels
 from esvit_pl.datasets.layout import split_named
 from esvit_pl.datasets.listing import EXTENSIONS, TABLES, ending, shown
-from esvit_pl.datasets.numbering import Where, as_numbers, number_classes, read_labels
-from esvit_pl.datasets.problems import Reading
 
 PATHS = ("path", "file", "filename", "file_name", "filepath", "file_path", "image_path", "img_path", "image", "img")
 LABELS = ("label", "labels", "class", "class_name", "category", "target")

@@ -1,4 +1,4 @@
-"""An image as programs hold it, Pillow's, an array, a tensor or a path, as the uint8 (3 h w) of every data set here."""
+"""A Pillow image, an array, a tensor or a path -> uint8 (3 h w), which every data set here gives."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from esvit_pl.datasets.decode import FORMATS, decode
 from esvit_pl.datasets.pixels import PixelRules, upright_rgb
 
 CHANNELS = (1, 3, 4)
+CHANNELS_FIRST, CHANNELS_LAST = 0, 2
 
 
 def as_uint8(image: Any, rules: PixelRules) -> Tensor:
@@ -43,9 +44,6 @@ def as_uint8(image: Any, rules: PixelRules) -> Tensor:
     if isinstance(image, np.ndarray):
         return _of_array(image, CHANNELS_LAST, rules)
     raise ValueError(f"an image is a Pillow image, an array, a tensor or a path, got {type(image).__name__}")
-
-
-CHANNELS_FIRST, CHANNELS_LAST = 0, 2
 
 
 def _of_pillow(image: Image.Image, rules: PixelRules) -> Tensor:
