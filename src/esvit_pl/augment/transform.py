@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
 from esvit_pl.augment.evaluation import evaluation_view
 from esvit_pl.augment.recipe import Recipe
-from esvit_pl.datasets.pixels import PixelRules, upright_rgb
+from esvit_pl.datasets.pixels import PixelRules, upright_tensor
 
 
 @dataclass(frozen=True)
@@ -38,7 +37,7 @@ class EvaluationTransform:
             ValueError: `image` is something else, or nothing says which of its values are black and white.
         """
         if isinstance(image, Image.Image):
-            image = torch.from_numpy(np.array(upright_rgb(image, self.pixels))).permute(2, 0, 1)
+            image = upright_tensor(image, self.pixels)
         if not isinstance(image, Tensor):
             raise ValueError(f"the transform takes a PIL image or a uint8 tensor (3 h w), got {type(image).__name__}")
         if image.dtype != torch.uint8 or image.ndim != 3 or len(image) != 3:

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from esvit_pl.datasets.decode import FORMATS, decode
-from esvit_pl.datasets.pixels import PixelRules, upright_rgb
+from esvit_pl.datasets.pixels import PixelRules, upright_tensor
 
 CHANNELS = (1, 3, 4)
 CHANNELS_FIRST, CHANNELS_LAST = 0, 2
@@ -38,16 +38,12 @@ def as_uint8(image: Any, rules: PixelRules) -> Tensor:
     if isinstance(image, (str, os.PathLike)):
         return decode(os.fspath(image), rules)
     if isinstance(image, Image.Image):
-        return _of_pillow(image, rules)
+        return upright_tensor(image, rules)
     if isinstance(image, Tensor):
         return _of_array(image.detach().cpu().numpy(), CHANNELS_FIRST, rules)
     if isinstance(image, np.ndarray):
         return _of_array(image, CHANNELS_LAST, rules)
     raise ValueError(f"an image is a Pillow image, an array, a tensor or a path, got {type(image).__name__}")
-
-
-def _of_pillow(image: Image.Image, rules: PixelRules) -> Tensor:
-    return torch.from_numpy(np.array(upright_rgb(image, rules))).permute(2, 0, 1)
 
 
 def _of_array(array: np.ndarray, preferred: int, rules: PixelRules) -> Tensor:
@@ -61,7 +57,7 @@ def _of_array(array: np.ndarray, preferred: int, rules: PixelRules) -> Tensor:
         )
     array = _bytes(array)
     if array.shape[2] == 4:
-        return _of_pillow(Image.fromarray(np.ascontiguousarray(array), "RGBA"), rules)
+        return upright_tensor(Image.fromarray(np.ascontiguousarray(array), "RGBA"), rules)
     return torch.from_numpy(np.repeat(array, 3, 2) if array.shape[2] == 1 else array.copy()).permute(2, 0, 1)
 
 

@@ -12,9 +12,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
-import numpy as np
 import PIL
-import torch
 from PIL import Image, UnidentifiedImageError
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 from torch import Tensor
@@ -22,7 +20,7 @@ from torch import Tensor
 from esvit_pl.datasets.interface import Picture
 from esvit_pl.datasets.metadata import without_metadata
 from esvit_pl.datasets.pillow_settings import PillowSettings
-from esvit_pl.datasets.pixels import PixelError, PixelRules, UnreadableMetadata, orientation, rule_of, upright_rgb
+from esvit_pl.datasets.pixels import PixelError, PixelRules, UnreadableMetadata, orientation, rule_of, upright_tensor
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM")
 """Pillow's names of the formats that are read, whatever a file is called. Others are not tried: Pillow would start
@@ -37,8 +35,6 @@ def decode(path: str, rules: PixelRules | None = None, told: Told | None = None)
     """The picture in a file as uint8 (3 h w), RGB, turned as its EXIF orientation says.
 
     A file of several pictures gives its first.
-
-    The memory keeps Pillow's order (channels last), with which torch resizes uint8 images fastest.
 
     Args:
         rules: of `datasets.pixels`: value range, background, largest image.
@@ -130,7 +126,7 @@ def _read(path: str, rules: PixelRules, told: Told | None, use: Callable[[Image.
 def _pixels(rules: PixelRules, file: Image.Image, reduction: int = 1) -> Tensor:
     if reduction > 1:
         file.draft(None, (max(file.width // reduction, 1), max(file.height // reduction, 1)))
-    return torch.from_numpy(np.array(upright_rgb(file, rules))).permute(2, 0, 1)
+    return upright_tensor(file, rules)
 
 
 def _upright_size(file: Image.Image) -> tuple[int, int]:

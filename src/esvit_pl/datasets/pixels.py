@@ -14,7 +14,9 @@ from numbers import Real
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from PIL import ExifTags, Image
+from torch import Tensor
 
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -78,15 +80,17 @@ class PixelRules:
         return cls(**{rule.name: given[rule.name] for rule in fields(PixelRules) if rule.name in given})
 
 
-def upright_rgb(image: Image.Image, rules: PixelRules | None = None) -> Image.Image:
-    """The image in RGB as its EXIF orientation shows it; the same object if it is so already.
+def upright_tensor(image: Image.Image, rules: PixelRules) -> Tensor:
+    """The image in RGB as its EXIF orientation shows it, uint8 (3 h w).
+
+    The memory keeps Pillow's order (channels last), with which torch resizes uint8 images fastest.
 
     Raises:
         PixelError: nothing says which of its values are black and white.
     """
-    rgb = as_rgb(image, rules or PixelRules())
+    rgb = as_rgb(image, rules)
     turn = TURNS.get(orientation(image))
-    return rgb if turn is None else rgb.transpose(turn)
+    return torch.from_numpy(np.array(rgb if turn is None else rgb.transpose(turn))).permute(2, 0, 1)
 
 
 def orientation(image: Image.Image) -> int:
