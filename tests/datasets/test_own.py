@@ -119,6 +119,7 @@ def test_a_list_of_paths(photos):
         ([np.int64(1), np.int64(0), np.int64(1)], ["0", "1"], [1, 0, 1]),
         ([torch.tensor(1), torch.tensor(0), torch.tensor(1)], ["0", "1"], [1, 0, 1]),
         (["10", "9", "10"], ["9", "10"], [1, 0, 1]),  # as tables write numbers
+        (["\u00fc", "a", "u\u0308"], ["a", "\u00fc"], [1, 0, 1]),  # two Unicode forms of one name
         ([None, None, None], None, None),
         ([-1, -1, -1], None, None),  # torchvision's and Hugging Face's "no label"
     ],
@@ -309,7 +310,8 @@ class Stream(IterableDataset):
         ((number for number in ()), "data is generator, .*: an iterator is empty after one pass; make a list of it"),
         (Stream(), "data is Stream, .*: a stream has no length, and cannot be shuffled"),
         (DataLoader([1]), "data is DataLoader, .*: batches are made here; give its dataset"),
-        ([], r"the training data \(list\) hold no image"),
+        ([], r"the train split \(list\) holds no image"),
+        (([np.zeros((4, 4), np.uint8)], ()), r"the val split \(tuple\) holds no image"),
         ("nowhere", "the folder 'nowhere' does not exist"),
         (["nowhere.jpg"], r"1 of 1 image files are missing: 'nowhere.jpg' \(item 0\) does not exist"),
         (["a.jpg", 5], "item 1 of the list is no path as the first is: 5"),

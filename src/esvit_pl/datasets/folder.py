@@ -13,14 +13,14 @@ from torch import Tensor
 
 from esvit_pl.datasets.bad_images import Problems, Reading
 from esvit_pl.datasets.decode import decode, open_picture, size_of
-from esvit_pl.datasets.interface import UNREADABLE_METADATA, ImageDataset, Picture, Splits
+from esvit_pl.datasets.interface import UNREADABLE_METADATA, LabelledDataset, Picture, Splits
 from esvit_pl.datasets.layout import Part, read_layout
 from esvit_pl.datasets.listing import TABLES, Listing, ending, list_images, shown
 
 ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z", ".rar")
 
 
-class FolderDataset(ImageDataset):
+class FolderDataset(LabelledDataset):
     """The image files `names` (paths below `root`), with a class number for each in `labels`, or None without labels.
 
     Files are opened when they are asked for, and become RGB, as `reading` says.
@@ -38,11 +38,11 @@ class FolderDataset(ImageDataset):
         *,
         reading: Reading | None = None,
     ) -> None:
+        super().__init__(labels)
         self.root, self.reading = str(root), reading or Reading()
         # One block of bytes instead of a million Python strings: forked workers share it without copying.
         bytes_already = isinstance(names, np.ndarray) and names.dtype.kind == "S"
         self._names = names if bytes_already else np.array([os.fsencode(name) for name in names])
-        self._labels = None if labels is None else np.array(labels, dtype=np.int64)
         self._problems = Problems(len(self._names), self.reading)
 
     def __len__(self) -> int:
@@ -50,12 +50,12 @@ class FolderDataset(ImageDataset):
 
     def __getitem__(self, index: int) -> tuple[Tensor, int | None]:
         with self._problems.watch(index):
-            return decode(self.path(index), self.reading, self._problems.told(index)), self._label(index)
+            return decode(self.path(index), self.reading, self._problems.told(index)), self.label(index)
 
     def open(self, index: int) -> Picture:
         with self._problems.watch(index):
             path, told = self.path(index), self._problems.told(index)
-            picture = open_picture(path, self._label(index), self.reading, told)
+            picture = open_picture(path, self.label(index), self.reading, told)
 
         def decoded(reduction: int) -> Tensor:
             with self._problems.watch(index):
@@ -65,10 +65,6 @@ class FolderDataset(ImageDataset):
 
     def size(self, index: int) -> tuple[int, int]:
         return size_of(self.path(index), self.reading)
-
-    @property
-    def labels(self) -> list[int] | None:
-        return None if self._labels is None else [int(label) for label in self._labels]
 
     def name(self, index: int) -> str:
         return os.fsdecode(self._names[index])
@@ -89,9 +85,6 @@ class FolderDataset(ImageDataset):
         except ValueError as error:
             return str(error)
         return "it could not be read then, and can be read now"
-
-    def _label(self, index: int) -> int | None:
-        return None if self._labels is None else int(self._labels[index])
 
 
 def folder(

@@ -15,6 +15,7 @@ from functools import cached_property
 from hashlib import blake2b
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -83,7 +84,34 @@ class ImageDataset(Dataset[tuple[Tensor, "int | None"]], ABC):
         return []
 
 
-class ArrayDataset(ImageDataset):
+class LabelledDataset(ImageDataset):
+    """A data set that holds its class numbers in memory, or None without labels.
+
+    >>> class Grey(LabelledDataset):
+    ...     def __len__(self):
+    ...         return 10
+    ...     def __getitem__(self, index):
+    ...         return torch.full((3, 32, 32), index, dtype=torch.uint8), self.label(index)
+    ...     def name(self, index):
+    ...         return f"grey/{index}"
+    >>> Grey([0, 1] * 5)[3][1], Grey(None).labels
+    (1, None)
+    """
+
+    def __init__(self, labels: Sequence[int] | np.ndarray | None) -> None:
+        # One block of numbers instead of a million Python objects: forked workers share it without copying.
+        self._labels = None if labels is None else np.array(labels, dtype=np.int64)
+
+    @property
+    def labels(self) -> list[int] | None:
+        return None if self._labels is None else self._labels.tolist()
+
+    def label(self, index: int) -> int | None:
+        """The class of one image."""
+        return None if self._labels is None else int(self._labels[index])
+
+
+class ArrayDataset(LabelledDataset):
     """Images in memory: `images` uint8 (n 3 h w), and `names` and `labels` (or None) of the same length.
 
     >>> images = torch.zeros(2, 3, 32, 32, dtype=torch.uint8)
@@ -100,18 +128,14 @@ class ArrayDataset(ImageDataset):
         if len(names) != len(images) or (labels is not None and len(labels) != len(images)):
             got = f"{len(images)} images, {len(names)} names, {'no' if labels is None else len(labels)} labels"
             raise ValueError(f"images, names and labels must have the same length, got {got}")
+        super().__init__(labels)
         self._images, self._names = images, list(names)
-        self._labels = None if labels is None else [int(label) for label in labels]
 
     def __len__(self) -> int:
         return len(self._images)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int | None]:
-        return self._images[index], None if self._labels is None else self._labels[index]
-
-    @property
-    def labels(self) -> list[int] | None:
-        return self._labels
+        return self._images[index], self.label(index)
 
     def name(self, index: int) -> str:
         return self._names[index]

@@ -3,31 +3,59 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, NamedTuple
 
 from esvit_pl.datasets.listing import same_name, shown
 
 Where = Callable[[int], str]
 
 
-def read_labels(labels: Sequence[Any] | None, names: Sequence[str] | None, where: Where) -> list[str | int] | None:
-    """Every label as a name or a whole number. The result is None if there are no labels, or if each is missing or -1.
+class Labels(NamedTuple):
+    """The labels of a split as they were given."""
 
-    >>> read_labels([0, 1, 1], ["cat", "dog"], where=str)
+    values: Sequence[Any] | None = None
+    """A name or a number for each image, or None."""
+    names: Sequence[str] | None = None
+    """The names of the classes, where `values` are their numbers."""
+    where: Where = "item {}".format
+    """Index -> what an image is called in a message."""
+
+
+def number_labels(splits: Mapping[str, Labels]) -> tuple[list[str] | None, dict[str, list[int] | None]]:
+    """The names of the classes, and for each split the class number of every image; None without labels.
+
+    The classes are those of the split "train", in the order of their names if it gives names, else sorted.
+
+    >>> number_labels({"train": Labels(["dog", "cat"]), "val": Labels(["dog"])})
+    (['cat', 'dog'], {'train': [1, 0], 'val': [1]})
+
+    Raises:
+        ValueError: as `read_labels`, or a split has classes that "train" does not have.
+    """
+    read = {split: read_labels(labels) for split, labels in splits.items()}
+    trained, names = read["train"], splits["train"].names
+    if trained is None:
+        return None, dict.fromkeys(splits)
+    classes: list[str | int] = list(names) if names else sorted(set(map(_key, trained)))
+    numbers = {split: None if found is None else _numbers(found, classes, split) for split, found in read.items()}
+    return [str(name) for name in classes], numbers
+
+
+def read_labels(labels: Labels) -> list[str | int] | None:
+    """Every label as a name or a whole number; None if there are no labels, or if each of them is missing or -1.
+
+    >>> read_labels(Labels([0, 1, 1], names=["cat", "dog"]))
     ['cat', 'dog', 'dog']
-
-    Args:
-        names: of the classes, if `labels` are the numbers of classes.
-        where: index -> how the image is called in a message.
 
     Raises:
         ValueError: a label is missing, is neither a name nor a whole number, or is out of range.
     """
-    if labels is None:
+    values, names, where = labels
+    if values is None:
         return None
-    read = [_label(label, index, where) for index, label in enumerate(labels)]
+    read = [_label(label, index, where) for index, label in enumerate(values)]
     if all(isinstance(label, str) and re.fullmatch("-?(0|[1-9][0-9]*)", label) for label in read):
         read = [int(str(label)) for label in read]  # as tables write numbers
     missing = [index for index, label in enumerate(read) if label is None or label == -1]
@@ -48,23 +76,13 @@ def read_labels(labels: Sequence[Any] | None, names: Sequence[str] | None, where
     return [names[int(label)] for label in read]  # type: ignore[arg-type]
 
 
-def number_classes(labels: Sequence[str | int], names: Sequence[str] | None = None) -> list[str | int]:
-    """The classes in the order of their numbers: `names` if they are known, else all labels that occur, sorted."""
-    return list(names) if names else sorted(set(labels))
-
-
-def as_numbers(labels: Sequence[str | int], classes: Sequence[str | int], what: str) -> list[int]:
-    """The number of every label in `classes`.
-
-    Raises:
-        ValueError: `what` (a split's name) has classes that `classes` does not hold.
-    """
+def _numbers(labels: Sequence[str | int], classes: Sequence[str | int], split: str) -> list[int]:
     number = {_key(name): index for index, name in enumerate(classes)}
     unknown = sorted({str(label) for label in labels if _key(label) not in number})
     if unknown:
         few = [shown(str(name)) for name in classes[:5]]
         raise ValueError(
-            f"{what} has {len(unknown)} classes that the training images do not have: "
+            f"{split} has {len(unknown)} classes that the training images do not have: "
             f"{', '.join(map(shown, unknown[:5]))}; there are {len(classes)}: {', '.join(few)}"
         )
     return [number[_key(label)] for label in labels]

@@ -18,8 +18,8 @@ from torch.utils.data import Subset as TorchSubset
 from esvit_pl.datasets.as_uint8 import as_uint8
 from esvit_pl.datasets.bad_images import Problems, Reading
 from esvit_pl.datasets.folder import FolderDataset, folder
-from esvit_pl.datasets.interface import ImageDataset, Picture, Splits, Subset
-from esvit_pl.datasets.labels import as_numbers, number_classes, read_labels
+from esvit_pl.datasets.interface import ImageDataset, LabelledDataset, Picture, Splits, Subset
+from esvit_pl.datasets.labels import Labels, number_labels, read_labels
 from esvit_pl.datasets.layout import split_named
 from esvit_pl.datasets.listing import TABLES, ending, shown
 from esvit_pl.datasets.table import Rows, check_files, splits_of_rows, table
@@ -61,26 +61,16 @@ def splits_of(data: Any, *, val_fraction: float = 0.1, **reading: Any) -> Splits
         asked = dict.fromkeys(("path_column", "label_column", "split_column"))
         return splits_of_rows(rows, asked, "", val_fraction=val_fraction, reading=how)
     given, left_out = _by_split(data)
-    parts = {split: _source(part, how, given.get("train") is not part) for split, part in given.items()}
-    train, val = parts["train"], parts.get("val")
-    if val is not None and val.labels is None and train.labels is not None and _is_folder(given["val"]):
-        classes_alone = folder(
-            given["val"], layout="classes", **reading
-        )  # a single class is one, because train has some
-        val = parts["val"] = _of_images(classes_alone.train, classes_alone.classes, list(classes_alone.notes))
-    read = {split: read_labels(part.labels, part.names, part.where) for split, part in parts.items()}
-    trained = read["train"]
-    classes = None if trained is None else number_classes(trained, train.names)
-
-    def images(split: str) -> ImageDataset:
-        labels = read[split]
-        if classes is None or labels is None:
-            return parts[split].build(None)
-        return parts[split].build(as_numbers(labels, classes, split))
-
-    names = None if classes is None else [str(name) for name in classes]
+    parts = {split: _source(part, how, split) for split, part in given.items()}
+    train, val = parts["train"].labels, parts.get("val")
+    if val is not None and val.labels.values is None and train.values is not None and _is_folder(given["val"]):
+        # A single class folder of val is a class, because train has some.
+        classes_alone = folder(given["val"], layout="classes", **reading)
+        parts["val"] = _of_images(classes_alone.train, classes_alone.classes, list(classes_alone.notes))
+    classes, numbers = number_labels({split: part.labels for split, part in parts.items()})
+    images = {split: part.build(numbers[split]) for split, part in parts.items()}
     notes = dict.fromkeys(note for part in parts.values() for note in part.notes)
-    return Splits(images("train"), None if val is None else images("val"), names, val_fraction, (*notes, *left_out))
+    return Splits(images["train"], images.get("val"), classes, val_fraction, (*notes, *left_out))
 
 
 @dataclass
@@ -88,14 +78,11 @@ class _Source:
     """Images of one split before their labels are numbered."""
 
     build: Callable[[list[int] | None], ImageDataset]
-    labels: Sequence[Any] | None = None
-    names: Sequence[str] | None = None
-    """Names of the classes, if `labels` are the numbers of classes."""
+    labels: Labels
     notes: list[str] = field(default_factory=list)
-    where: Callable[[int], str] = "item {}".format
 
 
-class OwnImages(ImageDataset):
+class OwnImages(LabelledDataset):
     """The images of anything that is indexed: a torch Dataset, a Hugging Face dataset, a list, an array.
 
     >>> images = OwnImages([torch.zeros(3, 8, 8)], Reading())
@@ -111,8 +98,8 @@ class OwnImages(ImageDataset):
     def __init__(
         self, data: Any, reading: Reading, labels: Sequence[int] | None = None, column: str | None = None
     ) -> None:
+        super().__init__(labels)
         self.data, self.reading, self.column = data, reading, column
-        self._labels = None if labels is None else np.array(labels, dtype=np.int64)
         self._problems = Problems(len(data), reading)
 
     def __len__(self) -> int:
@@ -120,7 +107,7 @@ class OwnImages(ImageDataset):
 
     def __getitem__(self, index: int) -> tuple[Tensor, int | None]:
         with self._problems.watch(index):
-            return self.image(index), None if self._labels is None else int(self._labels[index])
+            return self.image(index), self.label(index)
 
     def image(self, index: int) -> Tensor:
         """uint8 (3 h w).
@@ -135,10 +122,6 @@ class OwnImages(ImageDataset):
             kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
             raise ValueError(f"item {index} of the data ({type(self.data).__name__}): {kind}{error}") from error
 
-    @property
-    def labels(self) -> list[int] | None:
-        return None if self._labels is None else self._labels.tolist()
-
     def name(self, index: int) -> str:
         return f"{index:08d}"
 
@@ -146,7 +129,7 @@ class OwnImages(ImageDataset):
         return [(self.name(index), "the item could not be read") for index in self._problems.broken]
 
 
-class Relabelled(ImageDataset):
+class Relabelled(LabelledDataset):
     """The same images with other labels, or without labels.
 
     >>> images = Relabelled(OwnImages([torch.zeros(3, 8, 8)], Reading()), [4])
@@ -155,33 +138,26 @@ class Relabelled(ImageDataset):
     """
 
     def __init__(self, images: ImageDataset, labels: Sequence[int] | None) -> None:
+        super().__init__(labels)
         self.images = images
-        self._labels = None if labels is None else np.array(labels, dtype=np.int64)
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int | None]:
-        return self.images[index][0], self._label(index)
+        return self.images[index][0], self.label(index)
 
     def open(self, index: int) -> Picture:
-        return self.images.open(index)._replace(label=self._label(index))
+        return self.images.open(index)._replace(label=self.label(index))
 
     def size(self, index: int) -> tuple[int, int]:
         return self.images.size(index)
-
-    @property
-    def labels(self) -> list[int] | None:
-        return None if self._labels is None else self._labels.tolist()
 
     def name(self, index: int) -> str:
         return self.images.name(index)
 
     def problems(self) -> list[tuple[str, str]]:
         return self.images.problems()
-
-    def _label(self, index: int) -> int | None:
-        return None if self._labels is None else int(self._labels[index])
 
 
 class Joined(ImageDataset):
@@ -207,7 +183,7 @@ class Joined(ImageDataset):
 
     def open(self, index: int) -> Picture:
         part, inside = self._place(index)
-        return self.parts[part].open(inside)
+        return self.parts[part].open(inside)._replace(label=None)
 
     def size(self, index: int) -> tuple[int, int]:
         part, inside = self._place(index)
@@ -253,7 +229,7 @@ def _by_split(data: Any) -> tuple[dict[str, Any], list[str]]:
 # -- what kind of data it is
 
 
-def _source(data: Any, reading: Reading, is_val: bool) -> _Source:
+def _source(data: Any, reading: Reading, split: str) -> _Source:
     """One split of any kind."""
     if isinstance(data, (str, os.PathLike, Splits)) or _is_frame(data):
         splits = splits_of(data, **vars(reading))
@@ -264,13 +240,13 @@ def _source(data: Any, reading: Reading, is_val: bool) -> _Source:
     if isinstance(data, (IterableDataset, Mapping, bytes)) or not by_index:
         raise _refusal(data)
     if not len(data):
-        raise ValueError(f"the {'val' if is_val else 'training'} data ({type(data).__name__}) hold no image")
+        raise ValueError(f"the {split} split ({type(data).__name__}) holds no image")
     if isinstance(data, ImageDataset):
         return _of_images(data, getattr(data, "classes", None), [])
     if isinstance(data, TorchSubset):
-        return _of_subset(data, reading, is_val)
+        return _of_subset(data, reading, split)
     if isinstance(data, ConcatDataset):
-        return _of_parts(data, reading, is_val)
+        return _of_parts(data, reading, split)
     if hasattr(data, "column_names") and hasattr(data, "features"):
         return _of_hugging_face(data, reading)
     if _is_image_folder(data):
@@ -285,7 +261,7 @@ def _source(data: Any, reading: Reading, is_val: bool) -> _Source:
 
 
 def _of_images(images: ImageDataset, classes: list[str] | None, notes: list[str]) -> _Source:
-    return _Source(lambda labels: Relabelled(images, labels), images.labels, classes, notes)
+    return _Source(lambda numbers: Relabelled(images, numbers), Labels(images.labels, classes), notes)
 
 
 def _of_paths(data: Sequence[Any], reading: Reading) -> _Source | None:
@@ -308,7 +284,7 @@ def _of_paths(data: Sequence[Any], reading: Reading) -> _Source | None:
     root = os.path.commonpath([os.path.dirname(file) for file in files])
     names = [Path(os.path.relpath(file, root)).as_posix() for file in files]
     check_files(root, names, "item {}".format)
-    return _Source(lambda numbers: FolderDataset(root, names, numbers, reading=reading), labels)
+    return _Source(lambda numbers: FolderDataset(root, names, numbers, reading=reading), Labels(labels))
 
 
 def _is_image_folder(data: Any) -> bool:
@@ -328,27 +304,29 @@ def _of_image_folder(data: Any, reading: Reading) -> _Source:
     if data.transform is not None:
         notes.append("its transform is not used: augment= says what happens to images")
     return _Source(
-        lambda numbers: FolderDataset(root, files, numbers, reading=reading), labels, names, ["; ".join(notes)]
+        lambda numbers: FolderDataset(root, files, numbers, reading=reading), Labels(labels, names), ["; ".join(notes)]
     )
 
 
-def _of_subset(data: Any, reading: Reading, is_val: bool) -> _Source:
-    whole, indices = _source(data.dataset, reading, is_val), [int(index) for index in data.indices]
-    labels = None if whole.labels is None else [whole.labels[index] for index in indices]
+def _of_subset(data: Any, reading: Reading, split: str) -> _Source:
+    whole, indices = _source(data.dataset, reading, split), [int(index) for index in data.indices]
+    values = None if whole.labels.values is None else [whole.labels.values[index] for index in indices]
     return _Source(
-        lambda numbers: Relabelled(Subset(whole.build(None), indices), numbers), labels, whole.names, whole.notes
+        lambda numbers: Relabelled(Subset(whole.build(None), indices), numbers),
+        Labels(values, whole.labels.names),
+        whole.notes,
     )
 
 
-def _of_parts(data: Any, reading: Reading, is_val: bool) -> _Source:
-    parts = [_source(part, reading, is_val) for part in data.datasets]
+def _of_parts(data: Any, reading: Reading, split: str) -> _Source:
+    parts = [_source(part, reading, split) for part in data.datasets]
     notes = [note for part in parts for note in part.notes]
-    each = [read_labels(part.labels, part.names, part.where) for part in parts]
+    each = [read_labels(part.labels) for part in parts]
     if any(labels is None for labels in each) and not all(labels is None for labels in each):
         raise ValueError("some parts of the ConcatDataset have labels and others have none; give all of them labels")
     labels = [label for found in each if found is not None for label in found] or None
     return _Source(
-        lambda numbers: Relabelled(Joined([part.build(None) for part in parts]), numbers), labels, None, notes
+        lambda numbers: Relabelled(Joined([part.build(None) for part in parts]), numbers), Labels(labels), notes
     )
 
 
@@ -371,7 +349,7 @@ def _of_hugging_face(data: Any, reading: Reading) -> _Source:
     labels = None if label is None else list(data[label])
     names = None if label is None else getattr(features.get(label), "names", None)
     OwnImages(data, reading, column=image).image(0)
-    return _Source(lambda numbers: OwnImages(data, reading, numbers, image), labels, names)
+    return _Source(lambda numbers: OwnImages(data, reading, numbers, image), Labels(labels, names))
 
 
 def _of_items(data: Any, reading: Reading) -> _Source:
@@ -392,7 +370,7 @@ def _of_items(data: Any, reading: Reading) -> _Source:
     names = getattr(data, "classes", None)
     numbered = labels is not None and not any(isinstance(label, str) for label in labels)
     names = list(names) if names is not None and numbered else None
-    return _Source(lambda numbers: OwnImages(data, reading, numbers), labels, names, notes)
+    return _Source(lambda numbers: OwnImages(data, reading, numbers), Labels(labels, names), notes)
 
 
 def _known_labels(data: Any) -> Sequence[Any] | None:

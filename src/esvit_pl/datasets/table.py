@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from esvit_pl.datasets.bad_images import Reading
 from esvit_pl.datasets.folder import FolderDataset, existing
 from esvit_pl.datasets.interface import Splits
-from esvit_pl.datasets.labels import Where, as_numbers, number_classes, read_labels
+from esvit_pl.datasets.labels import Labels, Where, number_labels
 from esvit_pl.datasets.layout import split_named
 from esvit_pl.datasets.listing import EXTENSIONS, TABLES, ending, shown
 
@@ -135,28 +135,26 @@ def splits_of_rows(
         raise ValueError(f"{rows.title} has no row of split train in column {shown(str(splits))}")
     used = sorted(parts["train"] + parts["val"])
     check_files(root, [names[index] for index in used], lambda index: rows.where(used[index]))
+    cells = None if labels is None else rows.columns[labels]
+
+    def labels_of(split: str) -> Labels:
+        of = parts[split]
+        values = None if cells is None else [cells[index] for index in of]
+        return Labels(values, where=lambda index: rows.where(of[index]))
+
+    classes, numbers = number_labels({split: labels_of(split) for split in ("train", "val")})
+
+    def images(split: str) -> FolderDataset:
+        return FolderDataset(root, [names[index] for index in parts[split]], numbers[split], reading=reading)
+
     notes = f"layout: {rows.title}, paths in column {shown(paths)}"
-    classes: list[str | int] | None = None
-    read: dict[str, list[str | int] | None] = dict.fromkeys(parts)
-    for part in ("train", "val"):
-        if labels is not None and parts[part]:
-            cells, of = [rows.columns[labels][index] for index in parts[part]], parts[part]
-            read[part] = read_labels(cells, None, lambda index, of=of: rows.where(of[index]))  # type: ignore[misc]
-    if (trained := read["train"]) is not None:
-        classes = number_classes(trained)
+    if classes is not None:
         notes += f", {len(classes):,} classes in column {shown(str(labels))}"
     if splits is not None:
         notes += f", splits in column {shown(splits)}"
-
-    def images(part: str) -> FolderDataset:
-        found = read[part]
-        numbers = None if classes is None or found is None else as_numbers(found, classes, part)
-        return FolderDataset(root, [names[index] for index in parts[part]], numbers, reading=reading)
-
     left_out = [f"left out: {len(parts['test']):,} rows of test, never read"] if parts["test"] else []
     val = images("val") if parts["val"] else None
-    shown_classes = None if classes is None else [str(name) for name in classes]
-    return Splits(images("train"), val, shown_classes, val_fraction, notes=(notes, *left_out))
+    return Splits(images("train"), val, classes, val_fraction, notes=(notes, *left_out))
 
 
 def check_files(root: str, names: Sequence[str], where: Where) -> None:
