@@ -6,7 +6,6 @@ the optimizer's order), and `augment` (how images were prepared). Format 1 had n
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -24,6 +23,7 @@ from esvit_pl.checkpoints.pickled import read_pickled
 from esvit_pl.network import MultiCropNetwork
 from esvit_pl.objectives.interface import Objective
 from esvit_pl.optim import parameter_names
+from esvit_pl.specs import plain
 
 FORMAT = 2
 
@@ -51,8 +51,7 @@ def describe(
         "loss": dict(objective.spec),
         "config": config,
         "parameters": None if optimizer is None else parameter_names(optimizer, student),
-        # By way of JSON: lists for tuples, as in every config.
-        "augment": json.loads(json.dumps(asdict(recipe))) if isinstance(recipe, Recipe) else None,
+        "augment": plain(asdict(recipe)) if isinstance(recipe, Recipe) else None,
     }
 
 

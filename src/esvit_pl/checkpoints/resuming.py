@@ -10,6 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from esvit_pl.specs import plain
+
 # Settings, or whole groups of them, that leave the trained weights as they are (up to rounding).
 NEVER_MATTERS = (
     # where a run goes, what it is called, what it begins with: a resumed training has begun already
@@ -134,14 +136,14 @@ def setting_differences(
         defaults: {dotted key: value}, the defaults of the signatures.
     """
     targets = {f"callbacks.{name}": target for config in (was, now) for name, target in _callbacks(config)}
-    configs = [{key: plainly(value) for key, value in flat(tree) if _matters(key, targets)} for tree in (was, now)]
-    built = [{key: plainly(value) for key, value in flat(tree)} for tree in specs]
+    configs = [{key: plain(value) for key, value in flat(tree) if _matters(key, targets)} for tree in (was, now)]
+    built = [{key: plain(value) for key, value in flat(tree)} for tree in specs]
     found = []
     for key in dict.fromkeys([*configs[1], *configs[0]]):
         if key.startswith("dataset.") and not (was.get("dataset") and now.get("dataset")):
             continue  # given as an object; the images are compared
         sides = built if any(key not in side for side in configs) and all(key in side for side in built) else configs
-        before, after = (side.get(key, plainly(defaults.get(key, _MISSING))) for side in sides)
+        before, after = (side.get(key, plain(defaults.get(key, _MISSING))) for side in sides)
         if key.endswith("_target_"):
             before, after = (str(value).rpartition(".")[2] for value in (before, after))  # a class may have moved
         unset = before in (None, _MISSING) and after in (None, _MISSING)
@@ -183,11 +185,6 @@ def flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]
             yield from flat(value, f"{key}.")
         else:
             yield key, value
-
-
-def plainly(value: Any) -> Any:
-    """Tuples as lists, so that a signature's default and a config's value can be equal."""
-    return [plainly(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _matters(key: str, callbacks: Mapping[str, str]) -> bool:

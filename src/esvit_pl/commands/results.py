@@ -14,6 +14,7 @@ from esvit_pl.evaluation import Baselines, GreyHistogram, RawPixels
 from esvit_pl.evaluation.interval import FEW, wilson
 from esvit_pl.evaluation.label_free import evenly
 from esvit_pl.evaluation.names import CHANCE, PRETRAINED, PRETRAINED_SUBSET, ROWS, TITLES, is_accuracy, main_metric
+from esvit_pl.specs import plain
 
 if TYPE_CHECKING:
     from pytorch_lightning import Trainer
@@ -166,7 +167,7 @@ class Measured:
             "dataset": dataset,
             "images": {"train": len(self.splits.train), "bank": bank, "query": query},
             "classes": num_classes(self.splits),
-            "preparation": {name: evaluated_images.plain(getattr(recipe, name)) for name in names},
+            "preparation": plain({name: getattr(recipe, name) for name in names}),
             "probes": settings,
             "baselines": {"bank": len(self.few.bank), "query": len(self.few.query)} if compared else None,
             "intervals": self.intervals,

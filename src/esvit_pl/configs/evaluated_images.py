@@ -8,12 +8,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.resources import files
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig, open_dict
 
 from esvit_pl.configs.assemble import construct
 from esvit_pl.configs.weights import setting_text
+from esvit_pl.specs import plain
 
 if TYPE_CHECKING:
     from esvit_pl.augment import Recipe
@@ -70,14 +71,8 @@ def described(recipe: Recipe, *, trains: bool = False) -> str:
 
 def keep(cfg: DictConfig, recipe: Recipe) -> None:
     """Put the recipe into the config, so that ``config.yaml`` says how images were prepared."""
-    values = {name: plain(value) for name, value in asdict(recipe).items()}
     with open_dict(cfg):
-        cfg.augment = {"_target_": "esvit_pl.augment.Recipe", **(cfg.get("augment") or {}), **values}
-
-
-def plain(value: Any) -> Any:
-    """Lists for tuples, as in every config."""
-    return [plain(entry) for entry in value] if isinstance(value, tuple) else value
+        cfg.augment = {"_target_": "esvit_pl.augment.Recipe", **(cfg.get("augment") or {}), **plain(asdict(recipe))}
 
 
 def take_dataset(cfg: DictConfig, source: Checkpoint, program: str) -> str | None:
