@@ -111,6 +111,7 @@ def test_every_format_is_turned_once(tmp_path, extension, orientation):
     expected.getexif()[0x0112] = orientation
     ImageOps.exif_transpose(expected, in_place=True)
     assert np.array_equal(decode(str(tmp_path / f"x.{extension}")).permute(1, 2, 0), expected)
+    assert folder(tmp_path).train.size(0) == (expected.height, expected.width)
 
 
 @pytest.mark.parametrize("extension", ["png", "webp", "gif", "bmp", "tif"])

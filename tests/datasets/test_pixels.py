@@ -27,10 +27,14 @@ SAMPLE_FORMATS = {"u": 1, "i": 2, "f": 3}
 
 
 def tiff(values: np.ndarray, *, order: str = "<", photometric: int | None = None, **tags: Any) -> bytes:
-    """An uncompressed TIFF of (h w) or (h w c); `tags` as t<number>=value, floats as DOUBLE, whole numbers as LONG."""
+    """A TIFF of (h w) or (h w c), uncompressed but for t259=8 (zip).
+
+    `tags` as t<number>=value: floats as DOUBLE, whole numbers as SHORT or LONG, bytes as ASCII.
+    """
     height, width = values.shape[:2]
     channels = values.shape[2] if values.ndim == 3 else 1
     pixels = values.astype(values.dtype.newbyteorder(order)).tobytes()
+    pixels = zlib.compress(pixels) if tags.get("t259") == 8 else pixels
     bits, photometric = 8 * values.dtype.itemsize, (2 if channels > 1 else 1) if photometric is None else photometric
     entries: dict[int, tuple[str, list[Any]]] = {
         256: ("H", [width]),
@@ -46,11 +50,10 @@ def tiff(values: np.ndarray, *, order: str = "<", photometric: int | None = None
     }
     for name, value in tags.items():
         numbers = value if isinstance(value, list) else [value]
-        entries[int(name[1:])] = (
-            "d" if isinstance(numbers[0], float) else "H" if max(numbers) < 65536 else "I",
-            numbers,
-        )
-    types = {"H": 3, "I": 4, "d": 12}
+        first = numbers[0]
+        number = "d" if isinstance(first, float) else "c" if isinstance(first, bytes) else ""
+        entries[int(name[1:])] = (number or ("H" if max(numbers) < 65536 else "I"), numbers)
+    types = {"c": 2, "H": 3, "I": 4, "d": 12}
     start, extra, rows = 8 + len(pixels) + len(pixels) % 2, b"", b""
     behind = start + 2 + 12 * len(entries) + 4
     for tag, (kind, numbers) in sorted(entries.items()):
@@ -165,6 +168,12 @@ IN_FILES: dict[str, tuple[Callable[[], bytes], np.ndarray]] = {
     "P with alpha": (lambda: saved(paletted(), "PNG", transparency=ALPHA.tobytes()), OVER_WHITE),
     "P, GIF": (lambda: saved(paletted(), "GIF", transparency=2), grey([[0, 64], [255, 255]])),
     "L with a transparent value": (lambda: png(LEVELS, 8, 0, tRNS=b"\0\x80"), grey([[0, 64], [255, 255]])),
+    "L of 2 bits with a transparent value": (lambda: png(np.array([[0x10], [0xB0]]), 2, 0, width=2, tRNS=b"\0\2"), grey(
+        [[0, 85], [255, 255]]
+    )),
+    "RGB of 16 bits with a transparent colour": (
+        lambda: png(grey(LEVELS).astype("u2") << 8, 16, 2, tRNS=b"\x80\0" * 3), grey([[0, 64], [255, 255]])
+    ),
     "RGB with a transparent colour": (lambda: png(grey(LEVELS), 8, 2, tRNS=b"\0\x80" * 3), grey([[0, 64], [255, 255]])),
     "I;16 with a transparent value": (lambda: png(DEEP, 16, 0, tRNS=b"\x80\x80"), grey([[0, 64], [255, 255]])),
     # unsigned 16 bits over their whole range: the upper 8
@@ -177,6 +186,10 @@ IN_FILES: dict[str, tuple[Callable[[], bytes], np.ndarray]] = {
     "RGB of 16 bits, PNG": (lambda: png(COLOURS.astype("u2") * 257, 16, 2), COLOURS),
     "RGB of 16 bits, TIFF": (lambda: tiff(COLOURS.astype("u2") * 257), COLOURS),
     "RGBA of 16 bits": (lambda: png(np.dstack([grey(LEVELS), ALPHA]).astype("u2") * 257, 16, 6), OVER_WHITE),
+    "RGB of 5, 6 and 5 bits, BMP": (lambda: bytes.fromhex(
+        "424d4a000000000000004200000028000000020000000200000001001000030000000800000000000000000000000000000000000000"
+        "00f80000e00700001f000000" "0000000800002108"
+    ), np.array([[[0, 0, 0], [8, 4, 8]], [[0, 0, 0], [8, 0, 0]]])),
     # other ranges: the file's tags
     "I;16, 12 bits by BitsPerSample": (lambda: tiff(PACKED_12, t256=2, t258=12), grey(LEVELS)),
     "I;16, 12 bits by MaxSampleValue": (lambda: tiff(TWELVE, t281=4095), grey(LEVELS)),
@@ -194,6 +207,15 @@ IN_FILES: dict[str, tuple[Callable[[], bytes], np.ndarray]] = {
     ),
     "I of 12 bits, PGM": (lambda: b"P5 2 2 4095\n" + TWELVE.astype(">u2").tobytes(), grey(LEVELS)),
     "I of 16 bits with a sign": (lambda: tiff(SIGNED, t340=-32768.0, t341=32767.0), grey(LEVELS)),
+    "I of 16 bits with a sign, high byte first, zip": (
+        lambda: tiff(SIGNED, order=">", t259=8, t340=-32768.0, t341=32767.0), grey(LEVELS)
+    ),
+    "I of 32 bits, high byte first, zip": (
+        lambda: tiff(LEVELS.astype("i4") - 100, order=">", t259=8, t340=-100.0, t341=155.0), grey(LEVELS)
+    ),
+    "F, high byte first, zip": (
+        lambda: tiff((LEVELS / 255).astype("f4"), order=">", t259=8, t340=0.0, t341=1.0), grey(LEVELS)
+    ),
     "I of 32 bits without a sign": (lambda: tiff(DEEP.astype("u4") * 65537, t281=2**32 - 1), grey(LEVELS)),
     "L of 8 bits with a sign": (lambda: tiff((LEVELS.astype(int) - 128).astype("i1"), t340=-128.0, t341=127.0), grey(
         LEVELS
@@ -240,6 +262,7 @@ NEED_A_RANGE: dict[str, tuple[Callable[[], bytes], tuple[float, float], str]] = 
     "12 bits in 16, PGM": (lambda: b"P5 2 2 65535\n" + TWELVE.astype(">u2").tobytes(), (0, 4095), "from 0 to 4095"),
     "12 bits in 16, PNG": (lambda: png(TWELVE, 16, 0), (0, 4095), "16 bits go from 0 to 4095"),
     "16 bits with a sign": (lambda: tiff(SIGNED), (-32768, 32767), "signed whole numbers of 16 bits from -32768"),
+    "12 bits in 16, a tag in letters": (lambda: tiff(TWELVE, t281=[b"9", b"\0"]), (0, 4095), "from 0 to 4095"),
     "32 bits": (lambda: tiff(LEVELS.astype("i4") * 1000), (0, 255000), "signed whole numbers of 32 bits"),
     "32 bits without a sign": (lambda: tiff(DEEP.astype("u4") * 65537), (0, 2**32 - 1), "to 4.29497e[+]09"),
     "8 bits with a sign": (lambda: tiff((LEVELS.astype(int) - 128).astype("i1")), (-128, 127), "from -128 to 127"),
@@ -305,6 +328,13 @@ def test_kinds_of_tiff_that_pillow_does_not_read_are_named(tmp_path, values):
         ValueError, match=rf"a TIFF that Pillow \S+ does not read: BitsPerSample .{values.itemsize * 8}"
     ):
         read(tmp_path, tiff(values))
+
+
+def test_a_cut_tiff_and_one_of_a_single_value_get_a_sentence_of_their_own(tmp_path):
+    with pytest.raises(ValueError, match="list of tags is missing or cut off"):
+        read(tmp_path, tiff(LEVELS)[:20])
+    with pytest.raises(ValueError, match=r"=\[lo,hi\] for all images$"):
+        read(tmp_path, tiff(np.full((2, 2), np.nan, "f4")))
 
 
 def test_channels_that_pillow_would_mix_up_are_refused(tmp_path):

@@ -14,7 +14,7 @@ from typing import NamedTuple, TypeVar
 
 import PIL
 from PIL import Image, UnidentifiedImageError
-from PIL.TiffImagePlugin import ImageFileDirectory_v2
+from PIL.TiffImagePlugin import IMAGELENGTH, IMAGEWIDTH, PHOTOMETRIC_INTERPRETATION, ImageFileDirectory_v2
 from torch import Tensor
 
 from esvit_pl.datasets.interface import Picture
@@ -131,7 +131,8 @@ def _pixels(rules: PixelRules, file: Image.Image, reduction: int = 1) -> Tensor:
 
 def _upright_size(file: Image.Image) -> tuple[int, int]:
     """(height, width) of the picture as it is shown, without decoding its pixels."""
-    lies_on_its_side = orientation(file) in (5, 6, 7, 8)  # the four with a quarter turn
+    # The four with a quarter turn; Pillow gives the size of a TIFF as it is shown.
+    lies_on_its_side = file.format != "TIFF" and orientation(file) in (5, 6, 7, 8)
     return (file.width, file.height) if lies_on_its_side else (file.height, file.width)
 
 
@@ -180,11 +181,13 @@ def _what_it_is(path: str) -> str:
             tags = ImageFileDirectory_v2(start)
             file.seek(tags.next)
             tags.load(file)
+            if not {IMAGEWIDTH, IMAGELENGTH, PHOTOMETRIC_INTERPRETATION} <= set(tags):
+                return "a TIFF whose list of tags is missing or cut off: the file is not whole"
             bits, sample_format = tags.get(258, (1,)), tags.get(339, (1,))
             return (
                 f"a TIFF that Pillow {PIL.__version__} does not read: BitsPerSample {bits}, SampleFormat "
-                f"{sample_format}, PhotometricInterpretation {tags.get(262)}; save it with 8 or 16 bits, or as 32-bit "
-                "floats of one channel"
+                f"{sample_format}, PhotometricInterpretation {tags.get(262)}; save it as RGB of 8 bits, or as grey whose 0 "
+                "is black, of 8 or 16 bits or 32-bit floats"
             )
         except Exception:
             return f"its format is not one of {', '.join(FORMATS)}, or its header is broken; it begins with {start!r}"

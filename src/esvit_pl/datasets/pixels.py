@@ -7,6 +7,7 @@ neither does, the image is refused, because a guess would make it black or white
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
@@ -114,6 +115,7 @@ def as_rgb(image: Image.Image, rules: PixelRules) -> Image.Image:
             "its 16-bit colour channels lie one after the other without compression, and Pillow mixes their bytes up; "
             "save it with interleaved channels (PlanarConfiguration 1)"
         )
+    _correct_header(image)
     image.load()  # Pillow turns a TIFF while it decodes it, and forgets the orientation then
     if image.mode.startswith(("I", "F")) or stored.signed:
         image = _grey(image, stored, rules)
@@ -124,6 +126,25 @@ def as_rgb(image: Image.Image, rules: PixelRules) -> Image.Image:
     if image.has_transparency_data:
         return _laid_over(image, rules.background)
     return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _correct_header(image: Image.Image) -> None:
+    """Where Pillow tells its decoders something wrong, before they begin."""
+    tiles = [(tile, str(_first(tile[3]))) for tile in getattr(image, "tile", ())]
+    key: Any = image.info.get("transparency")
+    if hasattr(image, "tag_v2"):
+        # libtiff gives numbers in the machine's order of bytes; Pillow knows that of unsigned 16 bits alone.
+        image.tile = [
+            tile._replace(args=(re.sub(r";(16|32)B", r";\1N", raw), *tile.args[1:])) if tile[0] == "libtiff" else tile
+            for tile, raw in tiles
+        ]
+    elif tiles and image.format == "PNG" and key is not None:
+        # The transparent value has the bits of the file, and is compared with pixels of 8.
+        raw = tiles[0][1]
+        if raw in ("L;2", "L;4"):
+            image.info["transparency"] = key * 255 // (2 ** int(raw[2:]) - 1)
+        elif raw == "RGB;16B":
+            image.info["transparency"] = tuple(value >> 8 for value in key)
 
 
 def rule_of(image: Image.Image, rules: PixelRules) -> str:
@@ -138,7 +159,7 @@ def rule_of(image: Image.Image, rules: PixelRules) -> str:
             words.append("inverted")
     elif stored.deep:
         words.append("upper 8 of 16 bits")
-    elif image.mode in ("CMYK", "YCbCr", "LAB", "HSV"):
+    if image.mode in ("CMYK", "YCbCr", "LAB", "HSV"):
         words.append(f"{image.mode} converted")
     if image.has_transparency_data:
         words.append("alpha over the background")
@@ -173,7 +194,8 @@ class _Stored(NamedTuple):
             is_told = codec.startswith("ppm") and highest != 65535
             return cls(16, limits=(0.0, 65535.0) if is_told else None)
         bits = 16 if image.mode.startswith("I;16") else 32 if is_grey else 8
-        deep = ";16" in raw or (codec.startswith("ppm") and highest == 65535)
+        is_deep_raw = ";16" in raw and raw != "BGR;16"  # that is a BMP of 5, 6 and 5 bits
+        deep = is_deep_raw or (codec.startswith("ppm") and highest == 65535)
         return cls(bits, signed=image.mode == "I", deep=deep and not is_grey)
 
     @classmethod
@@ -198,7 +220,7 @@ def _limits(tags: Any, bits: int, *, unsigned: bool) -> tuple[float, float] | No
         lo, hi = _first(tags.get(low)), _first(tags.get(high))
         if lo is None and unsigned:
             lo = 0
-        if lo is not None and hi is not None and np.isfinite([lo, hi]).all() and lo < hi:
+        if isinstance(lo, Real) and isinstance(hi, Real) and np.isfinite([float(lo), float(hi)]).all() and lo < hi:
             return float(lo), float(hi)
     return (0.0, float(2**bits - 1)) if unsigned and 8 < bits < 16 else None
 
@@ -291,7 +313,8 @@ def _no_range(values: np.ndarray, stored: _Stored, mode: str) -> str:
 
 
 def _advice(lo: float, hi: float) -> str:
-    return f"set dataset.value_range=[lo,hi] for all images, such as dataset.value_range=[{lo:g},{hi:g}] for this one"
+    example = f", such as dataset.value_range=[{lo:g},{hi:g}] for this one" if lo < hi else ""
+    return f"set dataset.value_range=[lo,hi] for all images{example}"
 
 
 def _range(given: Any) -> tuple[float, float]:
