@@ -186,8 +186,8 @@ def _what_it_is(path: str) -> str:
             bits, sample_format = tags.get(258, (1,)), tags.get(339, (1,))
             return (
                 f"a TIFF that Pillow {PIL.__version__} does not read: BitsPerSample {bits}, SampleFormat "
-                f"{sample_format}, PhotometricInterpretation {tags.get(262)}; save it as RGB of 8 bits, or as grey whose 0 "
-                "is black, of 8 or 16 bits or 32-bit floats"
+                f"{sample_format}, PhotometricInterpretation {tags.get(262)}; save it as RGB of 8 bits, or as grey "
+                "whose 0 is black, of 8 or 16 bits or 32-bit floats"
             )
         except Exception:
             return f"its format is not one of {', '.join(FORMATS)}, or its header is broken; it begins with {start!r}"

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from PIL import ExifTags, Image
+from PIL.TiffImagePlugin import TiffImageFile
 from torch import Tensor
 
 TURNS = {
@@ -132,7 +133,7 @@ def _correct_header(image: Image.Image) -> None:
     """Where Pillow tells its decoders something wrong, before they begin."""
     tiles = [(tile, str(_first(tile[3]))) for tile in getattr(image, "tile", ())]
     key: Any = image.info.get("transparency")
-    if hasattr(image, "tag_v2"):
+    if isinstance(image, TiffImageFile):
         # libtiff gives numbers in the machine's order of bytes; Pillow knows that of unsigned 16 bits alone.
         image.tile = [
             tile._replace(args=(re.sub(r";(16|32)B", r";\1N", raw), *tile.args[1:])) if tile[0] == "libtiff" else tile
