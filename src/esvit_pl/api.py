@@ -242,6 +242,7 @@ def _folder(command: str, out: str | os.PathLike[str] | None, cfg: DictConfig) -
     if asked is None:
         claim = run_folder.claim_new(by_time)
     else:
+        run_folder.refuse_images(cfg, folder)
         goes_on = command == "pretrain" and run_folder.goes_on_in(cfg, folder)
         claim = Claim(folder, goes_on=goes_on, overwrite=run_folder.overwrites(cfg, folder))
     if claim.line is not None:

@@ -66,16 +66,21 @@ def test_without_a_name_it_is_a_new_one_even_in_the_same_microsecond():
         (["out=''"], "out= is empty; give a folder, or leave it out"),
         (["out=file"], "file is a file; a run needs a folder"),
         (["out=taken"], "taken already holds a run"),
+        (["out=photos", "dataset=folder", "dataset.root=photos"], "out=photos holds images of dataset.root=photos"),
+        (["out=photos/cat/", "dataset=folder", "dataset.root=./photos"], "such as out=photos/cat/run"),
     ],
 )
 def test_a_wrong_folder_ends_the_command_with_a_sentence(words, said, capsys):
     Path("file").touch()
     Path("taken").mkdir()
     Path("taken/metrics.csv").touch()
+    Path("photos/cat").mkdir(parents=True)
+    Path("photos/cat/1.jpg").touch()
     with pytest.raises(SystemExit, match="1"):
         started(*words)
     assert said in capsys.readouterr().err
-    assert sorted(path.name for path in Path().iterdir()) == ["file", "taken"]
+    assert sorted(path.name for path in Path().iterdir()) == ["file", "photos", "taken"]
+    assert sorted(path.name for path in Path("photos").rglob("*")) == ["1.jpg", "cat"]
 
 
 def test_a_dry_run_touches_no_folder():

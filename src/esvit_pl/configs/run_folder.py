@@ -22,7 +22,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from esvit_pl.configs.processes import is_first_process
 from esvit_pl.configs.refusals import of_system
-from esvit_pl.runs.claim import Claim, FolderTaken, claimed, run_of
+from esvit_pl.runs.claim import Claim, FolderTaken, claimed, holds_run, run_of
 from esvit_pl.runs.folder import say_removed
 from esvit_pl.runs.lock import FolderInUse
 
@@ -111,6 +111,27 @@ def overwrites(cfg: DictConfig, folder: Path) -> bool:
     return True
 
 
+def refuse_images(cfg: DictConfig, folder: Path) -> None:
+    """A run's folder is never read for images: a run in the folder of the images would take them out of the data set.
+
+    Raises:
+        ValueError: `folder` is ``dataset.root``, or lies in it and holds images.
+    """
+    root = OmegaConf.select(cfg, "dataset.root")
+    if root is None or not folder.is_dir():
+        return
+    images = Path(str(root)).expanduser().resolve()
+    if images != folder.resolve() and images not in folder.resolve().parents:
+        return
+    from esvit_pl.datasets.listing import list_images
+
+    if not holds_run(folder) and any(list_images(folder).images.values()):
+        raise ValueError(
+            f"out={folder} holds images of dataset.root={root}, and a run's folder is never read for images; give the "
+            f"run a folder of its own, such as out={folder / 'run'}, or none: then it lies in logs/"
+        )
+
+
 def release() -> None:
     """Let others write into every folder that this command has claimed."""
     while _claims:
@@ -140,6 +161,7 @@ def _settle(config: DictConfig) -> None:
         _keep(claim_new(Path(config.hydra.run.dir)))
         _move(config, str(_claims[-1].folder))
     else:
+        refuse_images(config, folder)
         overwrite = overwrites(config, folder)
         _keep(Claim(folder, goes_on=goes_on_in(config, folder), overwrite=overwrite))
         _move(config, str(folder))
@@ -187,6 +209,7 @@ def _settle_sweep(config: DictConfig) -> None:
         config.hydra.sweep.dir = str(asked)
         config.hydra.overrides.hydra.append(f"hydra.sweep.dir={word(asked)}")  # of which each job's config is made
     folder = Path(config.hydra.sweep.dir)
+    refuse_images(config, folder)
     claim = Claim(folder, overwrite=overwrites(config, folder))
     _keep(claim)
     say_removed(claim.folder, claim.clear())

@@ -65,6 +65,16 @@ def split_named(name: str) -> str | None:
     return _SPLIT[found[1]] if found else None
 
 
+def split_in(name: str) -> str | None:
+    """The split of which one word of a name speaks; None if no word does.
+
+    >>> [split_in(name) for name in ("trainA", "val_2", "my test", "trains")]
+    ['train', 'val', 'test', None]
+    """
+    words = re.findall("[A-Z]+(?![a-z])|[A-Z]?[a-z]+", name)
+    return split_named(name) or next((_SPLIT[word.casefold()] for word in words if word.casefold() in _SPLIT), None)
+
+
 def read_layout(listing: Listing, *, layout: str = "auto", labels: str = "auto") -> Layout:
     """What the listed folder means.
 
@@ -126,6 +136,7 @@ class _Reader:
         splits = {split: folders[0] for split, folders in named.items() if folders}
         siblings = [folder for folder in self.filled("") if split_named(folder) is None]
         if self.layout == "auto" and not self.are_splits(splits, siblings):
+            self.refuse_half_names()
             return {}
         twice = next((folders for folders in named.values() if len(folders) > 1), None)
         if twice:
@@ -157,6 +168,17 @@ class _Reader:
                 return True
         raise self.two_readings(splits, siblings)
 
+    def refuse_half_names(self) -> None:
+        """trainA/ and testA/ are no classes, and no splits either."""
+        found = {split_in(folder): folder for folder in self.filled("")}
+        if "train" in found and found.keys() & {"val", "test"}:
+            raise ValueError(
+                f"it cannot be told what {self.name()} means ({_few([f'{shown(f)}/' for f in self.filled('')], 8)}): "
+                f"these names speak of splits. Call the folders train, val and test, or give the folder to train on, "
+                f"such as dataset.root={shown(self.listing.root)}/{shown(found['train'])}; {_settle('classes')} means "
+                f"that all these folders are classes, and {_settle('flat')} takes all images without labels"
+            )
+
     def two_readings(self, splits: dict[str, str], siblings: list[str]) -> ValueError:
         folders = _few([f"{shown(folder)}/" for folder in self.filled("")], 8)
         if "train" in splits:
@@ -180,7 +202,7 @@ class _Reader:
         for folder, children in self.children.items():
             if not folder or (splits and not _lies_in(folder, splits["train"])):
                 continue
-            found = {split_named(child.rpartition("/")[2]): child for child in children if self.below[child]}
+            found = {split_in(child.rpartition("/")[2]): child for child in children if self.below[child]}
             if "train" in found and found.keys() & {"val", "test"}:
                 inside = _and(f"{shown(child)}/" for split, child in sorted(found.items(), key=str) if split)
                 raise ValueError(
