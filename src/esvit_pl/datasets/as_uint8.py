@@ -40,7 +40,8 @@ def as_uint8(image: Any, rules: PixelRules) -> Tensor:
     if isinstance(image, Image.Image):
         return upright_tensor(image, rules)
     if isinstance(image, Tensor):
-        return _of_array(image.detach().cpu().numpy(), CHANNELS_FIRST, rules)
+        numbers = image.detach().cpu()
+        return _of_array((numbers.float() if numbers.is_floating_point() else numbers).numpy(), CHANNELS_FIRST, rules)
     if isinstance(image, np.ndarray):
         return _of_array(image, CHANNELS_LAST, rules)
     raise ValueError(f"an image is a Pillow image, an array, a tensor or a path, got {type(image).__name__}")
@@ -74,7 +75,9 @@ def _bytes(array: np.ndarray) -> np.ndarray:
     if array.dtype == bool:
         return array.astype(np.uint8) * 255
     if not np.issubdtype(array.dtype, np.floating):
-        raise ValueError(f"an image holds uint8, or floats in 0-1, got {array.dtype}; convert it, as x.astype('uint8')")
+        low, high = array.min(), array.max()
+        how = "convert it to uint8" if 0 <= low and high <= 255 else "scale it to floats in 0-1"
+        raise ValueError(f"an image holds uint8, or floats in 0-1, got {array.dtype} from {low} to {high}; {how}")
     low, high = float(array.min()), float(array.max())
     if not (low >= -1e-3 and high <= 1 + 1e-3):  # false for NaN, too
         raise ValueError(

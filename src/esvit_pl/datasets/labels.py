@@ -95,13 +95,19 @@ def _key(label: str | int) -> str | int:
 def _label(label: Any, index: int, where: Where) -> str | int | None:
     if hasattr(label, "item") and getattr(label, "ndim", 1) == 0:
         label = label.item()  # of numpy, or a tensor
+    if getattr(label, "ndim", 0):
+        raise _no_label(label, index, where)  # one-hot, say
     if label is None or label == "" or label != label:  # the last is NaN, as tables write "missing"
         return None
     if isinstance(label, str):
         return label.strip()
     if isinstance(label, Integral) or (isinstance(label, Real) and float(label).is_integer()):
         return int(label)  # type: ignore[call-overload, no-any-return]
-    raise ValueError(
+    raise _no_label(label, index, where)
+
+
+def _no_label(label: Any, index: int, where: Where) -> ValueError:
+    return ValueError(
         f"the label of {where(index)} is {shown(repr(label)[:60])} ({type(label).__name__}); a label is the name of "
         "the class or its number"
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import ConcatDataset, DataLoader, IterableDataset, TensorDataset
 from torch.utils.data import Subset as TorchSubset
 
-from esvit_pl.datasets.as_uint8 import as_uint8
+from esvit_pl.datasets.as_uint8 import CHANNELS, as_uint8
 from esvit_pl.datasets.bad_images import Problems, Reading
 from esvit_pl.datasets.folder import FolderDataset, folder
 from esvit_pl.datasets.interface import ImageDataset, LabelledDataset, Picture, Splits, Subset
@@ -61,7 +62,15 @@ def splits_of(data: Any, *, val_fraction: float = 0.1, **reading: Any) -> Splits
         asked = dict.fromkeys(("path_column", "label_column", "split_column"))
         return splits_of_rows(rows, asked, "", val_fraction=val_fraction, reading=how)
     given, left_out = _by_split(data)
-    parts = {split: _source(part, how, split) for split, part in given.items()}
+    parts = {}
+    for split, part in given.items():
+        try:
+            parts[split] = _source(part, how, split)
+        except ValueError as error:
+            if not isinstance(data, tuple) or len(given) == 1 or _is_path(part):
+                raise
+            pairs = "Two in a tuple are (train, val); labels go with their images: list(zip(images, labels))"
+            raise ValueError(f"{error}. {pairs}") from error
     train, val = parts["train"].labels, parts.get("val")
     if val is not None and val.labels.values is None and train.values is not None and _is_folder(given["val"]):
         # A single class folder of val is a class, because train has some.
@@ -281,9 +290,9 @@ def _of_paths(data: Sequence[Any], reading: Reading) -> _Source | None:
     if wrong is not None:
         raise ValueError(f"item {wrong} of the list is no path as the first is: {_brief(paths[wrong])}")
     files = [os.path.abspath(os.path.expanduser(os.fsdecode(path))) for path in paths]
+    check_files("", files, "item {}".format)
     root = os.path.commonpath([os.path.dirname(file) for file in files])
     names = [Path(os.path.relpath(file, root)).as_posix() for file in files]
-    check_files(root, names, "item {}".format)
     return _Source(lambda numbers: FolderDataset(root, names, numbers, reading=reading), Labels(labels))
 
 
@@ -348,20 +357,24 @@ def _of_hugging_face(data: Any, reading: Reading) -> _Source:
         label = classed[0] if classed else None
     labels = None if label is None else list(data[label])
     names = None if label is None else getattr(features.get(label), "names", None)
-    OwnImages(data, reading, column=image).image(0)
+    _first_item(OwnImages(data, reading, column=image))
     return _Source(lambda numbers: OwnImages(data, reading, numbers, image), Labels(labels, names))
 
 
 def _of_items(data: Any, reading: Reading) -> _Source:
     """Anything that gives images, or pairs (image, label), by index."""
-    first = data[0]
-    OwnImages(data, reading).image(0)  # what cannot be read is said before a training is started on it
+    if isinstance(data, (np.ndarray, Tensor)) and data.ndim == 3 and (data.shape[0] == 3 or data.shape[2] in CHANNELS):
+        raise ValueError(
+            f"data is one image of shape {tuple(data.shape)}; give several, as (n h w c) or (n c h w), grey ones as "
+            "(n h w), or a list of images"
+        )
+    first = _first_item(OwnImages(data, reading))
     labels: Sequence[Any] | None = None
     notes: list[str] = []
     if _has_label(first):
         labels = None if getattr(data, "target_transform", None) is not None else _known_labels(data)
         if labels is None:
-            labels = [_label_of(data[index]) for index in range(len(data))]
+            labels = [_label_at(data, index) for index in range(len(data))]
             if not isinstance(data, (list, tuple)):
                 notes = [
                     f"labels: read once from all {len(data):,} items of {type(data).__name__}; a list of them as its "
@@ -409,8 +422,26 @@ def _key_of(item: Mapping[str, Any]) -> str:
     return next((name for name in ("label", "labels") if name in item), "")
 
 
-def _label_of(item: Any) -> Any:
-    return item[_key_of(item)] if isinstance(item, Mapping) else item[1]
+def _label_at(data: Any, index: int) -> Any:
+    try:
+        item = data[index]
+        return item[_key_of(item)] if isinstance(item, Mapping) else item[1]
+    except Exception as error:  # a data set of other people's may raise anything
+        raise ValueError(
+            f"the label of item {index} of the data ({type(data).__name__}) cannot be read: {type(error).__name__}: "
+            f"{error}. With a list of all labels as its attribute targets, no image is opened for its label"
+        ) from error
+
+
+def _first_item(images: OwnImages) -> Any:
+    """The first item that can be read: what cannot be read is said before a training is started on it."""
+    allowed = images.reading.allowed(len(images))
+    for index in range(allowed):
+        with suppress(ValueError):
+            images.image(index)
+            return images.data[index]
+    images.image(allowed)
+    return images.data[allowed]
 
 
 class _Columns(Mapping[str, Any]):
