@@ -79,6 +79,27 @@ def test_kinds_of_text(photos, name, text, encoding):
     assert splits.train.labels == [0, 1]
 
 
+@pytest.mark.parametrize(
+    ("labels", "classes"),
+    [
+        (("10.0", "9"), ["9", "10"]),
+        (("1", "1.0"), ["1"]),
+        (("007", "7"), ["007", "7"]),
+        (("NaN", "nan"), None),
+        (("NA", ""), None),
+        (("None", "x"), ["None", "x"]),
+    ],
+)
+def test_labels_as_tables_write_them(photos, labels, classes):
+    splits = table(write(photos, "path,label,,\na.png,{},,\nb.png,{},,\n".format(*labels)))
+    assert splits.classes == classes
+
+
+def test_a_file_that_is_listed_twice_is_said(photos):
+    splits = table(write(photos, "path,split\na.png,train\n./a.png,val\n"))
+    assert "; 1 rows name a file that another row names too" in splits.describe()
+
+
 def test_rows_of_test_are_never_read(photos):
     splits = table(write(photos, "path,split\na.png,train\ngone.png,test\n"))
     assert names(splits) == ["a.png"]
@@ -89,6 +110,8 @@ def test_rows_of_test_are_never_read(photos):
     ("text", "message"),
     [
         ("path,label\na.png,x\nb.png,\n", r"1 of 2 labels are missing; the first is that of line 3 of '.*x.csv'"),
+        ("path,label\na.png,x\nb.png,nan\n", "1 of 2 labels are missing; the first is that of line 3"),
+        ("path,label\na.png,1\nb.png,0.5\n", r"the label of line 3 of '.*' is 0.5 \(float\)"),
         ("path,label\na.png,x\n,y\n", "line 3 of '.*x.csv' holds no path but ''"),
         (
             "path,split\na.png,train\nb.png,later\n",

@@ -76,7 +76,7 @@ def _bytes(array: np.ndarray) -> np.ndarray:
         return array.astype(np.uint8) * 255
     if not np.issubdtype(array.dtype, np.floating):
         low, high = array.min(), array.max()
-        how = "convert it to uint8" if 0 <= low and high <= 255 else "scale it to floats in 0-1"
+        how = "convert it to uint8" if low >= 0 and high <= 255 else "scale it to floats in 0-1"
         raise ValueError(f"an image holds uint8, or floats in 0-1, got {array.dtype} from {low} to {high}; {how}")
     low, high = float(array.min()), float(array.max())
     if not (low >= -1e-3 and high <= 1 + 1e-3):  # false for NaN, too

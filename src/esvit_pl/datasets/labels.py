@@ -10,6 +10,9 @@ from typing import Any, NamedTuple
 from esvit_pl.datasets.listing import same_name, shown
 
 Where = Callable[[int], str]
+MISSING = frozenset(("", "nan", "NaN", "NA", "N/A", "#N/A", "<NA>", "NULL"))
+"""How tables write that there is no label."""
+NUMBER = r"-?(0|[1-9][0-9]{0,14})(\.[0-9]*)?"
 
 
 class Labels(NamedTuple):
@@ -56,8 +59,9 @@ def read_labels(labels: Labels) -> list[str | int] | None:
     if values is None:
         return None
     read = [_label(label, index, where) for index, label in enumerate(values)]
-    if all(isinstance(label, str) and re.fullmatch("-?(0|[1-9][0-9]*)", label) for label in read):
-        read = [int(str(label)) for label in read]  # as tables write numbers
+    if all(label is None or (isinstance(label, str) and re.fullmatch(NUMBER, label)) for label in read):
+        # as tables write numbers
+        read = [label if label is None else _label(float(label), index, where) for index, label in enumerate(read)]
     missing = [index for index, label in enumerate(read) if label is None or label == -1]
     if len(missing) == len(read):
         return None
@@ -97,10 +101,10 @@ def _label(label: Any, index: int, where: Where) -> str | int | None:
         label = label.item()  # of numpy, or a tensor
     if getattr(label, "ndim", 0):
         raise _no_label(label, index, where)  # one-hot, say
-    if label is None or label == "" or label != label:  # the last is NaN, as tables write "missing"
-        return None
     if isinstance(label, str):
-        return label.strip()
+        return None if label.strip() in MISSING else label.strip()
+    if label is None or label != label:  # the last is NaN
+        return None
     if isinstance(label, Integral) or (isinstance(label, Real) and float(label).is_integer()):
         return int(label)  # type: ignore[call-overload, no-any-return]
     raise _no_label(label, index, where)

@@ -87,7 +87,8 @@ def read_rows(path: Path) -> Rows:
     header = next(reader, [])
     if any(name.lower().endswith(EXTENSIONS) for name in header):
         raise ValueError(f"the first line of {title} names an image ({shown(first)}); it must name the columns")
-    if len(set(header)) < len(header):
+    names = [name.strip() for name in header if name.strip()]
+    if len(set(names)) < len(names):
         raise ValueError(f"two columns of {title} have the same name: {', '.join(map(shown, header))}")
     rows, lines = [], []
     for row in reader:
@@ -152,6 +153,9 @@ def splits_of_rows(
         notes += f", {len(classes):,} classes in column {shown(str(labels))}"
     if splits is not None:
         notes += f", splits in column {shown(splits)}"
+    repeated = len(used) - len({os.path.normpath(os.path.join(root, names[index])) for index in used})
+    if repeated:
+        notes += f"; {repeated:,} rows name a file that another row names too"
     left_out = [f"left out: {len(parts['test']):,} rows of test, never read"] if parts["test"] else []
     val = images("val") if parts["val"] else None
     return Splits(images("train"), val, classes, val_fraction, notes=(notes, *left_out))
