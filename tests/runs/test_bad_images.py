@@ -7,6 +7,7 @@ import pytest
 
 from esvit_pl.datasets import SkippedImage, folder
 from esvit_pl.runs.bad_images import kept
+from esvit_pl.runs.claim import files_of_a_run
 from esvit_pl.runs.folder import RunFolder
 
 
@@ -51,6 +52,16 @@ def test_every_process_writes_what_it_has_met(some_bad, tmp_path):
             splits.train[index]
     assert [len(path.read_text().splitlines()) for path in sorted(tmp_path.glob("*.csv"))] == [2, 3]
     assert (tmp_path / "bad_images_0.csv").exists()  # of a process that is not the first; here its rank is 0
+
+
+def test_a_resumed_run_adds_to_the_list_and_one_that_replaces_it_does_not(some_bad, tmp_path, capsys):
+    for index in (7, 27):
+        splits = folder(some_bad, on_bad_image="skip", bad_image_budget=0.1)
+        with kept(RunFolder(tmp_path), splits), pytest.raises(SkippedImage):
+            splits.train[index]
+    assert len((tmp_path / "bad_images.csv").read_text().splitlines()) == 3
+    assert "could not be read: 2" in capsys.readouterr().out
+    assert tmp_path / "bad_images.csv" in files_of_a_run(tmp_path)
 
 
 def test_a_run_that_fails_keeps_the_list(some_bad, tmp_path):

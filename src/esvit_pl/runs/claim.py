@@ -20,6 +20,7 @@ _FILES = re.compile(
         (config|environment|results)(\.\d+)?\.(yaml|json)
       | \.(results|environment)\.json\.tmp
       | metrics(\.\d+)?\.csv
+      | bad_images(_\d+)?\.csv
       | learning_curve\.png
       | figures/(crops|learning_curve|comparison|neighbou?rs)\.png
       | figures/(.+/)?step_\d{6}\.png
