@@ -122,6 +122,16 @@ def test_another_image_is_a_pure_function_of_its_place():
     drawn = [readable(make, 100, *place) for place in places]
     assert len(set(drawn)) > 4
     assert drawn == [readable(make, 100, *place) for place in places]
+    assert readable(make, 7, 4) in (0, 1, 2, 3, 6)
+
+
+@pytest.mark.parametrize("images", [1, 6])
+def test_where_no_image_is_left_to_draw_the_search_ends(images):
+    def make(index):
+        raise SkippedImage(f"{index}.jpg")
+
+    with pytest.raises(ValueError, match=rf"^none of the {images} images here .*; the last one: \d.jpg$"):
+        readable(make, images, 0)
 
 
 def test_unreadable_metadata_warns_once_and_is_counted(tmp_path):

@@ -101,6 +101,17 @@ def test_the_same_picture_in_bank_and_query_is_a_leak_too(tmp_path):
     assert dict(report.counts) == {"leak": sum(apart), "duplicate": 15 - sum(apart)}
 
 
+def test_a_run_would_end_where_no_image_of_a_part_is_left(tmp_path):
+    (tmp_path / "photos").mkdir()
+    for number in range(6):
+        noise(number).save(tmp_path / "photos" / f"{number}.png")
+    splits = folder(tmp_path / "photos", on_bad_image="skip")
+    (tmp_path / "photos" / splits.query.name(0)).write_bytes(b"broken")
+    assert len(splits.query) == 1
+    report = check(splits, tmp_path / "x.csv")
+    assert report.ends.startswith("a run on these images would end: no image of query can be read")
+
+
 def test_images_without_files_are_looked_at_too(tmp_path):
     import torch
 

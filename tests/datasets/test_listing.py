@@ -98,11 +98,13 @@ def test_links_are_followed_and_what_leads_nowhere_is_named(tmp_path):
     (root / "a" / "up").symlink_to(root)
     (elsewhere / "deep" / "again").symlink_to(elsewhere)
     os.mkfifo(root / "pipe.jpg")
+    (root / "device.jpg").symlink_to("/dev/zero")
     assert images(root) == ["a/1.jpg", "b/2.jpg", "b/deep/3.jpg", "c.jpg"]
     assert sorted(list_images(root).skipped) == [
         ("a/up", "a link to a folder that holds it"),
         ("b/deep/again", "a link to a folder that holds it"),
         ("broken.jpg", "a link that leads nowhere"),
+        ("device.jpg", "a pipe, socket or device"),
         ("itself.jpg", "a link that leads nowhere: Too many levels of symbolic links"),
         ("pipe.jpg", "a pipe, socket or device"),
     ]

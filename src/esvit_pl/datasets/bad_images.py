@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
@@ -133,10 +133,20 @@ def readable(make: Callable[[int], T], images: int, index: int, *place: int | st
         make: raises `SkippedImage` where another image may be taken.
         images: in the data set.
         place: what else the draw depends on, such as seed and epoch.
+
+    Raises:
+        ValueError: each of the images was tried.
     """
-    with suppress(SkippedImage):
-        return make(index)
-    others = numpy_generator(*place, index, "in place of a bad image")
-    while True:  # a data set raises another error when too many are skipped
-        with suppress(SkippedImage):
-            return make(int(others.integers(images)))
+    others, shown, tried = None, index, set()
+    while True:
+        try:
+            return make(shown)
+        except SkippedImage as error:
+            tried.add(shown)
+            if len(tried) == images:
+                raise ValueError(
+                    f"none of the {images:,} images here (a split, or its bank or query) can be read; esvit-data check "
+                    f"lists them; the last one: {error}"
+                ) from error
+        others = others or numpy_generator(*place, index, "in place of a bad image")
+        shown = int(others.integers(images))

@@ -99,7 +99,7 @@ def check(
     pixels, files = np.zeros(total, np.uint64), np.zeros(total, np.uint64)
     named = np.zeros(total, bool)
     part_of = _parts(splits)
-    bad = [0] * len(parts)
+    bad = np.zeros(total, bool)
     with Path(out).open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
         writer = csv.writer(file)
         writer.writerow(("split", "image", "kind", "detail", "run"))
@@ -115,11 +115,11 @@ def check(
             pixels[number], files[number] = found.pixels, found.file
             for kind, detail in found.kinds.items():
                 write(number, kind, detail, found.run)
-                bad[number >= len(parts[0])] += kind in BAD
+                bad[number] |= kind in BAD
         for number, kind, detail in _repeated(pixels, files, part_of, titles, lambda at: _name(parts, at), parts):
             write(number, kind, detail, "read")
     report.named = int(named.sum())
-    report.ends = _end(parts, bad)
+    report.ends = _end(parts, bad) or _nothing_left(part_of, bad, titles)
     return report
 
 
@@ -221,8 +221,16 @@ def _repeated(
             yield int(number), kind, detail
 
 
-def _end(parts: list[ImageDataset], bad: list[int]) -> str:
-    for images, broken in zip(parts, bad, strict=True):
+def _nothing_left(part_of: np.ndarray, bad: np.ndarray, titles: tuple[str, str]) -> str:
+    for part, title in enumerate(titles):
+        if (part_of == part).any() and bad[part_of == part].all():
+            return f"a run on these images would end: no image of {title} can be read, so no other can take its place"
+    return ""
+
+
+def _end(parts: list[ImageDataset], bad: np.ndarray) -> str:
+    each = np.split(bad, [len(parts[0])])
+    for images, broken in zip(parts, [int(part.sum()) for part in each], strict=False):
         reading: Reading = getattr(images, "reading", Reading())
         if broken > reading.allowed(len(images)):
             advice = "mend or remove them"

@@ -96,7 +96,8 @@ def _list_one(listing: Listing, folder: str, path: str) -> list[str]:
                 if entry.is_dir():
                     folders.append(prefix + name)
                 elif not entry.is_file():
-                    why = "a link that leads nowhere" if entry.is_symlink() else "a pipe, socket or device"
+                    is_there = os.path.exists(entry.path)
+                    why = "a pipe, socket or device" if is_there else "a link that leads nowhere"
                     skipped.append((prefix + name, why))
                 elif lower.endswith(EXTENSIONS):
                     images.append(name)
