@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import timm
+import timm.data
 import torch
 import toys
+from PIL import Image
 from safetensors.torch import save_file
 
 from esvit_pl.augment import EvaluationTransform, Recipe
@@ -88,10 +91,28 @@ def test_names_that_nobody_has():
         read_checkpoint("vit_tiny_patch16_224.none")
 
 
-def test_preparation_of_timm_models():
-    cfg = timm.get_pretrained_cfg("vit_base_patch16_224.augreg_in21k").to_dict()
-    recipe = recipe_of_timm(cfg)
-    assert (recipe.mean, recipe.std, recipe.eval_crop, recipe.eval_resize) == ((0.5,) * 3, (0.5,) * 3, 224, 249)
+@pytest.mark.parametrize(
+    ("name", "resize"),
+    [
+        ("vit_base_patch16_224.augreg_in21k", 248),  # timm rounds 224 / 0.9 down
+        ("resnet50.tv_in1k", 256),  # bilinear
+        ("convnextv2_atto.fcmae_ft_in1k", 256),
+        ("coat_lite_medium_384.in1k", 384),  # both sides are resized
+    ],
+)
+@pytest.mark.parametrize("size", [(500, 375), (300, 700)])
+def test_images_are_prepared_as_timm_does_it(name, resize, size):
+    cfg = timm.get_pretrained_cfg(name)
+    recipe = recipe_of_timm(cfg.to_dict())
+    assert (recipe.eval_resize, recipe.mean, recipe.std) == (resize, tuple(cfg.mean), tuple(cfg.std))
+    waves = np.sin(np.add.outer(np.arange(size[1]) / 9, np.arange(size[0]) / 7))[..., None] * [1, 0.5, -1]
+    image = Image.fromarray((127 + 120 * waves).astype(np.uint8))
+    theirs = timm.data.create_transform(**timm.data.resolve_data_config(pretrained_cfg=cfg.to_dict()))(image)
+    ours = EvaluationTransform(recipe)(image)
+    assert ours.shape == theirs.shape
+    steps = (ours - theirs).abs() * 255 * torch.tensor(cfg.std)[:, None, None]
+    assert steps.max() < 2.01  # Pillow rounds between rows and columns
+    assert steps.mean() < 0.1
 
 
 def test_files_that_are_no_weights(tmp_path):

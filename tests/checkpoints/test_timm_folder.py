@@ -66,18 +66,29 @@ def test_what_differs_without_that_norm_and_on_small_maps(swin):
 
 
 def test_images_are_prepared_as_the_recipe_says(swin, tmp_path):
-    recipe = Recipe(eval_resize=40, eval_crop=32, mean=[0.5], std=[0.25])
+    recipe = Recipe(eval_resize=40, eval_crop=32, eval_interpolation="bilinear", mean=[0.5], std=[0.25])
     backbone = build("swin", **{**SWIN, "in_chans": 1})
     backbone.transform = EvaluationTransform(recipe)
     timm_folder.save(backbone, tmp_path)
     model = timm.create_model(f"local-dir:{tmp_path}", pretrained=True, num_classes=5)
     said = timm.data.resolve_model_data_config(model)
-    assert (said["input_size"], said["crop_pct"], said["interpolation"]) == ((1, 32, 32), 0.8, "bicubic")
+    assert (said["input_size"], said["crop_pct"], said["interpolation"]) == ((1, 32, 32), 0.8, "bilinear")
     assert (list(said["mean"]), list(said["std"])) == ([0.5], [0.25])
     assert model(torch.zeros(2, 1, 32, 32)).shape == (2, 5)
     assert Recipe(**timm_folder.read(tmp_path).description["augment"]) == recipe
     without = timm.create_model(f"local-dir:{swin[1]}")
     assert timm.data.resolve_model_data_config(without)["input_size"] == (3, 224, 224)
+
+
+@pytest.mark.parametrize(("crop", "size"), [(224, 256), (23, 30), (25, 44), (224, 249)])
+def test_timm_resizes_to_the_same_whole_number_of_pixels(tmp_path, crop, size):
+    """timm rounds crop / crop_pct down: 23 / (23 / 30) is 29.999999999999996."""
+    backbone = build("swin", **SWIN)
+    backbone.transform = EvaluationTransform(Recipe(eval_resize=size, eval_crop=crop))
+    timm_folder.save(backbone, tmp_path)
+    cfg = timm_folder.read(tmp_path).pretrained_cfg
+    assert timm.data.create_transform((3, crop, crop), crop_pct=cfg["crop_pct"]).transforms[0].size == size
+    assert timm_folder.recipe_of_timm(cfg).eval_resize == size
 
 
 @pytest.mark.parametrize("size", ["tiny", "small", "base", "large"])

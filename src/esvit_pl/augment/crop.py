@@ -69,10 +69,10 @@ def crop_resize(image: Tensor, box: Box, size: int, flip: bool = False) -> Tenso
     return crop.flip(-1) if flip else crop
 
 
-def resize(image: Tensor, size: tuple[int, int]) -> Tensor:
-    """`image` uint8 (c h w) to (c *size), bicubic with antialiasing; unchanged if it has that size already."""
+def resize(image: Tensor, size: tuple[int, int], mode: str = "bicubic") -> Tensor:
+    """`image` uint8 (c h w) to (c *size), bicubic or bilinear with antialiasing; unchanged if it has that size."""
     if tuple(image.shape[-2:]) == tuple(size):
         return image
     # torch has fast uint8 kernels for channels last, the layout of decoded images. A slice has to be put into it again.
     batch = image[None].contiguous(memory_format=torch.channels_last)
-    return F.interpolate(batch, size=size, mode="bicubic", antialias=True)[0]
+    return F.interpolate(batch, size=size, mode=mode, antialias=True)[0]

@@ -11,6 +11,8 @@ from typing import Any
 
 Range = tuple[float, float]
 
+INTERPOLATIONS = ("bicubic", "bilinear")
+
 
 @dataclass(frozen=True)
 class ViewRecipe:
@@ -67,6 +69,8 @@ class Recipe:
         normalize: "dataset" subtracts `mean` and divides by `std`; "image" takes both numbers from the whole image
             before crop and colour; "view" from each finished view.
         eval_resize, eval_crop: evaluation resizes the shorter side to the first and cuts the second from the centre.
+        eval_interpolation: "bicubic" or "bilinear", for that resize.
+        eval_squash: evaluation resizes both sides to `eval_resize`, whatever the image's aspect.
         supervised_size, supervised_scale: the random resized crop that the linear probe trains on, with `flip` and
             without colour changes.
 
@@ -104,6 +108,8 @@ class Recipe:
     normalize: str = "dataset"
     eval_resize: int = 256
     eval_crop: int = 224
+    eval_interpolation: str = "bicubic"
+    eval_squash: bool = False
     supervised_size: int = 224
     supervised_scale: Range = (0.08, 1.0)
 
@@ -116,6 +122,8 @@ class Recipe:
             _check_size(name, getattr(self, name))
         if self.eval_crop > self.eval_resize:
             raise ValueError(f"eval_crop must be at most eval_resize, got {self.eval_crop} and {self.eval_resize}")
+        if self.eval_interpolation not in INTERPOLATIONS:
+            raise ValueError(f"eval_interpolation must be 'bicubic' or 'bilinear', got {self.eval_interpolation!r}")
         for name in ("global_scale", "supervised_scale"):
             _check_range(name, getattr(self, name), 1.0)
         _check_range("aspect", self.aspect, float("inf"))

@@ -19,7 +19,8 @@ NEVER_MATTERS = (
     *("tags", "dry_run", "logger", "chosen"),
     # what is measured
     *("evaluation", "optimized_metric", "datamodule.eval_batch_size"),
-    *("augment.eval_resize", "augment.eval_crop", "augment.supervised_size", "augment.supervised_scale"),
+    *("augment.eval_resize", "augment.eval_crop", "augment.eval_interpolation", "augment.eval_squash"),
+    *("augment.supervised_size", "augment.supervised_scale"),
     # how the same numbers are computed
     *("datamodule.num_workers", "datamodule.persistent_workers", "datamodule.pin_memory", "datamodule.color_on"),
     *("module.compile", "module.grad_checkpointing", "optimizer.fused"),

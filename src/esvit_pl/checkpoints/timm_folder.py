@@ -12,6 +12,7 @@ layer norms, the order of rolling and padding, and the sides it takes. docs/chec
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -112,11 +113,21 @@ def spec_of(folder: TimmFolder) -> dict[str, Any]:
 
 
 def recipe_of_timm(pretrained_cfg: Mapping[str, Any]) -> Recipe:
-    """How timm prepares images for a pretrained model. The interpolation is always bicubic here."""
-    crop = pretrained_cfg.get("input_size", (3, 224, 224))[-1]
-    mean, std = (pretrained_cfg.get(name, getattr(Recipe, name)) for name in ("mean", "std"))
-    resize = round(crop / pretrained_cfg.get("crop_pct", 0.875))
-    return Recipe(mean=mean, std=std, eval_crop=crop, eval_resize=resize, supervised_size=crop)
+    """How timm prepares images for a pretrained model.
+
+    timm's `crop_mode="border"`, of six models, becomes "center": those images get no border here.
+    """
+    cfg = {**{"input_size": (3, 224, 224), "crop_pct": 0.875, "interpolation": "bicubic"}, **pretrained_cfg}
+    crop = cfg["input_size"][-1]
+    return Recipe(
+        mean=cfg.get("mean", Recipe.mean),
+        std=cfg.get("std", Recipe.std),
+        eval_crop=crop,
+        eval_resize=math.floor(crop / cfg["crop_pct"]),  # as timm rounds
+        eval_interpolation=cfg["interpolation"],
+        eval_squash=cfg.get("crop_mode") == "squash",
+        supervised_size=crop,
+    )
 
 
 def _config(folder: Path) -> dict[str, Any]:
@@ -208,9 +219,15 @@ def _preparation(backbone: Backbone) -> dict[str, Any]:
         recipe = Recipe(eval_resize=round(side / 0.875), eval_crop=side, mean=mean, std=std)
     return {
         "input_size": [backbone.spec.get("in_chans", len(recipe.mean)), recipe.eval_crop, recipe.eval_crop],
-        "interpolation": "bicubic",
-        "crop_pct": recipe.eval_crop / recipe.eval_resize,
-        "crop_mode": "center",
+        "interpolation": recipe.eval_interpolation,
+        "crop_pct": _share(recipe.eval_crop, recipe.eval_resize),
+        "crop_mode": "squash" if recipe.eval_squash else "center",
         "mean": list(recipe.mean),
         "std": list(recipe.std),
     }
+
+
+def _share(crop: int, size: int) -> float:
+    """`crop` / `size`, so that timm, which rounds ``crop / share`` down, comes back to `size`."""
+    share = crop / size
+    return share if math.floor(crop / share) == size else math.nextafter(share, 0)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from esvit_pl.augment import Recipe
     from esvit_pl.checkpoints import Checkpoint
 
-EVALUATION = ("eval_resize", "eval_crop", "normalize", "mean", "std")
+EVALUATION = ("eval_resize", "eval_crop", "eval_interpolation", "eval_squash", "normalize", "mean", "std")
 """Settings of `Recipe` that every evaluation uses."""
 SUPERVISED = ("supervised_size", "supervised_scale", "aspect", "flip")
 """Settings that a probe which trains on augmented images uses, too."""
@@ -58,12 +58,16 @@ def preparation(cfg: DictConfig, source: Checkpoint, *, trains: bool = False) ->
 
 def described(recipe: Recipe, *, trains: bool = False) -> str:
     """The settings of an evaluation in words: ``size 256, crop 224, mean [...], std [...]``."""
+    from esvit_pl.augment import Recipe
+
     words = {
         "dataset": f"mean {setting_text(recipe.mean)}, std {setting_text(recipe.std)}",
         "image": "each image standardised by its own mean and std",
         "view": "each crop standardised by its own mean and std",
     }
-    crops = f"size {recipe.eval_resize}, crop {recipe.eval_crop}"
+    crops = f"size {recipe.eval_resize}{' of both sides' * recipe.eval_squash}, crop {recipe.eval_crop}"
+    if recipe.eval_interpolation != Recipe.eval_interpolation:
+        crops += f", {recipe.eval_interpolation}"
     if trains:
         crops += f", random crops of {recipe.supervised_size} to train"
     return f"{crops}, {words[recipe.normalize]}"
