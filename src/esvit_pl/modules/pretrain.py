@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning import LightningModule
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -18,6 +18,7 @@ from esvit_pl.compiling import compile_
 from esvit_pl.data import batch_size_of
 from esvit_pl.ema import check_apart
 from esvit_pl.modules.nonfinite import FiniteCheck, NonFiniteLoss
+from esvit_pl.modules.place import between_batches, recount_batches, stand_at
 from esvit_pl.objectives.interface import Objective
 from esvit_pl.optim import OptimizerRecipe, parameter_groups, restore_, scaled_lr
 from esvit_pl.pretraining import PretrainingStep, Report
@@ -150,7 +151,11 @@ class Pretrainer(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._check.ask()
-        optimizer = next(iter(self.trainer.optimizers), None)
+        trainer = self.trainer
+        if "loops" in checkpoint:
+            batches = int(trainer.num_training_batches)
+            checkpoint["loops"] = between_batches(checkpoint["loops"], batches, trainer.accumulate_grad_batches)
+        optimizer = next(iter(trainer.optimizers), None)
         checkpoint["esvit_pl"] = describe(self.student, self.objective, self.config, self.encoder.transform, optimizer)
 
     # Before the first step
@@ -247,6 +252,8 @@ class Pretrainer(LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         check_same_architecture(checkpoint, self.student.backbone, self.objective, self.state_dict())
         check_same_optimizer(checkpoint, self.optimizer.name)
+        if self._trainer is not None and self.trainer.precision == "64-true":
+            self.double()  # Lightning fills the weights before it does so, and would round them to float32
         data = checkpoint.get("ImageDataModule")
         if data is not None and self._trainer is not None:
             recount_batches(checkpoint["loops"], data["accumulate"], self.trainer.accumulate_grad_batches)
@@ -276,27 +283,3 @@ class Pretrainer(LightningModule):
         line = self.start_from(source)
         self.start_epoch, self.moments = source.epoch or 0, source.moments
         return line.replace("init_from=", "ckpt_path=", 1)
-
-
-def recount_batches(loops: dict[str, Any], was: int, now: int) -> None:
-    """Count the micro-batches of a checkpoint as if each step had accumulated `now` of them instead of `was`."""
-    progress = loops["fit_loop"]["epoch_loop.batch_progress"]
-    for counts in (progress["total"], progress["current"]):
-        counts.update({name: count * now // was for name, count in counts.items()})
-
-
-def stand_at(trainer: Trainer, epoch: int, batches: int, steps: int) -> None:
-    """Let a Trainer that has not begun count as if `epoch` epochs of so many batches and optimizer steps were done."""
-    fit, inner = trainer.fit_loop, trainer.fit_loop.epoch_loop
-    optimizer = inner.automatic_optimization.optim_progress.optimizer
-    counts = [
-        (epoch, (fit.epoch_progress.total, fit.epoch_progress.current)),
-        (epoch * batches, (inner.batch_progress.total,)),
-        (epoch * steps, (optimizer.step.total, optimizer.zero_grad.total)),
-    ]
-    for count, trackers in counts:
-        for tracker in trackers:
-            for name in ("ready", "started", "processed", "completed"):
-                if getattr(tracker, name, None) is not None:
-                    setattr(tracker, name, count)
-    inner._batches_that_stepped = epoch * steps  # the step that loggers see
