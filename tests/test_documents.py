@@ -172,10 +172,13 @@ def make_past_run() -> None:
         esvit_pl.pretrain("photos", "RUN")
 
 
+LONG = {"experiments.md", "backbones.md", "interop.md", "checkpoints.md"}  # whose blocks take most of the time
+
+
 def cases() -> Iterator[Any]:
     """Every document, and once more, slow, those with slow blocks."""
     for path in documents.documents():
-        yield pytest.param(path, False, id=path.name)
+        yield pytest.param(path, False, id=path.name, marks=[pytest.mark.slow] if path.name in LONG else [])
         if any(block.slow for block in documents.blocks(path)):
             yield pytest.param(path, True, id=f"{path.name}-slow", marks=pytest.mark.slow)
 

@@ -198,7 +198,9 @@ def evaluate(path: Path, ranks: int, what: str) -> list[dict]:
     return read_metrics(path / "metrics.csv")
 
 
-@pytest.mark.parametrize(("what", "name"), [("knn", "knn/k5/top1"), ("linear", "linear/train_loss")])
+@pytest.mark.parametrize(
+    ("what", "name"), [("knn", "knn/k5/top1"), pytest.param("linear", "linear/train_loss", marks=pytest.mark.slow)]
+)
 def test_evaluation_on_two_processes_is_that_on_one(tmp_path, what, name):
     one, two = (evaluate(tmp_path / str(ranks), ranks, what) for ranks in (1, 2))
     assert any(name in row for row in one)

@@ -1,4 +1,4 @@
-"""The notebooks are the scripts beside them, and run: as short scripts in `make test`, whole in `make test-all`."""
+"""The notebooks are the scripts beside them, and run: the first as a short script in `make test`, all of them, short and whole, in `make test-all`."""
 
 from __future__ import annotations
 
@@ -47,7 +47,9 @@ def test_the_notebook_that_is_kept_was_run_without_an_error(script):
     assert script.with_suffix(".ipynb").stat().st_size < 1_000_000
 
 
-@pytest.mark.parametrize("script", SCRIPTS, ids=name)
+@pytest.mark.parametrize(
+    "script", [SCRIPTS[0], *(pytest.param(path, marks=pytest.mark.slow) for path in SCRIPTS[1:])], ids=name
+)
 def test_the_script_runs_at_the_size_of_a_test(script, tmp_path):
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     settings = {"ESVIT_SHORT": "1", "ESVIT_LOG_DIR": str(tmp_path), "MPLBACKEND": "Agg", "PATH": path}

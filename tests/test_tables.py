@@ -7,6 +7,7 @@ import pytest
 from docs.tables import backbone_cells, run_cells, with_tables, written
 
 
+@pytest.mark.slow
 def test_all_pages_and_headers_are_up_to_date():
     old = [path.name for path, text in written().items() if path.read_text(encoding="utf-8") != text]
     assert old == [], "run `make tables`"

@@ -14,7 +14,9 @@ onnxruntime = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
 
 
-@pytest.mark.parametrize("family", toys.FAMILIES)
+@pytest.mark.parametrize(
+    "family", [pytest.param(name, marks=[] if name == "cvt" else [pytest.mark.slow]) for name in toys.FAMILIES]
+)
 def test_onnxruntime_computes_the_same_for_any_number_of_images(family, tmp_path):
     """Of 40 px, which is no multiple of the window, so that masks and padding are part of the graph."""
     torch.manual_seed(0)

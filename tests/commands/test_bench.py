@@ -37,6 +37,7 @@ def test_a_cpu_is_not_rated_by_a_gpu_of_the_settings(commands, tmp_path):
     assert "utilisation of unknown TFLOP/s" in outcome.out
 
 
+@pytest.mark.slow
 def test_memory_says_what_fits(commands, tmp_path, monkeypatch):
     monkeypatch.setattr("esvit_pl.profiling.available_memory.available_bytes", lambda device: 3 * 2**20)
     words = [word for word in TOY if not word.startswith("batch_size")]

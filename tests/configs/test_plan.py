@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from types import SimpleNamespace
 
 import pytest
@@ -126,6 +127,11 @@ def test_memory_that_does_not_suffice_is_said_with_the_settings_that_keep_the_gl
     assert plan.make(compose(*words)).warnings == ()
 
 
+@cache
+def size_of_a_checkpoint() -> int:
+    return plan.make(compose(*SMALL)).checkpoint
+
+
 @pytest.mark.usefixtures("predicted")
 @pytest.mark.parametrize(
     ("files", "said"),
@@ -138,7 +144,7 @@ def test_memory_that_does_not_suffice_is_said_with_the_settings_that_keep_the_gl
     ],
 )
 def test_a_disk_that_does_not_suffice_is_said_with_the_interval_that_does(monkeypatch, files, said):
-    there(monkeypatch, disk=files * plan.make(compose(*SMALL)).checkpoint)
+    there(monkeypatch, disk=files * size_of_a_checkpoint())
     made = plan.make(compose(*SMALL))
     assert made.checkpoints == 7
     assert len(made.warnings) == len(said)
