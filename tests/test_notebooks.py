@@ -1,4 +1,4 @@
-"""The notebooks are the scripts beside them, and run: the first as a short script in `make test`, all of them, short and whole, in `make test-all`."""
+"""The notebooks are the scripts beside them, and run: one short script in `make test`, all whole in `make test-all`."""
 
 from __future__ import annotations
 
