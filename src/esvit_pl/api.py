@@ -76,7 +76,7 @@ def pretrain(
     cfg, choices, images, words = _prepared("pretrain", data, words)
     _need("pretrain", cfg, choices, images, ())
     if cfg.datamodule.num_workers != 0:
-        check_guard("pretrain")
+        check_guard("pretrain", images)
     if cfg.dry_run:
         raise ValueError("dry_run is for the command; esvit_pl.plan(...) takes the same arguments and starts nothing")
     with _folder("pretrain", out, cfg) as folder, nothing_left_behind():
@@ -158,7 +158,7 @@ def evaluate(
         cfg, choices, images, _ = prepared[name] = _prepared(name, data, words, images)
         _need(name, cfg, choices, images, ("ckpt_path",))
         if cfg.datamodule.num_workers != 0:
-            check_guard("evaluate")
+            check_guard("evaluate", images)
     with _folder("evaluate", out, prepared[probes[0]][0]) as folder:
         claim = claimed(folder)
         if claim is not None:

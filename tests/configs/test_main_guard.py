@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+from esvit_pl.configs.main_guard import check_guard
+
 CALL = "check_guard('pretrain')"
 
 
@@ -39,3 +41,14 @@ def test_a_console_has_no_script_to_import():
     code = code.replace("; ", "; multiprocessing.set_start_method('spawn'); ", 1)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout == "fine\n", done.stderr
+
+
+def test_data_that_cannot_be_sent_to_spawned_processes_are_refused(monkeypatch):
+    local = lambda index: index  # noqa: E731
+    check_guard("pretrain", local)  # forked processes have it already
+    monkeypatch.setattr("multiprocessing.get_start_method", lambda allow_none: "spawn")
+    check_guard("pretrain", [1])
+    with pytest.raises(
+        ValueError, match=r"cannot be sent to .* started by 'spawn' \(.*lambda.*\)\. Define its class at"
+    ):
+        check_guard("pretrain", local)

@@ -15,7 +15,7 @@ from torch.utils.data import ConcatDataset, DataLoader, Dataset, IterableDataset
 from torchvision.datasets import FakeData, ImageFolder
 from torchvision.transforms import ToTensor
 
-from esvit_pl.datasets import Splits, folder, splits_of
+from esvit_pl.datasets import Splits, UnreadableMetadata, folder, splits_of
 
 COLOURS = {"cat": (250, 10, 20), "dog": (10, 250, 30), "fox": (20, 30, 250)}
 
@@ -206,6 +206,21 @@ def test_hugging_face_images_that_are_not_decoded(photos):
     assert [pixel(splits_of(data), index) for index in (0, 1)] == [COLOURS["dog"]] * 2
 
 
+def test_metadata_that_cannot_be_read_is_counted_in_own_data_too(photos):
+    Image.new("RGB", (4, 3), (7, 8, 9)).save(photos / "x.png", exif=b"Exif\0\0\0\x08")
+    data = [{"image": {"bytes": (photos / "x.png").read_bytes(), "path": None}}, {"image": str(photos / "x.png")}]
+
+    def read():
+        splits = splits_of(data)
+        return splits, [pixel(splits, index) for index in (0, 1)]
+
+    with pytest.warns(UnreadableMetadata, match="the metadata of <.* bytes> cannot be read .*only counted") as heard:
+        splits, pixels = read()
+    assert pixels == [(7, 8, 9)] * 2
+    assert len({str(warning.message) for warning in heard}) == 1
+    assert [name for _, name, _ in splits.problems()] == ["00000000", "00000001"]
+
+
 def test_a_data_frame(photos):
     files = [str(photos / name) for name in ("cat/1.png", "dog/1.png", "dog/2.png")]
     splits = splits_of(Frame(path=files, label=["x", "y", "y"], split=["train", "train", "val"]))
@@ -282,6 +297,8 @@ def test_images_of_every_kind_become_the_same_pixels(image, first_pixel):
         (np.zeros((5, 5, 2), np.uint8), r"with 1, 3 or 4 channels, got \(5, 5, 2\)"),
         (np.zeros((2, 3, 4, 4), np.uint8), r"with 1, 3 or 4 channels, got \(2, 3, 4, 4\)"),
         ("gone.png", "cannot read the image file 'gone.png'"),
+        ({"bytes": b"abc"}, "cannot read the image file <3 bytes>: .* it begins with b'abc'"),
+        (Image.new("1", (20_000, 20_000)), "400,000,000 pixels, and dataset.max_pixels=100000000 allows fewer"),
         (b"abc", "an image is a Pillow image, an array, a tensor or a path, got bytes"),
         (None, "an image is a Pillow image, an array, a tensor or a path, got NoneType"),
     ],

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import ast
 import multiprocessing
+import pickle
 import sys
 from pathlib import Path
 
+IN_THE_PROCESS = "load images in the process itself: datamodule={'num_workers': 0}"
 GUARD = 'if __name__ == "__main__":'
 
 
@@ -25,15 +27,31 @@ def check_not_in_a_copy(call: str) -> None:
         raise ValueError(_advice(call, "a process that it started has called it again while importing the script"))
 
 
-def check_guard(call: str) -> None:
-    """Refuse `call` from a line of a script that processes started by it would run again.
+def check_guard(call: str, images: object = None) -> None:
+    """Refuse `call` from a line of a script that processes started by it would run again, or with data that cannot
+    be sent to them.
 
     Raises:
-        ValueError: processes are not forked here, and the running line of the script stands under no guard.
+        ValueError: processes are not forked here, and the running line of the script stands under no guard, or
+            `images` cannot be pickled.
     """
     started = multiprocessing.get_start_method(allow_none=True) or multiprocessing.get_all_start_methods()[0]
-    if started != "fork" and not _is_guarded():
+    if started == "fork":
+        return
+    if not _is_guarded():
         raise ValueError(_advice(call, f"processes that load images are started by '{started}' and import the script"))
+    try:
+        pickle.Pickler(_Nowhere()).dump(images)
+    except Exception as error:  # whatever the data raise
+        raise ValueError(
+            f"the data cannot be sent to the processes that load images, which are started by '{started}' ({error}). "
+            f"Define its class at the top of a module, without lambdas and open files, or {IN_THE_PROCESS}"
+        ) from error
+
+
+class _Nowhere:
+    def write(self, data: bytes) -> int:
+        return len(data)
 
 
 def _is_guarded() -> bool:
@@ -58,5 +76,5 @@ def _is_guarded() -> bool:
 def _advice(call: str, why: str) -> str:
     return (
         f"esvit_pl.{call} stands bare in a script, and {why}. Put it under a guard:\n\n    {GUARD}\n        "
-        f"esvit_pl.{call}(...)\n\nor load images in the process itself: datamodule={{'num_workers': 0}}"
+        f"esvit_pl.{call}(...)\n\nor {IN_THE_PROCESS}"
     )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from io import BytesIO
 from typing import Any
 
 import numpy as np
@@ -12,14 +11,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from esvit_pl.datasets.decode import FORMATS, decode
+from esvit_pl.datasets.decode import Told, decode, not_too_large
 from esvit_pl.datasets.pixels import PixelRules, upright_tensor
 
 CHANNELS = (1, 3, 4)
 CHANNELS_FIRST, CHANNELS_LAST = 0, 2
 
 
-def as_uint8(image: Any, rules: PixelRules) -> Tensor:
+def as_uint8(image: Any, rules: PixelRules, told: Told | None = None) -> Tensor:
     """The image as uint8 (3 h w), RGB.
 
     Args:
@@ -28,17 +27,20 @@ def as_uint8(image: Any, rules: PixelRules) -> Tensor:
             rows and 3 columns of channels counts as channels last in an array and first in a tensor). Values are uint8,
             bool, or floats in 0-1.
         rules: how Pillow's modes and files become RGB, and what shows through transparent pixels.
+        told: as in `decode`.
 
     Raises:
         ValueError: the image is something else; the message says what it is.
     """
     if isinstance(image, Mapping) and {"bytes", "path"} & image.keys():
         data = image.get("bytes")
-        image = image.get("path") if data is None else Image.open(BytesIO(data), formats=FORMATS)
+        if data is not None:
+            return decode(bytes(data), rules, told)
+        image = image.get("path")
     if isinstance(image, (str, os.PathLike)):
-        return decode(os.fspath(image), rules)
+        return decode(os.fspath(image), rules, told)
     if isinstance(image, Image.Image):
-        return upright_tensor(image, rules)
+        return upright_tensor(not_too_large(image, rules), rules)
     if isinstance(image, Tensor):
         numbers = image.detach().cpu()
         return _of_array((numbers.float() if numbers.is_floating_point() else numbers).numpy(), CHANNELS_FIRST, rules)

@@ -31,8 +31,8 @@ Told = Callable[[str], None]
 T = TypeVar("T")
 
 
-def decode(path: str, rules: PixelRules | None = None, told: Told | None = None) -> Tensor:
-    """The picture in a file as uint8 (3 h w), RGB, turned as its EXIF orientation says.
+def decode(path: str | bytes, rules: PixelRules | None = None, told: Told | None = None) -> Tensor:
+    """The picture in a file, or in its bytes, as uint8 (3 h w), RGB, turned as its EXIF orientation says.
 
     A file of several pictures gives its first.
 
@@ -93,25 +93,27 @@ def size_of(path: str, rules: PixelRules | None = None) -> tuple[int, int]:
     return _read(path, rules or PixelRules(), lambda sentence: None, _upright_size)
 
 
-def _read(path: str, rules: PixelRules, told: Told | None, use: Callable[[Image.Image], T]) -> T:
+def _read(path: str | bytes, rules: PixelRules, told: Told | None, use: Callable[[Image.Image], T]) -> T:
     """``use(image)`` of the opened file; without its metadata if they stand in the way."""
-    with _naming(path):
-        _check_is_a_file(path)
+    name = f"'{path}'" if isinstance(path, str) else f"<{len(path):,} bytes>"
+    with _naming(path, name):
+        if isinstance(path, str):
+            _check_is_a_file(path)
         with PillowSettings() as heard:
             start = len(heard)
             try:
-                with Image.open(path, formats=FORMATS) as file:
-                    result = use(_not_too_large(file, rules))
+                with Image.open(path if isinstance(path, str) else BytesIO(path), formats=FORMATS) as file:
+                    result = use(not_too_large(file, rules))
                 notes = [str(note.message) for note in heard[start:] if issubclass(note.category, UserWarning)]
             except (PixelError, MemoryError):
                 raise
             except Exception as error:
-                bare = without_metadata(Path(path).read_bytes())
+                bare = without_metadata(Path(path).read_bytes() if isinstance(path, str) else path)
                 if bare is None:
                     raise
                 try:
                     with Image.open(BytesIO(bare), formats=FORMATS) as file:
-                        result = use(_not_too_large(file, rules))
+                        result = use(not_too_large(file, rules))
                 except PixelError:
                     raise
                 except Exception:
@@ -119,7 +121,7 @@ def _read(path: str, rules: PixelRules, told: Told | None, use: Callable[[Image.
                 unknown = isinstance(error, UnidentifiedImageError)  # Pillow says no more than that
                 notes = ["Pillow stops at it" if unknown else f"{type(error).__name__}: {error}"]
     if notes:
-        (told or _warn)(f"the metadata of '{path}' cannot be read ({notes[0]}); its pixels are taken as they lie there")
+        (told or _warn)(f"the metadata of {name} cannot be read ({notes[0]}); its pixels are taken as they lie there")
     return result
 
 
@@ -147,7 +149,7 @@ def _check_is_a_file(path: str) -> None:
         raise PixelError("the file is empty")
 
 
-def _not_too_large(file: Image.Image, rules: PixelRules) -> Image.Image:
+def not_too_large(file: Image.Image, rules: PixelRules) -> Image.Image:
     pixels = file.width * file.height
     if pixels > rules.max_pixels:
         raise PixelError(
@@ -158,23 +160,23 @@ def _not_too_large(file: Image.Image, rules: PixelRules) -> Image.Image:
 
 
 @contextmanager
-def _naming(path: str) -> Iterator[None]:
+def _naming(path: str | bytes, name: str) -> Iterator[None]:
     """Turn any error inside into a `ValueError` that names the file."""
     try:
         yield
     except MemoryError:
         raise
     except PixelError as error:
-        raise ValueError(f"cannot read the image file '{path}': {error}") from error
+        raise ValueError(f"cannot read the image file {name}: {error}") from error
     except UnidentifiedImageError as error:
-        raise ValueError(f"cannot read the image file '{path}': {type(error).__name__}: {_what_it_is(path)}") from error
+        raise ValueError(f"cannot read the image file {name}: {type(error).__name__}: {_what_it_is(path)}") from error
     except Exception as error:  # Pillow's plugins raise many kinds for a broken file
-        raise ValueError(f"cannot read the image file '{path}': {type(error).__name__}: {error}") from error
+        raise ValueError(f"cannot read the image file {name}: {type(error).__name__}: {error}") from error
 
 
-def _what_it_is(path: str) -> str:
+def _what_it_is(path: str | bytes) -> str:
     """A file that Pillow does not recognise, in words: a kind of TIFF that it does not read, or its first bytes."""
-    with open(path, "rb") as file, warnings.catch_warnings():
+    with BytesIO(path) if isinstance(path, bytes) else open(path, "rb") as file, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         start = file.read(8)
         try:

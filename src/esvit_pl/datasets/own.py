@@ -19,7 +19,7 @@ from torch.utils.data import Subset as TorchSubset
 from esvit_pl.datasets.as_uint8 import CHANNELS, as_uint8
 from esvit_pl.datasets.bad_images import Problems, Reading
 from esvit_pl.datasets.folder import FolderDataset, folder
-from esvit_pl.datasets.interface import ImageDataset, LabelledDataset, Picture, Splits, Subset
+from esvit_pl.datasets.interface import UNREADABLE_METADATA, ImageDataset, LabelledDataset, Picture, Splits, Subset
 from esvit_pl.datasets.labels import Labels, number_labels, read_labels
 from esvit_pl.datasets.layout import split_named
 from esvit_pl.datasets.listing import TABLES, ending, shown
@@ -126,7 +126,8 @@ class OwnImages(LabelledDataset):
         """
         try:
             item = self.data[index]
-            return as_uint8(item[self.column] if self.column is not None else _image_of(item), self.reading)
+            image = item[self.column] if self.column is not None else _image_of(item)
+            return as_uint8(image, self.reading, self._problems.told(index))
         except Exception as error:  # a data set of other people's may raise anything
             kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
             raise ValueError(f"item {index} of the data ({type(self.data).__name__}): {kind}{error}") from error
@@ -135,7 +136,8 @@ class OwnImages(LabelledDataset):
         return f"{index:08d}"
 
     def problems(self) -> list[tuple[str, str]]:
-        return [(self.name(index), "the item could not be read") for index in self._problems.broken]
+        problems = [(self.name(index), "the item could not be read") for index in self._problems.broken]
+        return problems + [(self.name(index), UNREADABLE_METADATA) for index in self._problems.metadata]
 
 
 class Relabelled(LabelledDataset):
