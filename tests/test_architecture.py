@@ -27,6 +27,7 @@ FLOORS = [
         "precision",
         "printing",
         "specs",
+        "whole",
         "backbones",
         "losses",
         "augment",
@@ -36,7 +37,7 @@ FLOORS = [
     # first: parts put together
     ["network", "objectives", "pretraining", "evaluation", "visualize", "profiling", "checkpoints"],
     # second: Lightning
-    ["data", "loggers", "callbacks", "modules"],
+    ["data", "loggers", "saving", "callbacks", "modules"],
     # roof: Hydra and the command line
     ["runs", "configs", "commands", "api"],
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 import pytest
+import torch
 
 from esvit_pl.checkpoints import last_checkpoint, read_checkpoint
 
@@ -21,7 +22,9 @@ def touch(*paths: str, content: str = ""):
         folder, _, name = path.rpartition("/")
         if folder:
             os.makedirs(folder, exist_ok=True)
-        if name:
+        if name.endswith(".ckpt"):
+            torch.save({}, path)
+        elif name:
             with open(path, "w") as file:
                 file.write(content)
             os.utime(path, (second, second))
@@ -44,6 +47,18 @@ def test_a_run_folder_means_its_last_checkpoint(here, files, meant):
     assert str(last_checkpoint(meant)) == meant
     if "checkpoints" in meant:
         assert str(last_checkpoint("RUN/checkpoints/")) == meant
+
+
+def test_damaged_checkpoints_are_passed_over_and_named(here, capsys):
+    touch("RUN/checkpoints/epoch_000.ckpt", "RUN/checkpoints/epoch_001.ckpt", "RUN/checkpoints/last.ckpt")
+    cut = here / "RUN/checkpoints/last.ckpt"
+    cut.write_bytes(cut.read_bytes()[:-200])
+    assert str(last_checkpoint("RUN")) == "RUN/checkpoints/epoch_001.ckpt"
+    assert capsys.readouterr().out == "passed over: RUN/checkpoints/last.ckpt is cut short\n"
+    for path in cut.parent.iterdir():
+        path.write_bytes(b"")
+    with pytest.raises(ValueError, match=r"RUN holds no checkpoint that is whole: RUN/.*/last.ckpt is empty \(0 bytes"):
+        last_checkpoint("RUN")
 
 
 def test_the_home_folder(here, monkeypatch):

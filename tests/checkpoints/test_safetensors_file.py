@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from random import Random
 
 import pytest
 import torch
@@ -73,3 +74,16 @@ def test_what_is_refused(tmp_path):
     save_file({"x": torch.ones(2)}, tmp_path / "new.safetensors", metadata={"esvit_pl": json.dumps({"format": 2})})
     with pytest.raises(ValueError, match="is of format 2, and this version of esvit_pl reads up to 1"):
         safetensors_file.read(tmp_path / "new.safetensors")
+
+
+def test_no_changed_bit_of_a_file_of_ours_is_read(tmp_path):
+    path, random = tmp_path / "a.safetensors", Random(0)
+    safetensors_file.save(toys.backbone(), path)
+    content = path.read_bytes()
+    for _ in range(100):
+        bit = random.randrange(8 * len(content))
+        changed = bytearray(content)
+        changed[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(changed)
+        with pytest.raises(ValueError, match=r"a.safetensors (is damaged|cannot be read)"):
+            safetensors_file.read(path)

@@ -8,6 +8,9 @@ from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 
+from esvit_pl.printing import say_once
+from esvit_pl.whole import damage
+
 WEIGHTS = (".ckpt", ".pth", ".pt", ".safetensors", ".bin", ".tar")
 """How files of weights end. Only the first is what a training of ours writes."""
 SHOWN = 5
@@ -20,7 +23,7 @@ def last_checkpoint(path: str | Path) -> Path:
 
     Args:
         path: a file, the folder of a run, or its folder ``checkpoints``. A folder means its ``last.ckpt``, and without
-            that the ``.ckpt`` that was written last.
+            that the ``.ckpt`` that was written last. Files that are damaged are passed over, with a line.
 
     Raises:
         ValueError: there is no such file, or the folder holds no checkpoint; the message says what is there.
@@ -31,11 +34,20 @@ def last_checkpoint(path: str | Path) -> Path:
     if not path.is_dir():
         raise ValueError(missing(path))
     for folder in (path, path / "checkpoints"):
-        files = [file for file in folder.glob("*.ckpt") if file.is_file()]
-        last = [file for file in files if re.fullmatch(r"last(-v\d+)?", file.stem)]
+        files = sorted((file for file in folder.glob("*.ckpt") if file.is_file()), key=_age)
+        for file in files:
+            wrong = damage(file)
+            if wrong is None:
+                return file
+            say_once(f"passed over: {file} {wrong}")
         if files:
-            return max(last or files, key=lambda file: (file.stat().st_mtime_ns, file.name))
+            raise ValueError(f"{path} holds no checkpoint that is whole: {files[0]} {damage(files[0])}")
     raise ValueError(f"{path} {_no_checkpoint(path)}")
+
+
+def _age(file: Path) -> tuple[bool, int, str]:
+    """Sorts ``last.ckpt`` first, and then the newest."""
+    return not re.fullmatch(r"last(-v\d+)?", file.stem), -file.stat().st_mtime_ns, file.name
 
 
 def missing(path: Path) -> str:

@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from esvit_pl.whole import damage
+
 
 def read_pickled(path: str | Path, *, tensors: bool = True) -> Any:
     """Read tensors and plain Python from a file that ``torch.save`` wrote, without calling anything in it.
@@ -21,6 +23,10 @@ def read_pickled(path: str | Path, *, tensors: bool = True) -> Any:
     Raises:
         ValueError: the file holds anything else (the message names it), or it is damaged.
     """
+    if tensors and (wrong := damage(Path(path))):
+        raise ValueError(
+            f"{path} cannot be read as a checkpoint: it {wrong}. Take another one, or copy or download it again"
+        )
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=None if tensors else True)

@@ -27,6 +27,7 @@ from esvit_pl.checkpoints.load_weights import MASK, has_no_part
 from esvit_pl.checkpoints.optimizer_order import optimizer_order
 from esvit_pl.checkpoints.timm_names import unchunked
 from esvit_pl.checkpoints.unwrap import before, flattened, innermost, is_weight, prefixes, roles, within
+from esvit_pl.whole import replacing
 
 HEADS = {"head": "view", "head_dense": "region"}
 """Released name of a head -> ours."""
@@ -152,7 +153,8 @@ def to_released(source: Checkpoint) -> dict[str, Any]:
 
 def save(source: Checkpoint, path: str | Path) -> None:
     """Write a checkpoint of any format as the released code would have (`to_released`)."""
-    torch.save(to_released(source), path)
+    with replacing(path) as draft, draft.open("wb") as file:
+        torch.save(to_released(source), file)
 
 
 # -- names

@@ -5,18 +5,21 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as as_bytes
 from torch import Tensor
 
 from esvit_pl.augment import Recipe
 from esvit_pl.backbones import Backbone
+from esvit_pl.whole import replacing
 
 FORMAT = 1
-KEY = "esvit_pl"
+KEY, CHECKSUM = "esvit_pl", "esvit_pl_sha256"
 
 
 def description(backbone: Backbone, about: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -48,14 +51,17 @@ def save(backbone: Backbone, path: str | Path, *, about: Mapping[str, Any] | Non
         path: of the file; its folder is made.
         about: as in `description`.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write(backbone.state_dict(), path, {KEY: json.dumps(description(backbone, about))})
+    write(backbone.state_dict(), Path(path), {KEY: json.dumps(description(backbone, about))})
 
 
 def write(state: Mapping[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
-    """Write a safetensors file with the usual permissions; the library's own function lets only the owner read it."""
-    path.write_bytes(as_bytes(separate(state), metadata=metadata))
+    """Write a safetensors file with the usual permissions; the library's own function lets only the owner read it.
+
+    Its metadata get a checksum of weights and metadata, which `read` compares.
+    """
+    weights = separate(state)
+    with replacing(path) as draft:
+        draft.write_bytes(as_bytes(weights, metadata={**metadata, CHECKSUM: checksum(weights, metadata)}))
 
 
 def read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
@@ -70,9 +76,12 @@ def read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
     try:
         with safe_open(path, framework="pt") as file:
             weights = {name: file.get_tensor(name) for name in file.keys()}
-            said = (file.metadata() or {}).get(KEY)
+            metadata = dict(file.metadata() or {})
     except SafetensorError as error:
         raise ValueError(f"{path} cannot be read as a safetensors file: {error}") from error
+    said, written = metadata.get(KEY), metadata.pop(CHECKSUM, None)
+    if written is not None and written != checksum(weights, metadata):
+        raise ValueError(f"{path} is damaged: it is not what was written; copy it or convert the checkpoint again")
     return weights, None if said is None else known(json.loads(said), path)
 
 
@@ -88,6 +97,15 @@ def known(said: dict[str, Any], path: Path) -> dict[str, Any]:
             "a newer esvit_pl reads it"
         )
     return said
+
+
+def checksum(weights: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
+    """SHA-256 of names, types, shapes and bytes of the weights, and of the metadata."""
+    digest = sha256(json.dumps(metadata, sort_keys=True).encode())
+    for name, value in sorted(weights.items()):
+        digest.update(f"\n{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        digest.update(value.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def separate(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

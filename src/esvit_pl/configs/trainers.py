@@ -24,6 +24,10 @@ if TYPE_CHECKING:
 
 def make(cfg: DictConfig, data: ImageDataModule, callbacks: Sequence[Callback] = ()) -> Trainer:
     """The Trainer with its loggers and callbacks, writing into the run folder; every epoch is logged, however short."""
+    from lightning_fabric.plugins import TorchCheckpointIO
+
+    from esvit_pl.saving import WholeCheckpoints
+
     quieten()
     check_devices(cfg)
     made: Trainer = construct(
@@ -34,6 +38,8 @@ def make(cfg: DictConfig, data: ImageDataModule, callbacks: Sequence[Callback] =
         default_root_dir=cfg.paths.output_dir,
         **_checkpointing(cfg, callbacks),
     )
+    if type(made.strategy.checkpoint_io) is TorchCheckpointIO:  # nobody asked for another
+        made.strategy.checkpoint_io = WholeCheckpoints()
     made.log_every_n_steps = min(made.log_every_n_steps, steps_an_epoch(cfg, data))  # type: ignore[attr-defined]
     return made
 

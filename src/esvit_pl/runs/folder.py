@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from esvit_pl.runs.claim import claimed
 from esvit_pl.runs.lock import NAME as LOCK
+from esvit_pl.whole import replacing
 
 PACKAGES = (
     "esvit_pl",
@@ -89,7 +90,8 @@ class RunFolder:
             self.update(status="stopped")
             raise
         except BaseException as error:
-            self.update(status="failed", error=f"{type(error).__name__}: {error}")
+            with suppress(OSError):  # of a full disk, say; then `error` is about it, too
+                self.update(status="failed", error=f"{type(error).__name__}: {error}")
             raise
         self.update(status="finished")
 
@@ -171,8 +173,5 @@ def _processor() -> str:
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write the file at once, so that no reader ever finds half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.tmp")
-    draft.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    draft.replace(path)
+    with replacing(path) as draft:
+        draft.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
