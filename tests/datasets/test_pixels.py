@@ -91,6 +91,14 @@ def separate(values: np.ndarray) -> bytes:
     return whole[:8] + values.transpose(2, 0, 1).tobytes() + whole[8 + values.nbytes :]
 
 
+def jpeg_2000(values: np.ndarray, bits: int) -> bytes:
+    """A grey codestream of so many bits: Pillow writes 16, and the values lie around their middle."""
+    moved = Image.fromarray((values.astype(int) + 32768 - (1 << bits - 1)).astype(np.uint16))
+    data = bytearray(saved(moved, "JPEG2000", irreversible=False, no_jp2=True))
+    data[42] = bits - 1
+    return bytes(data)
+
+
 def saved(image: Image.Image, kind: str, **options: Any) -> bytes:
     file = io.BytesIO()
     image.save(file, kind, **options)
@@ -183,6 +191,10 @@ IN_FILES: dict[str, tuple[Callable[[], bytes], np.ndarray]] = {
     "I;16, WhiteIsZero": (lambda: tiff(DEEP, photometric=0), grey(255 - LEVELS)),
     "I;16, JPEG 2000": (lambda: saved(Image.fromarray(DEEP), "JPEG2000", irreversible=False), grey(LEVELS)),
     "I of 16 bits, PGM": (lambda: b"P5 2 2 65535\n" + DEEP.astype(">u2").tobytes(), grey(LEVELS)),
+    "I;16 of 12 bits, JPEG 2000": (lambda: jpeg_2000(TWELVE, 12), grey(TWELVE >> 4)),
+    "RGB, dark, JPEG 2000": (
+        lambda: saved(Image.fromarray(COLOURS // 8), "JPEG2000", irreversible=False), COLOURS // 8
+    ),
     "RGB of 16 bits, PNG": (lambda: png(COLOURS.astype("u2") * 257, 16, 2), COLOURS),
     "RGB of 16 bits, TIFF": (lambda: tiff(COLOURS.astype("u2") * 257), COLOURS),
     "RGBA of 16 bits": (lambda: png(np.dstack([grey(LEVELS), ALPHA]).astype("u2") * 257, 16, 6), OVER_WHITE),
@@ -260,6 +272,7 @@ NEED_A_RANGE: dict[str, tuple[Callable[[], bytes], tuple[float, float], str]] = 
     "F, PFM": (lambda: b"Pf\n2 2\n-1.0\n" + (LEVELS[::-1] / 255).astype("<f4").tobytes(), (0, 1), "from 0 to 1"),
     "12 bits in 16": (lambda: tiff(TWELVE), (0, 4095), r"set dataset.value_range=\[lo,hi\].*=\[0,4095\]"),
     "12 bits in 16, PGM": (lambda: b"P5 2 2 65535\n" + TWELVE.astype(">u2").tobytes(), (0, 4095), "from 0 to 4095"),
+    "8 bits in 12, JPEG 2000": (lambda: jpeg_2000(LEVELS, 12), (0, 255), "12 bits go from 0 to 255"),
     "12 bits in 16, PNG": (lambda: png(TWELVE, 16, 0), (0, 4095), "16 bits go from 0 to 4095"),
     "16 bits with a sign": (lambda: tiff(SIGNED), (-32768, 32767), "signed whole numbers of 16 bits from -32768"),
     "12 bits in 16, a tag in letters": (lambda: tiff(TWELVE, t281=[b"9", b"\0"]), (0, 4095), "from 0 to 4095"),

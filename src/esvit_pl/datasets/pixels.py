@@ -154,8 +154,9 @@ def rule_of(image: Image.Image, rules: PixelRules) -> str:
     if image.mode.startswith(("I", "F")) or stored.signed:
         limits = stored.limits or _given(image.mode, rules)
         origin = "the file's tags" if stored.limits else "value_range"
-        is_whole = limits in (None, (0.0, 65535.0))
-        words.append("upper 8 of 16 bits" if limits is None or is_whole else f"{limits[0]:g}-{limits[1]:g} by {origin}")
+        whole = f"upper 8 of {16 - stored.moved} bits"
+        is_whole = limits is None or limits == (0.0, float(65535 >> stored.moved))
+        words.append(whole if limits is None or is_whole else f"{limits[0]:g}-{limits[1]:g} by {origin}")
         if stored.white_is_zero:
             words.append("inverted")
     elif stored.deep:
@@ -177,6 +178,8 @@ class _Stored(NamedTuple):
     """The values of black and white, from the file."""
     deep: bool = False
     """Colour of 16 bits, of which Pillow gives the upper 8."""
+    moved: int = 0
+    """Pillow has moved the values up by so many bits, to fill 16."""
     scrambled: bool = False
     narrow_palette: list[int] | None = None
     """RGB, RGB, ...: a TIFF's palette whose 16-bit numbers only use the lower 8."""
@@ -190,6 +193,11 @@ class _Stored(NamedTuple):
             codec, raw, highest = tile[0], str(told[0]), told[-1]
         if hasattr(image, "tag_v2"):
             return cls._of_tiff(image.mode, image.tag_v2, codec)
+        if image.format == "JPEG2000":
+            bits = _bits_of_jpeg_2000(image)
+            return cls(
+                16 if is_grey else 8, moved=16 - bits if is_grey and bits else 0, deep=bits == 16 and not is_grey
+            )
         if image.mode == "I" and image.format == "PPM":
             # Pillow scales the values of a PGM to 16 bits, unless its header says that they have as many.
             is_told = codec.startswith("ppm") and highest != 65535
@@ -213,6 +221,16 @@ class _Stored(NamedTuple):
             scrambled=bits == 16 and not is_grey and tags.get(284) == 2 and codec == "raw",
             narrow_palette=_narrow_palette(tags) if mode in ("P", "PA") else None,
         )
+
+
+def _bits_of_jpeg_2000(image: Any) -> int:
+    """As the codestream's first marker says; 0 if it is not found, or the image is decoded already."""
+    if not image.tile:
+        return 0
+    image.fp.seek(0)
+    start = image.fp.read(1 << 20)
+    marker = start.find(b"\xff\x4f\xff\x51")
+    return min((start[marker + 42] & 127) + 1, 16) if 0 <= marker < len(start) - 42 else 0
 
 
 def _limits(tags: Any, bits: int, *, unsigned: bool) -> tuple[float, float] | None:
@@ -241,18 +259,20 @@ def _grey(image: Image.Image, stored: _Stored, rules: PixelRules) -> Image.Image
         values = values.view(np.int8)
     elif image.mode == "I" and not stored.signed and stored.bits == 32:
         values = values.view(np.uint32)  # Pillow has no unsigned 32 bits: values from 2 ** 31 on arrive negative
+    values = values >> stored.moved if stored.moved else values
+    white = float(65535 >> stored.moved)
     limits = stored.limits or _given(image.mode, rules, int(values.max(initial=0)) if image.mode != "F" else 0)
     unsigned_16 = not stored.signed and stored.bits == 16
     if limits is None and not unsigned_16:
         raise PixelError(_no_range(values, stored, image.mode))
-    if limits is None and 0 < values.max(initial=0) < LEAST_HIGHEST:
+    if limits is None and 0 < values.max(initial=0) < LEAST_HIGHEST >> stored.moved:
         likely = 2 ** int(values.max()).bit_length() - 1
         raise PixelError(
-            f"its values of 16 bits go from {values.min()} to {values.max()}, and the file does not say which of "
-            f"them is white; {_advice(0, likely)}, or dataset.value_range=[0,65535] if it is that dark"
+            f"its values of {16 - stored.moved} bits go from {values.min()} to {values.max()}, and the file does not "
+            f"say which of them is white; {_advice(0, likely)}, or dataset.value_range=[0,{white:g}] if it is that dark"
         )
-    if limits in (None, (0.0, 65535.0)) and unsigned_16:
-        levels = (values.astype(np.int64) >> 8).astype(np.uint8)
+    if limits in (None, (0.0, white)) and unsigned_16:
+        levels = (values.astype(np.int64) >> 8 - stored.moved).astype(np.uint8)
     else:
         assert limits is not None
         levels = _scaled(values, *limits)
