@@ -58,6 +58,13 @@ def test_only_the_first_few_are_named(tmp_path):
         read_checkpoint(tmp_path / "a.pth")
 
 
+def test_other_files_beside_weights_of_others_are_not_proposed(tmp_path):
+    torch.save({name: value * float("nan") for name, value in toys.backbone().state_dict().items()}, tmp_path / "a.pth")
+    torch.save({}, tmp_path / "b.ckpt")
+    with pytest.raises(ValueError, match="Nothing can be computed with it$"):
+        read_checkpoint(tmp_path / "a.pth")
+
+
 def test_weights_of_16_and_8_bits(tmp_path):
     for dtype in (torch.bfloat16, torch.float16, torch.float8_e4m3fn):
         state = {name: value.to(dtype) for name, value in toys.backbone().state_dict().items()}

@@ -35,6 +35,20 @@ def test_everything_that_does_not_fit_is_told_at_once_and_nothing_is_changed():
     assert toys.largest_difference(toys.state(module), before) == 0
 
 
+def test_numbers_that_loading_would_change_are_refused():
+    """Quantised, complex, sparse weights, and those that were saved from "meta", load into torch without a word."""
+    state = nn.Linear(2, 3).state_dict()
+    for weight, kind in {
+        (state["weight"] * 10).to(torch.int8): "int8",
+        state["weight"].to(torch.complex64): "complex64",
+        state["weight"].to_sparse(): "float32 sparse_coo",
+        state["weight"].to("meta"): "float32 on meta",
+    }.items():
+        with pytest.raises(ValueError, match=f"\n  of another kind: weight {kind} instead of float32$"):
+            load_(nn.Linear(2, 3), {**state, "weight": weight}, "a.pth")
+    load_(nn.Linear(2, 3), {**state, "weight": state["weight"].to(torch.float8_e4m3fn)}, "a.pth")
+
+
 def test_a_relative_table_is_resized_as_a_picture_of_offsets():
     """A table that is linear in the row offset stays so, up to the wiggle of torch's bicubic kernel (0.05 a step)."""
     old, new = 13, 27  # windows of 7 and 14

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import pickle
 import tarfile
 import zipfile
 
@@ -23,6 +24,9 @@ BYTES = {
     b'{"metadata": {}, "weight_map": {"a": "b"}}': "it is the index of weights in several files",
     b"PK\x03\x04 and then nothing": r"its end is missing \(21 bytes are there\); download or copy it again",
     b"\x89HDF\r\n\x1a\n": "it is an HDF5 file",
+    b"\xef\xbb\xbf<!DOCTYPE html>": "it is a web page",
+    pickle.dumps({"a": [1]}): "it is a pickle that torch.save did not write, and nothing of it was run",
+    bytes(600): "torch.save did not write it, or it is damaged; download it again, or save the weights anew$",
 }
 
 

@@ -200,7 +200,9 @@ def test_the_family_that_fits_is_named(tmp_path):
 
 def test_another_backbone_than_the_one_given_is_told_by_names(tmp_path):
     torch.save(timm.create_model("test_convnext").state_dict(), tmp_path / "a.pth")
-    with pytest.raises(ValueError, match=r"a.pth holds no weights of backbone=test_efficientnet: its names are stem.0"):
+    with pytest.raises(
+        ValueError, match=r"backbone=test_efficientnet: \d+ of the \d+ names .* missing.*file has stem.0"
+    ):
         load_backbone(tmp_path / "a.pth", backbone={"name": "test_efficientnet"})
     torch.save(timm.create_model("convnext_atto", dims=(20, 40, 80, 160)).state_dict(), tmp_path / "b.pth")
     with pytest.raises(ValueError, match=r"does not fit:\n  of another shape: model.stem.0.weight \(20, 3, 4, 4\)"):

@@ -154,12 +154,17 @@ def test_nothing_is_overwritten_unasked(commands, trained, tmp_path):
     refused = commands.run("convert", *words, "to=safetensors", folder=tmp_path)
     assert refused.code == 1
     assert f"out={out} exists already; give another name, or overwrite=true" in refused.err
+    itself = ["to=safetensors", f"out={trained}", "overwrite=true"]
+    lost = commands.run("convert", f"ckpt_path={trained}", *itself, folder=tmp_path)
+    assert f"out={trained} is the checkpoint that is to be converted; give another name" in lost.err
     folder = commands.run("convert", *words, "to=timm", "overwrite=true", folder=tmp_path)
     assert f"out={out} is a file, and to= writes a folder" in folder.err
     assert out.read_text() == "mine"
     outcome = commands.run("convert", *words, "to=safetensors", "overwrite=true", folder=tmp_path)
     assert outcome.code == 0, outcome.err
     assert equal(load_backbone(out).state_dict(), weights(trained))
+    measured = commands.run("knn", f"ckpt_path={out}", "trainer=cpu")  # the file keeps silent about the images' folder
+    assert measured.err.startswith(f"esvit-knn needs dataset=, for example dataset=folder dataset.root=photos/: {out}")
 
 
 @pytest.mark.parametrize(

@@ -76,7 +76,7 @@ def test_an_interrupted_probe_goes_on(probed, pretrained, commands, pictures, mo
         patch.setattr(LinearProbe, "training_step", interrupted)
         stopped = commands.evaluate("linear", pretrained.last, pictures, *SETTINGS)
     assert (stopped.code, stopped.results["status"]) == (130, "stopped")
-    resumed = commands.evaluate("linear", pretrained.last, pictures, *SETTINGS, f"resume_from={stopped.last}")
+    resumed = commands.evaluate("linear", pretrained.last, pictures, *SETTINGS, f"resume_from={stopped.folder}")
     assert resumed.code == 0, resumed.err
     ends = [torch.load(run.last, weights_only=True)["state_dict"] for run in (probed, resumed)]
     assert ends[0].keys() == ends[1].keys()

@@ -215,6 +215,15 @@ def test_settings_that_differ_are_all_told_and_nothing_is_touched(pretrained, co
     assert {path: path.read_bytes() for path in pretrained.folder.rglob("*") if path.is_file()} == before
 
 
+def test_another_seed_may_be_allowed_at_the_end_of_an_epoch(pretrained, commands, pictures):
+    words = [f"ckpt_path={pretrained.folder}/checkpoints/epoch_000.ckpt", "seed=5", "evaluation.probes=[]"]
+    resumed = commands.pretrain(pictures, *words, "resume.allow=[seed]")
+    assert resumed.code == 0, resumed.err
+    assert "\nallowed to differ: seed: 0 in the checkpoint, 5 now\n" in resumed.out
+    assert resumed.metric("train/lr") == pretrained.metric("train/lr")[1:]
+    assert resumed.metric("train/view_loss") != pretrained.metric("train/view_loss")[1:]
+
+
 def test_a_folder_that_holds_a_run_is_refused_and_overwritten_by_word(commands, pictures, tmp_path):
     folder = tmp_path / "mine"
     words = commands.tiny_pretraining(pictures, *CHEAP, f"out={folder}")

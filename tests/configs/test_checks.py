@@ -52,6 +52,7 @@ def test_checkpoints_that_are_not_there(tmp_path, monkeypatch):
     said = "ckpt_path=lst.ckpt: there is no such file or folder; did you mean ckpt_path=last.ckpt?"
     assert checks.missing_file({"ckpt_path": "lst.ckpt", "init_from": None}) == said
     assert "init_from=./run: there is no such file or folder" in checks.missing_file({"init_from": "./run"})
+    assert checks.missing_file({"ckpt_path": ""}) == "ckpt_path= is empty; give a checkpoint, or leave it out"
     for name in ("last.ckpt", "hf-hub:me/mine", "swin_tiny_patch4_window7_224.ms_in1k", "timm/vit", "hf-hub:me/a.bin"):
         assert checks.missing_file({"ckpt_path": name}) is None
 
@@ -77,3 +78,6 @@ def test_a_value_that_comes_from_another_setting_is_told_there():
     )
     said = checks.problem(cfg, package="esvit_pl.conf", config_name="pretrain", choices={})
     assert said == "optimizer.lr=abc is no number; write one such as optimizer.lr=0.1"
+    del cfg["optimizer"]
+    said = checks.problem(cfg, package="esvit_pl.conf", config_name="pretrain", choices={})
+    assert said == "evaluation.epochs=abc is no whole number; write one such as evaluation.epochs=10"

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import pytest
 
+import esvit_pl
 from esvit_pl.configs import command_line, instantiation
 
 FILES = {
@@ -116,52 +117,64 @@ def test_multirun_runs_each_value_in_a_numbered_folder(toy):
 
 
 @pytest.mark.parametrize(
-    ("words", "code", "line"),
+    ("words", "line"),
     [
-        (["backbone=swin_tinny_w7"], 1, "did you mean backbone=swin_tiny_w7?"),
-        (["bakcbone=swin_tiny_w7"], 1, "bakcbone=swin_tiny_w7: write backbone=swin_tiny_w7"),
-        (["trainer.max_epoch=3"], 1, "trainer.max_epoch=3: did you mean trainer.max_epochs=3?"),
-        (["max_epochs=3"], 1, "did you mean trainer.max_epochs=3?"),
-        (["dataset=folder", "dataset.rot=x"], 1, "did you mean dataset.root=x?"),
-        (["dataset.root=x"], 1, "nothing is chosen for dataset yet; write dataset=folder dataset.root=x"),
+        (["backbone=swin_tinny_w7"], "did you mean backbone=swin_tiny_w7?"),
+        (["bakcbone=swin_tiny_w7"], "bakcbone=swin_tiny_w7: write backbone=swin_tiny_w7"),
+        (["trainer.max_epoch=3"], "trainer.max_epoch=3: did you mean trainer.max_epochs=3?"),
+        (["max_epochs=3"], "did you mean trainer.max_epochs=3?"),
+        (["dataset=folder", "dataset.rot=x"], "did you mean dataset.root=x?"),
+        (["dataset.root=x"], "nothing is chosen for dataset yet; write dataset=folder dataset.root=x"),
         (
             ["experiment=embedded", "trainer.max_epochs=abc"],
-            1,
             "=abc is no number; write one such as trainer.max_epochs=3",
         ),
-        (["experiment=embedded", "trainer=null"], 1, "trainer=null: there is no such option; trainer= takes default"),
-        (["seed=1,2"], 1, "wants -m before them; a list is seed=[1,2], a number with decimals seed=1.2"),
-        (["seed=[1,2"], 1, "no viable alternative at input '[1,2'"),
-        (["experiment=embedded", "seed", "=", "3"], 1, "write seed=3 without spaces"),
-        (["experiment=embedded", "seed=${oc.env:NO_SUCH}"], 1, "export NO_SUCH=..., or give seed=..."),
+        (["experiment=embedded", "trainer=null"], "trainer=null: there is no such option; trainer= takes default"),
+        (["seed=1,2"], "wants -m before them; a list is seed=[1,2], a number with decimals seed=1.2"),
+        (["seed=[1,2"], "stands in two kinds of quotes: \"seed='[1,2'\""),
+        (["-m", "seed=[1,2"], "stands in two kinds of quotes: \"seed='[1,2'\""),
+        (["seed=range(1,3)"], "seed=range(1,3): several values are a sweep, which wants -m before them"),
+        (["experiment=embedded", "seed", "=", "3"], "write seed=3 without spaces"),
+        (["experiment=embedded", "seed=${oc.env:NO_SUCH}"], "export NO_SUCH=..., or give seed=..."),
         (
             ["experiment=embedded", "seed=${no.such}"],
-            1,
             "seed refers to ${no.such}, and there is no such setting; --cfg job shows all settings",
         ),
         (
             ["experiment=embedded", "~seed"],
-            1,
             "~seed takes away a setting that the command reads; leave it, or set it: seed=0",
         ),
-        (["--config-name", "nosuch"], 1, "there is no such config; name a file of --config-dir without its .yaml"),
-        (["--config-dir", "nosuch", "seed=1"], 1, "nosuch: there is no such folder"),
+        (
+            ["experiment=embedded", "~fault"],
+            "~fault: there is nothing to take away; fault is null, or not there at all",
+        ),
+        (
+            ["experiment=embedded", "~paths"],
+            "hydra.run.dir refers to ${paths.log_dir}, and there is no such setting; --cfg job shows all settings",
+        ),
+        (["--config-name", "nosuch"], "there is no such config; name a file of --config-dir without its .yaml"),
+        (
+            ["--config-name", "nosuch", "seed=1"],
+            "there is no such config; name a file of --config-dir without its .yaml",
+        ),
+        (["--config-dir", "nosuch", "seed=1"], "nosuch: there is no such folder"),
         (
             ["--cfg", "jbo"],
-            2,
             "argument --cfg/-c: invalid choice: 'jbo' (choose from 'job', 'hydra', 'all'); --help lists the flags",
         ),
-        (["-zz"], 2, "esvit-toy: unrecognized arguments: -zz; --help lists the flags"),
-        (["--epochs", "3"], 2, "--epochs 3: settings have no dashes; write trainer.max_epochs=3"),
-        (["embedded"], 1, "write experiment=embedded"),
-        (["--config-dir", ".", "experiment=embeded"], 1, "did you mean experiment=embedded?"),
-        (["--multirunn"], 2, "did you mean --multirun?"),
-        (["--experiment=embedded"], 2, "settings have no dashes; write experiment=embedded"),
+        (["-zz"], "-zz: there is no such flag; --help lists flags and choices, --cfg job every setting"),
+        (["-z"], "esvit-toy: unrecognized arguments: -z; --help lists the flags"),
+        (["-max_epochs", "3"], "-max_epochs 3: settings have no dashes; write trainer.max_epochs=3"),
+        (["--epochs", "3"], "--epochs 3: settings have no dashes; write trainer.max_epochs=3"),
+        (["embedded"], "write experiment=embedded"),
+        (["--config-dir", ".", "experiment=embeded"], "did you mean experiment=embedded?"),
+        (["--multirunn"], "did you mean --multirun?"),
+        (["--experiment=embedded"], "settings have no dashes; write experiment=embedded"),
     ],
 )
-def test_a_mistyped_word_fails_with_the_near_match_before_the_task_runs(toy, tmp_path, words, code, line):
+def test_a_mistyped_word_fails_with_the_near_match_before_the_task_runs(toy, tmp_path, words, line):
     outcome = toy(*words)
-    assert outcome.code == code
+    assert outcome.code == 1
     assert len(outcome.err.splitlines()) == 1  # nothing before it, nothing after it
     assert outcome.err.strip().endswith(line)
     assert toy.seen == []
@@ -255,6 +268,12 @@ def test_everything_is_shown_on_request(toy, monkeypatch):
     assert isinstance(caught.value.__cause__, ValueError)
 
 
+def test_the_version_is_ours(toy):
+    outcome = toy("seed=1", "--version")
+    assert outcome.code == 0
+    assert outcome.out.startswith(f"esvit_pl {esvit_pl.__version__}, Hydra 1.")
+
+
 def test_the_task_may_choose_its_exit_code(toy):
     assert toy("experiment=embedded", "fault=signal").code == 143
 
@@ -262,7 +281,7 @@ def test_the_task_may_choose_its_exit_code(toy):
 def test_flags_that_exclude_one_another_are_no_traceback(toy, monkeypatch):
     outcome = toy("--cfg", "hydra", "-m", "experiment=embedded")
     said = "esvit-toy: Only one of --run, --multirun, --cfg, --info and --shell_completion can be specified\n"
-    assert (outcome.code, outcome.err) == (2, said)
+    assert (outcome.code, outcome.err) == (1, said)
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
     with pytest.raises(ValueError, match="Only one of --run"):
         toy("--cfg", "hydra", "-m")

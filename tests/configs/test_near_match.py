@@ -46,6 +46,10 @@ def test_a_missing_plugin_of_hydra_is_named_with_the_extra_that_brings_it(settin
         ("bakcbone=swin_tiny_w7", "bakcbone=swin_tiny_w7: write backbone=swin_tiny_w7"),
         ("trainer.max_epoch=3", "trainer.max_epoch=3: did you mean trainer.max_epochs=3?"),
         ("trainer.zzz=3", "trainer.zzz=3: trainer has no setting zzz; it has max_epochs, devices"),
+        (
+            "datamodule.trainers.max_epoch=3",  # not of another group, as similar as its name may be
+            "datamodule.trainers.max_epoch=3: there is no such setting; --cfg job shows all settings",
+        ),
         ("seed.x=3", "seed.x=3: seed is a single value here and has no settings of its own"),
         ("trainer.out=3", "trainer.out=3: trainer has no setting out; it has max_epochs, devices"),
         ("max_epochs=3", "max_epochs=3: did you mean trainer.max_epochs=3?"),
@@ -76,6 +80,7 @@ def test_a_missing_plugin_of_hydra_is_named_with_the_extra_that_brings_it(settin
         ("last.ckpt", "last.ckpt: write ckpt_path=last.ckpt"),
         ("seed", "seed: needs a value; write seed=..."),
         ("seed:3", "seed:3: write seed=3"),
+        ("", "one of the words is empty; was it a variable of the shell that is not set?"),
         ("hello", "hello: not of the form name=value"),
     ],
 )
@@ -119,6 +124,11 @@ def test_only_the_nearest_are_named_and_equally_near_ones_together():
 def test_flags(flag, after, line):
     space = ConfigSpace(SPACE.groups, [*SPACE.keys, "datamodule.batch_size"], SPACE.unchosen)
     assert explain_flag(flag, ["--multirun", "--run", "--help", "-m"], after, space) == line
+
+
+def test_a_bare_run_folder_is_a_checkpoint(tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    assert explain_setting(str(tmp_path), SPACE) == f"{tmp_path}: write ckpt_path={tmp_path}"
 
 
 def test_near_paths(tmp_path):

@@ -11,6 +11,7 @@ from esvit_pl.configs import pasted
     ("words", "sentence"),
     [
         ("seed = 3", "seed = 3: the shell reads these as several words; write seed=3 without spaces"),
+        ("seed == 3", "seed == 3: the shell reads these as several words; write seed=3 without spaces"),
         ("seed= 3", "seed= 3: the shell reads these as several words; write seed=3 without spaces"),
         ("seed =3", "seed =3: the shell reads these as several words; write seed=3 without spaces"),
         (
@@ -37,6 +38,10 @@ from esvit_pl.configs import pasted
 )
 def test_what_printed_text_has_spoilt_is_told(words, sentence):
     assert pasted.explain(words.split(" ")) == sentence
+
+
+def test_spaces_in_one_word_are_told():
+    assert pasted.explain(["seed = 3"]) == "seed = 3: has a space beside its name; write seed=3"
 
 
 @pytest.mark.parametrize(

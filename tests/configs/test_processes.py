@@ -23,6 +23,13 @@ def test_processes(words, number):
     assert processes(esvit_pl.compose("pretrain", *words)) == number
 
 
+def test_a_number_that_means_nothing_is_refused():
+    with pytest.raises(ValueError, match="trainer.devices=-2 is no number of devices; give 1 or more, or -1 or auto"):
+        processes(esvit_pl.compose("pretrain", "trainer.devices=-2"))
+    with pytest.raises(ValueError, match="trainer.devices=0 is no number"):
+        processes(esvit_pl.compose("pretrain", "trainer=cpu", "trainer.devices=0"))
+
+
 def test_auto_is_what_the_machine_has(monkeypatch):
     monkeypatch.setattr(module, "_visible_gpus", lambda: 4)
     assert processes(esvit_pl.compose("pretrain", "trainer=ddp", "trainer.num_nodes=2")) == 8

@@ -339,6 +339,8 @@ def test_fewer_images_than_one_step_is_an_error():
     )
     with pytest.raises(ValueError, match=message):
         ranked(0, 2, accumulate=2, batch_size=16).train_dataloader()
+    with pytest.raises(ValueError, match="one step has 0 images .*0 accumulated batches.; each must be 1 or more"):
+        ranked(0, 2, accumulate=0, batch_size=16).train_dataloader()
 
 
 def test_a_pass_starts_where_the_trainer_counts():

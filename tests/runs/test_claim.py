@@ -102,6 +102,7 @@ def test_without_overwrite_nothing_is_removed(tmp_path):
 def test_a_run_that_failed_before_it_began_leaves_the_folder_free(tmp_path):
     fill(tmp_path, [".hydra/overrides.yaml"])
     (tmp_path / "results.json").write_text('{"status": "failed", "error": "optimizer needs lr of 0 or more, got -1"}')
+    (tmp_path / "config.yaml").write_text("seed: 0")
     assert not holds_run(tmp_path)
     (tmp_path / "metrics.csv").write_text("step,epoch,name,value\n")
     assert holds_run(tmp_path)

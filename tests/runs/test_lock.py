@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -95,6 +96,16 @@ def test_of_another_machine_this_one_cannot_know(tmp_path, changed):
     (tmp_path / NAME).write_text(json.dumps({**identity(), "pid": 1, "process_started": "0", **changed}))
     with pytest.raises(FolderInUse, match=rf"this machine cannot see it. If it .* remove {tmp_path}/{NAME}"):
         FolderLock(tmp_path).take()
+
+
+def test_a_full_disk_leaves_no_lock_behind(tmp_path, monkeypatch):
+    def full(*args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "write", full)
+    with pytest.raises(OSError, match="No space left"):
+        FolderLock(tmp_path).take()
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"pid": "one"}'])

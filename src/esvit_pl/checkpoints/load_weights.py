@@ -48,7 +48,7 @@ def load_(module: nn.Module, state: Mapping[str, Tensor], what: str, *, resize: 
 
 
 def misfits(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> list[str]:
-    """Lines that name the weights that are missing, that are not in the model, and that have another shape."""
+    """Lines that name the weights that are missing, not in the model, of another shape, or no such numbers."""
     missing = [name for name in wanted if name not in state]
     unexpected = [name for name in state if name not in wanted]
     others = [
@@ -57,6 +57,11 @@ def misfits(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> list[s
         if name in state and state[name].shape != value.shape
     ]
     kinds = {"missing": missing, "not in the model": unexpected, "of another shape": others}
+    kinds["of another kind"] = [
+        f"{name} {_kind(value)} instead of {_kind(wanted[name])}"
+        for name, value in state.items()
+        if name in wanted and not _is_plain(value, like=wanted[name])
+    ]
     return [f"{kind}: {_some(names)}" for kind, names in kinds.items() if names]
 
 
@@ -91,6 +96,17 @@ def fitted(network: State, backbone: Backbone) -> State:
     if MASK in wanted and MASK not in best:  # the training of these weights masked nothing
         best = {**best, MASK: backbone.state_dict()[MASK]}
     return {name: value for name, value in best.items() if name in wanted or not has_no_part(name)}
+
+
+def _is_plain(value: Tensor, like: Tensor) -> bool:
+    """Whether loading keeps the numbers: not of quantised, complex or sparse weights, nor of those left on "meta"."""
+    stored = value.layout == torch.strided and not value.is_meta
+    return stored and value.is_floating_point() == like.is_floating_point()
+
+
+def _kind(value: Tensor) -> str:
+    words = (str(value.dtype), "" if value.layout == torch.strided else str(value.layout), "on meta" * value.is_meta)
+    return " ".join(word.removeprefix("torch.") for word in words if word)
 
 
 def _sized(name: str, value: Tensor, wanted: Tensor | None) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import tarfile
 import zipfile
 from pathlib import Path
@@ -21,6 +22,7 @@ _BEGINNINGS = {
     b"\xff\xd8\xff": "it is a picture",
     b"version https://git-lfs": "it is a pointer of git-lfs, and the weights were not fetched; run git lfs pull",
 }
+_OF_TORCH = b"l\xfc\x9cF\xf9 j\xa8P\x19"  # what torch.save wrote first before it wrote zip files
 
 
 def refuse_other_files(path: Path) -> None:
@@ -42,6 +44,11 @@ def _what_it_is(path: Path) -> str | None:
     for beginning, what in _BEGINNINGS.items():
         if head.startswith(beginning):
             return what
+    if head.startswith(b"\x80") and _OF_TORCH not in head[:32]:
+        return (
+            "it is a pickle that torch.save did not write, and nothing of it was run; save the weights with torch.save "
+            "or as safetensors"
+        )
     if head.startswith(b"PK\x03\x04"):
         return _zip(path)
     if head[257:262] == b"ustar":
@@ -73,6 +80,7 @@ def _zip(path: Path) -> str | None:
 
 def _text(head: bytes) -> str | None:
     """The beginning of a text; None for anything else."""
+    head = head.removeprefix(codecs.BOM_UTF8)
     text = head.decode("utf-8", errors="ignore").strip()
     readable = b"\0" not in head and all(char.isprintable() or char.isspace() for char in text)
     return text if readable and len(text.encode()) > 0.9 * len(head.strip()) else None

@@ -33,8 +33,10 @@ def read_pickled(path: str | Path, *, tensors: bool = True) -> Any:
     except Exception as error:  # torch raises OSError, EOFError, KeyError or UnpicklingError, by the damage
         names = _offending(path, str(error))
         if not names:
-            first = str(error).partition("\n")[0]
-            raise ValueError(f"{path} cannot be read as a checkpoint ({type(error).__name__}: {first})") from error
+            first = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+            if "weights" in first:  # torch's advice is to run what is in the file
+                first = "torch.save did not write it, or it is damaged; download it again, or save the weights anew"
+            raise ValueError(f"{path} cannot be read as a checkpoint: {first}") from error
         raise ValueError(
             f"{path} is refused: beside weights it holds {', '.join(names)}, which would run when it is loaded. "
             "Nothing of it was run. If you trust whoever made it, ask them to save the weights alone, as safetensors"

@@ -62,9 +62,9 @@ def _file(path: Path, *, moments: bool, backbone: Mapping[str, Any] | None) -> C
     if released.is_released(content):
         return released.read(content, str(path), moments=moments, backbone=backbone)
     if not isinstance(content, Mapping) or not any(map(is_weight, flattened(content))):
-        kind = (
-            f"a dict with {', '.join(map(str, list(content)[:6]))}" if isinstance(content, Mapping) else type(content)
-        )
+        kind = f"a {type(content).__name__}"
+        if isinstance(content, Mapping):
+            kind = f"a dict with {', '.join(map(str, list(content)[:6]))}" if content else "an empty dict"
         raise ValueError(
             f"{path} is not a known kind of checkpoint; it holds {kind}. Known are those of esvit-pretrain and of the "
             "released EsViT and DINO, and dicts of weights"

@@ -232,9 +232,12 @@ def _strange(path: str, flat: State, given: Mapping[str, Any] | None) -> str:
     shown = ", ".join(list(flat)[:4])
     if given is not None:
         wanted = list(_meta(given).state_dict())
+        lacks = [name for name in wanted if name not in flat]
+        others = [name for name in flat if name not in wanted]
         return (
-            f"{path} holds no weights of backbone={given['name']}: its names are {shown}, ..., and wanted are "
-            f"{', '.join(wanted[:4])}, ..."
+            f"{path} holds no weights of backbone={given['name']}: {len(lacks)} of the {len(wanted)} names that this "
+            f"has are missing ({', '.join(lacks[:4])}, ...)"
+            + (f"; the file has {', '.join(others[:4])}, ..." if others else "")
         )
     like = timm_names.like(flat)
     relatives = timm.list_models(f"{like}*") if like else []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +35,8 @@ def needs(cfg: DictConfig) -> str | None:
         return f"to={cfg.to} is not a format; choose to={', to='.join(FORMATS)}"
     if Path(cfg.out).exists() and not cfg.overwrite:
         return f"out={cfg.out} exists already; give another name, or overwrite=true"
+    if cfg.size is not None and cfg.size < 1:
+        return f"size={cfg.size} is no side of an image; give pixels, such as size=224"
     if cfg.push is not None and cfg.to != "timm":
         return f"push={cfg.push} uploads a timm folder; set to=timm, got to={cfg.to}"
     if cfg.push is not None and not re.fullmatch(r"[\w.-]+/[\w.-]+", str(cfg.push)):
@@ -56,10 +59,10 @@ def main(cfg: DictConfig) -> None:
         for name in ("onnxscript", "onnx_ir"):  # they log every node
             logging.getLogger(name).setLevel(logging.WARNING)
     if cfg.to == "timm":
-        _check_place(out, folder=True)
+        _check_place(cfg, out, folder=True)
         write_folder(cfg, out)
         return
-    _check_place(out, folder=False)
+    _check_place(cfg, out, folder=False)
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = out.with_name(f"{out.name}.partial")  # so that `out` is never seen half written
     try:
@@ -176,11 +179,22 @@ def kind(backbone: Backbone) -> str:
     return f"{backbone.spec['name']}, {sum(p.numel() for p in backbone.parameters()):,} parameters"
 
 
-def _check_place(out: Path, *, folder: bool) -> None:
-    """Refuse to replace a file by a folder, or a folder by a file, even with ``overwrite=true``."""
+def _check_place(cfg: DictConfig, out: Path, *, folder: bool) -> None:
+    """Refuse to replace a file by a folder, a folder by a file, and the checkpoint itself, even with ``overwrite``."""
+    source = Path(str(cfg.ckpt_path)).expanduser()
+    if out.exists() and source.exists() and out.resolve() in (source.resolve(), _file_of(source)):
+        raise ValueError(f"out={out} is the checkpoint that is to be converted; give another name")
     if out.exists() and out.is_dir() != folder:
         there, wanted = ("file", "folder") if folder else ("folder", "file")
         raise ValueError(f"out={out} is a {there}, and to= writes a {wanted}; give another name")
+
+
+def _file_of(source: Path) -> Path | None:
+    from esvit_pl.checkpoints.locate import last_checkpoint
+
+    with suppress(ValueError):  # of a folder that holds none
+        return last_checkpoint(source).resolve()
+    return None
 
 
 if __name__ == "__main__":

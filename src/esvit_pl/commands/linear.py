@@ -37,8 +37,12 @@ def evaluate(cfg: DictConfig, images: Splits | None = None) -> Result:
 
 def probe(cfg: DictConfig, backbone: Backbone, data: ImageDataModule) -> LinearProbe:
     """The probe, with new heads."""
-    from esvit_pl.configs import assemble
+    from esvit_pl.checkpoints.locate import last_checkpoint
+    from esvit_pl.configs import assemble, weights
 
+    if cfg.resume_from is not None:
+        with weights.naming("resume_from"):
+            cfg.resume_from = str(last_checkpoint(cfg.resume_from))
     evaluation.refuse_unlabelled("esvit-linear", data)
     assemble.seed_weights(cfg)
     made: LinearProbe = assemble.construct(cfg, "module", backbone=backbone, num_classes=data.num_classes)

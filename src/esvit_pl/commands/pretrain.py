@@ -122,6 +122,7 @@ def pretrain(
 def summary(trainer: Trainer, metrics: dict[str, float], table: str, folder: Path) -> str:
     """What stands at the end: losses, the table of results, and where the files lie."""
     from esvit_pl.evaluation.names import is_training_loss, loss_title
+    from esvit_pl.runs.claim import files_of_a_run
 
     losses = ", ".join(f"{loss_title(name)} {value:.3f}" for name, value in metrics.items() if is_training_loss(name))
     epochs, steps = trainer.current_epoch, trainer.global_step
@@ -129,10 +130,8 @@ def summary(trainer: Trainer, metrics: dict[str, float], table: str, folder: Pat
     lines = ["", f"{done}: {losses or 'there was nothing left to train'}"]
     if table:
         lines += ["", table]
-    files = sorted(path for path in folder.rglob("*") if path.suffix in (".ckpt", ".csv", ".json", ".png", ".yaml"))
-    shown = [
-        str(path.relative_to(folder)) for path in files if not any(part.startswith(".hydra") for part in path.parts)
-    ]
+    names = sorted(path.relative_to(folder).as_posix() for path in files_of_a_run(folder))
+    shown = [name for name in names if not name.startswith(".hydra") and "/events.out." not in name]
     return "\n".join([*lines, "", f"{folder}/", *(f"  {name}" for name in shown)])
 
 

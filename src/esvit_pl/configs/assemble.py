@@ -50,6 +50,8 @@ def pretrainer(cfg: DictConfig, recipe: Recipe) -> Pretrainer:
     from esvit_pl.datasets import PixelRules
 
     epochs = check_epochs(cfg)
+    if epochs is None and cfg.trainer.max_steps in (None, -1):
+        raise ValueError("a training without an end has no schedules; set trainer.max_epochs or trainer.max_steps")
     if cfg.start_epoch and cfg.init_from is None and cfg.ckpt_path is None:
         raise ValueError(
             f"start_epoch={cfg.start_epoch} leaves out the first epochs, and there are no weights of an earlier "
@@ -122,7 +124,14 @@ def check_channels(recipe: Recipe, backbone: Backbone) -> None:
 
 
 def bag(cfg: DictConfig, key: str) -> list[Any]:
-    """Every named node of a group that may hold several."""
+    """Every named node of a group that may hold several.
+
+    Raises:
+        ValueError: one is a single value.
+    """
+    for name, node in (cfg.get(key) or {}).items():
+        if node is not None and not isinstance(node, DictConfig):
+            raise ValueError(f"{key}.{name}={node} is a single value; write {key}.{name}._target_=CLASS, or null")
     return [construct(cfg, f"{key}.{name}") for name, node in (cfg.get(key) or {}).items() if node is not None]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
@@ -23,6 +24,7 @@ _PACKAGES = {
     "pytorch_lightning.loggers.NeptuneLogger": ("neptune", "neptune"),
     "esvit_pl.datasets.photographs": ("skimage", "esvit_pl[embedded]"),
 }
+_MAY_BE_LACKING = ("logger", "callbacks")
 _WEIGHTS = (".ckpt", ".pth", ".pt", ".bin", ".safetensors", ".npz")
 
 
@@ -45,23 +47,36 @@ def problem(cfg: DictConfig, *, package: str, config_name: str, choices: Mapping
 
 
 def _taken_away(cfg: DictConfig, defaults: Mapping[str, Any]) -> str | None:
+    written = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=False))
     for name, value in defaults.items():
-        if name not in cfg and not isinstance(value, dict | None):
-            return f"~{name} takes away a setting that the command reads; leave it, or set it: {name}={value}"
+        rest = written.get(name)  # an experiment may have given single settings to what is not there any more
+        is_rest = isinstance(rest, dict) and isinstance(value, dict) and "_target_" in {*value} - {*rest}
+        if value is None or name in _MAY_BE_LACKING or (name in written and not is_rest):
+            continue
+        if isinstance(value, dict):
+            return f"~{name} takes away settings that the command reads; leave it out, or choose others: {name}=..."
+        return f"~{name} takes away a setting that the command reads; leave it, or set it: {name}={value}"
     return None
 
 
 def _wrong_values(cfg: DictConfig, tree: Mapping[str, Any], defaults: Mapping[str, Any]) -> str | None:
     wrong = typed_values.problems(tree, defaults)
-    written = {key: sentence for key, sentence in wrong.items() if not _refers(cfg, key)}
-    return "\n".join((written or wrong).values()) or None
+    of_others = {key: other for key in wrong if (other := _refers_to(cfg, key)) is not None}
+    if len(of_others) == len(wrong):
+        wrong = typed_values.problems(tree, defaults, of_others)
+    else:
+        wrong = {key: sentence for key, sentence in wrong.items() if key not in of_others}
+    return "\n".join(dict.fromkeys(wrong.values())) or None
 
 
-def _refers(cfg: DictConfig, key: str) -> bool:
-    """Whether the value is another setting's: that one is to be changed."""
+def _refers_to(cfg: DictConfig, key: str) -> str | None:
+    """The setting whose value this one takes over, ``${...}``: that one is to be changed."""
     above, _, name = key.rpartition(".")
     node = OmegaConf.select(cfg, above) if above else cfg
-    return isinstance(node, DictConfig) and name in node and OmegaConf.is_interpolation(node, name)
+    if not (isinstance(node, DictConfig) and name in node and OmegaConf.is_interpolation(node, name)):
+        return None
+    written = str(cast(dict[str, Any], OmegaConf.to_container(node, resolve=False))[name])
+    return written[2:-1] if re.fullmatch(r"\$\{[\w.]+\}", written) else key
 
 
 def missing_package(tree: Any, path: str = "") -> str | None:
@@ -100,6 +115,8 @@ def missing_file(tree: Mapping[str, Any]) -> str | None:
     """A checkpoint that is not there. Names of models, and places on the hub, are left alone."""
     for key in ("ckpt_path", "init_from", "resume_from"):
         path = tree.get(key)
+        if path == "":
+            return f"{key}= is empty; give a checkpoint, or leave it out"
         if (
             not isinstance(path, str)
             or ":" in path

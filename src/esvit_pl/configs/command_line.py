@@ -6,8 +6,8 @@
         ...
 
 What a user can correct is one sentence on stderr, without Hydra's frame and without a traceback. Exit codes: 0; 1 for a
-wrong setting, a wrong input or a failed job; 2 for a flag that does not exist or that excludes another one; 130 for
-Ctrl-C. HYDRA_FULL_ERROR=1 in the environment shows every traceback.
+wrong setting or flag, a wrong input or a failed job; 130 for Ctrl-C. HYDRA_FULL_ERROR=1 in the environment shows every
+traceback.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
@@ -103,6 +104,8 @@ def command(
                         if told is not None:
                             held.forget()
                             print(told, file=held.real)
+                        if stop.code == 2 and not started:
+                            sys.exit(1)  # argparse has a code of its own
                         raise
             except KeyboardInterrupt:
                 print("\ninterrupted", file=sys.stderr)
@@ -110,7 +113,7 @@ def command(
             except ValueError as error:  # from Hydra, about flags that exclude one another
                 if started or _wants_everything():
                     raise
-                _stop(f"esvit-{config_name}: {error}", 2)
+                _stop(f"esvit-{config_name}: {error}", 1)
             finally:
                 run_folder.release()
                 sweep.close()
@@ -168,7 +171,8 @@ def in_words(error: BaseException) -> str:
         return refusals.of_system(error)
     if refusals.is_missing_key(error):
         return refusals.of_config(error) or str(error)
-    name = "" if isinstance(error, ValueError | NotImplementedError) else f"{type(error).__name__}: "
+    plain = isinstance(error, ValueError | NotImplementedError) or type(error).__name__ == "MisconfigurationException"
+    name = "" if plain else f"{type(error).__name__}: "
     return f"{name}{_in_worker(error) or error}"
 
 
@@ -262,15 +266,15 @@ def _check_before(
 
     Also for a job that cannot be part of a sweep; its folder stays, so that the sweep's table shows it.
     """
-    problem = needs(cfg) if needs is not None else None
-    if problem is not None:
-        problem = "\n".join([problem, *_example_lines(examples), "\nAll settings: --help"])
-    elif missing := [key for key, value in flat_keys(cfg) if value == "???"]:
+    known = HydraConfig.get().job.config_name == config_name
+    choices = HydraConfig.get().runtime.choices if known else {}
+    problem: str | None
+    if missing := [key for key, value in flat_keys(cfg) if value == "???"]:
         problem = f"no value for {', '.join(missing)}; give {' '.join(f'{key}=...' for key in missing)}"
     else:
-        known = HydraConfig.get().job.config_name == config_name
-        choices = HydraConfig.get().runtime.choices if known else {}
         problem = checks.problem(cfg, package=package, config_name=config_name, choices=choices)
+    if problem is None and needs is not None and (lacking := needs(cfg)) is not None:
+        problem = "\n".join([lacking, *_example_lines(examples), "\nAll settings: --help"])
     if problem is not None:
         discard_run_folder()
         raise UserError(problem)
@@ -286,17 +290,18 @@ def discard_run_folder() -> None:
         return
     config = HydraConfig.get()
     folder = Path(config.runtime.output_dir)
-    written = [folder / f"{config.job.name}.log"]
+    written, made = [folder / f"{config.job.name}.log"], []
     if config.output_subdir is not None:
         notes = folder / config.output_subdir
         written += [notes / name for name in ("config.yaml", "hydra.yaml", "overrides.yaml")]
-    if any(path.is_file() and path not in written for path in folder.rglob("*")):
+        made = [notes]
+    if any(path not in (*written, *made) for path in (*folder.glob("*"), *folder.glob("*/*"))):
         return
     with suppress(OSError):  # if the folder cannot be removed, the message is still shown
         for path in written:
             path.unlink(missing_ok=True)
-        for inner in sorted((path for path in folder.rglob("*") if path.is_dir()), reverse=True):
-            inner.rmdir()
+        for notes in made:
+            notes.rmdir()
         remove_empty(folder)
 
 
@@ -326,17 +331,21 @@ def _prepared(argv: Sequence[str], bare_words: str | None, package: str, config_
         _stop(spoilt, 1)
     wrong = _wrong_flags(argv, package, config_name)
     if wrong:
-        _stop("\n".join(wrong), 2)
+        _stop("\n".join(wrong), 1)
+    if "--version" in argv:
+        print(f"esvit_pl {version('esvit_pl')}, Hydra {version('hydra-core')}")
+        sys.exit(0)
     words = pasted.bare_words_as_setting(argv, bare_words) if bare_words is not None else argv
     return quote_paths(pasted.null_means_none(pasted.flags_first(words), package))
 
 
 def _wrong_flags(argv: Sequence[str], package: str, config_name: str) -> list[str]:
-    """``--epochs 3`` and ``--experiment=embedded``, which argparse would take for its ``--experimental-rerun``."""
+    """``--epochs 3``, ``-lr 0.1`` and ``--experiment=embedded``, which argparse would take for its own flag."""
     from hydra._internal.utils import get_args_parser
 
     flags = [flag for action in get_args_parser()._actions for flag in action.option_strings]
-    wrong = [i for i, word in enumerate(argv) if word.startswith("--") and word.partition("=")[0] not in flags]
+    names = [word.partition("=")[0] if word.startswith("-") else "" for word in argv]
+    wrong = [i for i, name in enumerate(names) if len(name) > 2 and name not in flags]
     if not wrong:
         return []
     space = config_space([word for word in argv if not word.startswith("-")], package, config_name)

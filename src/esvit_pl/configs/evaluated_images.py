@@ -5,10 +5,10 @@ A setting that is typed wins, and differences are said.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib.resources import files
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, open_dict
 
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 EVALUATION = ("eval_resize", "eval_crop", "eval_interpolation", "eval_squash", "normalize", "mean", "std")
 """Settings of `Recipe` that every evaluation uses."""
+_PLACES = {"folder": "root", "imagenet": "root", "cifar10": "root", "table": "file"}
+"""Where the images of a data set lie; `esvit-convert` leaves it out of what it writes."""
 SUPERVISED = ("supervised_size", "supervised_scale", "aspect", "flip")
 """Settings that a probe which trains on augmented images uses, too."""
 
@@ -88,7 +90,7 @@ def take_dataset(cfg: DictConfig, source: Checkpoint, program: str) -> str | Non
     if cfg.get("dataset") is not None:
         return None
     theirs = (source.config or {}).get("dataset")
-    if theirs is None:
+    if theirs is None or not theirs.get(_PLACES.get(name(theirs), "_target_")):
         raise ValueError(
             f"{program} needs dataset=, for example dataset=folder dataset.root=photos/: {source.path} does not say on "
             "which images it was trained"
@@ -100,7 +102,7 @@ def take_dataset(cfg: DictConfig, source: Checkpoint, program: str) -> str | Non
     return f"images (those of the checkpoint's training): {' '.join(words)}"
 
 
-def name(node: DictConfig) -> str:
+def name(node: Mapping[Any, Any]) -> str:
     """ "folder": the function that makes a data set."""
     return str(node.get("_target_")).rpartition(".")[2]
 

@@ -142,8 +142,18 @@ def build(node: Any, *args: Any, key: str = "", **kwargs: Any) -> Any:
     except InstantiationException as error:
         cause = error.__cause__
         if isinstance(cause, ValueError | TypeError | NotImplementedError | FileNotFoundError | ModuleNotFoundError):
-            raise ValueError(at(key, cause, node) if key else str(cause)) from cause
+            raise ValueError(at(key, cause, node) if key else _without_python(str(cause))) from cause
         raise
+
+
+def _without_python(message: str) -> str:
+    """Python's own words about arguments, in plain ones.
+
+    >>> _without_python("Swin.__init__() got an unexpected keyword argument 'depth'")
+    'depth is no setting of Swin'
+    """
+    match = re.match(r"(\w+)(?:\.__init__)?\(\) got an unexpected keyword argument '(\w+)'", message)
+    return f"{match[2]} is no setting of {match[1]}" if match else message
 
 
 def defaults(tree: Any) -> dict[str, Any]:
@@ -168,7 +178,7 @@ def at(key: str, error: BaseException | str, settings: Iterable[Any] = ()) -> st
     >>> at("evaluation.knn", "k=20 neighbours, and the bank holds 17 images")
     'evaluation.knn.k=20 neighbours, and the bank holds 17 images'
     """
-    message = str(error)
+    message = _without_python(str(error))
     if f"{key}." in message or message.startswith(f"{key}="):
         return message
     names = "|".join(re.escape(str(name)) for name in settings) or r"\A[a-z]\w*"

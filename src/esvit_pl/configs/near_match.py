@@ -111,7 +111,9 @@ def near_keys(key: str, space: ConfigSpace) -> list[str]:
     )
     beside = [other.rpartition(".")[2] for other in space.keys if above and other.rpartition(".")[0] == above]
     if moved or not beside:
-        return moved[:3] or near(key, dict.fromkeys(known))
+        group = key.partition(".")[0]
+        inside = [name for name in known if name.startswith(f"{group}.")] if above and group in known else known
+        return moved[:3] or near(key, dict.fromkeys(inside))
     return [f"{above}.{name}" for name in near(last, beside)]
 
 
@@ -178,8 +180,6 @@ def explain_flag(flag: str, flags: Sequence[str], after: str = "", space: Config
     if name in flags:
         return None
     key = name.lstrip("-").replace("-", "_")
-    if not name.startswith("--") and not equals:
-        return _did_you_mean(name, near(name, flags))
     close = near(name, flags)
     value, given = (value, flag) if equals else (after, f"{flag} {after}".strip())
     word = f"{key}={value}"
@@ -194,6 +194,8 @@ def explain_flag(flag: str, flags: Sequence[str], after: str = "", space: Config
 
 
 def _explain_bare_word(word: str, space: ConfigSpace) -> str | None:
+    if not word.strip():
+        return "one of the words is empty; was it a variable of the shell that is not set?"
     choices = [f"{group}={option}" for group, options in space.groups.items() for option in options if option == word]
     if choices:
         return f"{word}: write {' or '.join(choices)}"
@@ -202,6 +204,8 @@ def _explain_bare_word(word: str, space: ConfigSpace) -> str | None:
     key, colon, value = word.partition(":")
     if colon and (key in space.keys or key in space.groups):
         return f"{word}: write {key}={value}"
+    if "ckpt_path" in space.keys and (Path(word).expanduser() / "checkpoints").is_dir():
+        return f"{word}: write ckpt_path={word}"
     if "dataset" in space.groups and (Path(word).expanduser().is_dir() or word.endswith(("/", "\\"))):
         return f"{word}: write {_folder(word)}"
     if "ckpt_path" in space.keys and word.endswith((".ckpt", ".pth", ".pt", ".safetensors")):

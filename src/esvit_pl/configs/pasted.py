@@ -98,6 +98,8 @@ def _spoilt(word: str) -> str | None:
         flag = word.lstrip(_DASHES + "-")
         again = f"{'-' if len(flag) < 3 and dashes == 1 else '--'}{flag}"
         return f"{word}: begins with a dash of printed text ({_code(word[0])}); write {again}"
+    if equals and key != key.strip(" "):
+        return f"{word}: has a space beside its name; write {key.strip()}={value.strip()}"
     if "＝" in key:
         return f"{word}: holds a wide equals sign ({_code('＝')}); write {word.replace('＝', '=', 1)}"
     odd = next((sign for sign in (key if equals else word) if sign in _SPACES), None)
@@ -121,8 +123,8 @@ def _spaces_around_the_sign(argv: Sequence[str]) -> str | None:
     for index, word in enumerate(argv):
         after = argv[index + 1] if index + 1 < len(argv) else ""
         before = argv[index - 1] if index else ""
-        if word == "=" and before and after:
-            key, typed, value = before, f"{before} = {after}", after
+        if set(word) == {"="} and before and after:
+            key, typed, value = before, f"{before} {word} {after}", after
         elif word.endswith("=") and word.count("=") == 1 and word != "=" and _is_bare(after):
             key, typed, value = word[:-1], f"{word} {after}", after
         elif word.startswith("=") and len(word) > 1 and _is_bare(before):

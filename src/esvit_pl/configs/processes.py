@@ -34,6 +34,8 @@ def _devices(devices: object, accelerator: str) -> int:
         return 1 if accelerator in ("cpu", "mps") else _visible_gpus()
     if "," in text:
         return len([part for part in text.split(",") if part.strip()])
+    if text.startswith("-") or text == "0":
+        raise ValueError(f"trainer.devices={text} is no number of devices; give 1 or more, or -1 or auto for all")
     return int(text) if text.isdecimal() else 1
 
 

@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Sequence
 
-from hydra.errors import HydraException
+from hydra.errors import HydraException, OverrideParseException
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, InterpolationResolutionError, OmegaConfBaseException
 from yaml import YAMLError
 from yaml.error import MarkedYAMLError
@@ -15,11 +15,14 @@ from yaml.error import MarkedYAMLError
 from esvit_pl.configs import near_match, pasted
 from esvit_pl.configs.config_space import config_space
 
+_NO_CONFIG = re.compile(r"Cannot find primary config '([^']*)'|Primary config \w+ '([^']*)' not found")
 _ELSEWHERE = "write somewhere else with out=FOLDER, or for all runs with ESVIT_LOG_DIR=FOLDER in the environment"
 
 
 def explain(error: BaseException, argv: Sequence[str], package: str, config_name: str) -> str | None:
     """What is wrong with a command line that Hydra has refused with `error`; None if nothing is known about it."""
+    if _NO_CONFIG.match(str(error)):
+        return of_config(error)
     settings = pasted.settings_in(argv)
     lines = hints(
         settings,
@@ -50,8 +53,19 @@ def of_config(error: BaseException) -> str | None:
             return _of_interpolation(cause)
         cause = cause.__cause__
     text = str(error).strip()
+    if isinstance(error, OverrideParseException):
+        key, _, value = error.override.partition("=")
+        return (
+            f"{error.override} cannot be read: a bracket or a quote is not closed, or a special sign is in the value; "
+            f"lists are {key}=[1,2], and text with special signs stands in two kinds of quotes: "
+            f"""\"{key}='{value.strip("'")}'\""""
+        )
+    if match := re.match(r"Sweep parameters '(.*)' requires --multirun", text):
+        return f"{match[1]}: several values are a sweep, which wants -m before them"
     if match := re.match(r"(?:Missing key|Key) \S+(?s:.*)full_key: (\S+)", text) if is_missing_key(error) else None:
         return f"the config has no {match[1]}, which the command reads; was it taken away with ~{match[1]}?"
+    if match := re.match(r"Could not delete from config. '(.*)' does not exist", text):
+        return f"~{match[1]}: there is nothing to take away; {match[1]} is null, or not there at all"
     if match := re.match(r"Ambiguous value for argument '(.*)'", text):
         return _of_several_values(match[1])
     if match := re.search(r"Could not find '([^']*)/([^'/]*)'\s+Available options in '[^']*':\s+((?:\t\S+\s*)*)", text):
@@ -61,7 +75,9 @@ def of_config(error: BaseException) -> str | None:
         return f"{where[1] if where else 'a config'} names {group}: {option}, and there is no such option; " + (
             f"did you mean {' or '.join(close)}?" if close else f"there are {', '.join(options)}"
         )
-    if match := re.match(r"Cannot find primary config '([^']*)'", text):
+    if match := _NO_CONFIG.match(text):
+        if match[2]:
+            return f"--config-path: there is no {match[2]}; for a folder of your own, write --config-dir DIR"
         return f"--config-name {match[1]}: there is no such config; name a file of --config-dir without its .yaml"
     if match := re.match(r"Additional config directory '([^']*)' not found", text):
         return f"--config-dir {match[1]}: there is no such folder"

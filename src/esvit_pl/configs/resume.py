@@ -82,12 +82,13 @@ def check(cfg: DictConfig, module: Pretrainer, data: ImageDataModule, path: str)
         raise ValueError(_refusal(path, refused, weights))
     in_place = goes_on_in(cfg, Path(cfg.paths.output_dir))
     step: int = content["global_step"]
-    if moved and there is not None:
-        if step % there.steps_per_epoch or in_place:
-            raise ValueError(_unmovable(moved, step, there, in_place))
-        step = step // there.steps_per_epoch * here.steps_per_epoch
-        module.counts_anew = True
+    if there is not None and (others := _other_order(moved, content["ImageDataModule"], data)):
+        if step % there.steps_per_epoch or (moved and in_place):
+            raise ValueError(_unmovable(others, step, there, bool(moved) and in_place))
         data.accepts_other_images = True
+        if moved:
+            step = step // there.steps_per_epoch * here.steps_per_epoch
+            module.counts_anew = True
     epochs = check_epochs(cfg)
     steps = here.steps_per_epoch * epochs if epochs else cfg.trainer.max_steps
     allowed = tuple(f"allowed to differ: {difference}" for difference in (*found, *moved))
@@ -106,15 +107,20 @@ def _refusal(path: str, refused: Sequence[Difference], weights: Sequence[str]) -
     return "\n".join([*lines, f"You can {', or '.join(remedies)}."])
 
 
-def _unmovable(moved: Sequence[Difference], step: int, there: Batches, in_place: bool) -> str:
-    names = " and ".join(difference.name for difference in moved)
+def _other_order(moved: Sequence[Difference], state: Mapping[str, Any], data: ImageDataModule) -> str:
+    """What gives the images of an epoch another order; empty if nothing does."""
+    seed = ["another seed"] if state.get("seed", data.seed) != data.seed else []
+    return " and ".join([*(f"other {difference.name}" for difference in moved), *seed])
+
+
+def _unmovable(names: str, step: int, there: Batches, in_place: bool) -> str:
     if in_place:
         return (
-            f"with other {names} an epoch has other steps, so that metrics.csv would count two ways; "
+            f"with {names} an epoch has other steps, so that metrics.csv would count two ways; "
             "go on in another folder: out=FOLDER"
         )
     return (
-        f"with other {names} a training can go on from the end of an epoch only, and this checkpoint is of step "
+        f"with {names} a training can go on from the end of an epoch only, and this checkpoint is of step "
         f"{step}, in the middle of epoch {step // there.steps_per_epoch}; take one that was saved at an epoch's end"
     )
 

@@ -21,7 +21,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from esvit_pl.configs.processes import is_first_process
-from esvit_pl.configs.refusals import of_system
+from esvit_pl.configs.refusals import of_config, of_system
 from esvit_pl.runs.claim import Claim, FolderTaken, claimed, holds_run, run_of
 from esvit_pl.runs.folder import say_removed
 from esvit_pl.runs.lock import FolderInUse
@@ -231,7 +231,8 @@ def _asked_for(config: DictConfig, mode: str) -> Path | None:
         "paths.output_dir": _output_dir(config) if mode == "run" else None,
     }
     given = {key: str(value) for key, value in named.items() if value is not None}
-    empty = [key for key, value in given.items() if not value.strip()]
+    logs = {"paths.log_dir": str(OmegaConf.select(config, "paths.log_dir", default="logs"))}
+    empty = [key for key, value in (given | logs).items() if not value.strip()]
     if empty:
         raise ValueError(f"{empty[0]}= is empty; give a folder, or leave it out")
     folders = {Path(value).expanduser() for value in given.values()}
@@ -266,5 +267,5 @@ def _sentences_end_the_command() -> Iterator[None]:
         yield
     except (ValueError, OSError) as error:
         release()
-        print(of_system(error) if isinstance(error, OSError) else error, file=sys.stderr)
+        print(of_system(error) if isinstance(error, OSError) else of_config(error) or error, file=sys.stderr)
         raise SystemExit(1) from None  # nothing more is to be said about it

@@ -81,7 +81,11 @@ def with_few_checkpoints(cfg: DictConfig, epochs: float) -> DictConfig:
 def checkpoint_nodes(cfg: DictConfig) -> dict[str, Any]:
     """The callbacks that save checkpoints."""
     nodes = (cfg.get("callbacks") or {}).items()
-    return {str(name): node for name, node in nodes if node and "ModelCheckpoint" in str(node.get("_target_"))}
+    return {str(name): node for name, node in nodes if isinstance(node, DictConfig) and _saves(node)}
+
+
+def _saves(node: DictConfig) -> bool:
+    return "ModelCheckpoint" in str(node.get("_target_"))
 
 
 def fit(trainer: Trainer, module: LightningModule, data: ImageDataModule, ckpt_path: str | None) -> None:
@@ -116,6 +120,7 @@ def check_devices(cfg: DictConfig) -> None:
     """Refuse GPUs that are not there, with the remedy that Lightning's own message lacks; before any image is read."""
     import torch
 
+    processes(cfg)  # which refuses a number that means nothing
     wanted = str(cfg.trainer.accelerator)
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if wanted in ("gpu", "cuda") and not gpus and not torch.backends.mps.is_available():

@@ -7,6 +7,7 @@ none, with the default that it replaces.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from math import isfinite
 from typing import Any
 
 from esvit_pl.configs.near_match import near
@@ -26,7 +27,7 @@ _GROUP, _NULL = Kinds(frozenset({"dict"})), Kinds(frozenset({"none"}))
 _UNSAID = {  # settings that no target takes, and whose default does not say what else they may be
     "dry_run": Kinds(frozenset({"bool"}), options=("timed",)),
     "evaluation.baselines": Kinds(frozenset({"bool"}), options=("auto",)),
-    "backbones": Kinds(frozenset({"list"})),
+    "backbones": Kinds(frozenset({"list"}), items=Kinds(frozenset({"str"}))),
     "batch_size": Kinds(frozenset({"int"})),
     "columns": Kinds(frozenset({"list", "str"})),
     "resume.allow": Kinds(frozenset({"list", "str"})),
@@ -35,25 +36,29 @@ _UNSAID = {  # settings that no target takes, and whose default does not say wha
     "optimized_metric": Kinds(frozenset({"str"})),
     "peak_gbytes": Kinds(frozenset({"float"})),
     "peak_tflops": Kinds(frozenset({"float"})),
+    "seed": Kinds(frozenset({"int"})),
     "size": Kinds(frozenset({"int"})),
 }
 _BOOLEANS = "on, off, yes, no, true and false"
 
 
-def problems(tree: Mapping[str, Any], defaults: Mapping[str, Any] | None = None) -> dict[str, str]:
+def problems(
+    tree: Mapping[str, Any], defaults: Mapping[str, Any] | None = None, of_others: Mapping[str, str] | None = None
+) -> dict[str, str]:
     """Key -> a sentence, for values of `tree` of a wrong type, arguments that do not exist, and names that are no text.
 
     Args:
         tree: a resolved config as plain Python; ``???`` is left alone.
         defaults: the same config before anybody changed a value. What is equal in both is not looked at.
+        of_others: key -> the setting whose value it takes over; the sentence names that one.
 
     >>> problems({"optimizer": {"lr": "abc"}}, {"optimizer": {"lr": 0.0005}})
     {'optimizer.lr': 'optimizer.lr=abc is no number; write one such as optimizer.lr=0.0005'}
     """
-    return dict(_walk(tree, defaults or {}, ""))
+    return dict(_walk(tree, defaults or {}, "", of_others or {}))
 
 
-def _walk(node: Mapping[Any, Any], defaults: Any, path: str) -> Iterator[tuple[str, str]]:
+def _walk(node: Mapping[Any, Any], defaults: Any, path: str, of_others: Mapping[str, str]) -> Iterator[tuple[str, str]]:
     defaults = defaults if isinstance(defaults, Mapping) else {}
     called: Signature | None = None
     for name, value in node.items():
@@ -70,7 +75,7 @@ def _walk(node: Mapping[Any, Any], defaults: Any, path: str) -> Iterator[tuple[s
             yield key, _no_such_argument(path, name, value, called)
             continue
         if isinstance(value, Mapping) and ("_target_" in value or isinstance(default, Mapping)):
-            yield from _walk(value, default, key)
+            yield from _walk(value, default, key, of_others)
             continue
         kinds = called.arguments.get(name, ANY) if called is not None else ANY
         kinds = _UNSAID.get(key, kinds)
@@ -79,9 +84,9 @@ def _walk(node: Mapping[Any, Any], defaults: Any, path: str) -> Iterator[tuple[s
                 continue  # another setting's value, of which this file knows no kind
             kinds = (_GROUP if isinstance(default, Mapping) and default else of_default(default)) | _NULL
         if not fits(value, kinds) and not (value is None and default is None):
-            yield key, sentence(key, value, kinds, default)
+            yield key, sentence(of_others.get(key, key), value, kinds, None if key in of_others else default)
         elif isinstance(value, Mapping):
-            yield from _walk(value, default, key)
+            yield from _walk(value, default, key, of_others)
 
 
 def fits(value: Any, kinds: Kinds) -> bool:
@@ -100,7 +105,7 @@ def fits(value: Any, kinds: Kinds) -> bool:
         case int():
             return bool(kinds.names & {"int", "float"})
         case float():
-            return "float" in kinds.names
+            return "float" in kinds.names and isfinite(value)
         case str():
             return "str" in kinds.names
         case list() | tuple():
@@ -146,6 +151,8 @@ def _example(kinds: Kinds, default: Any) -> str:
     """The default, if there is one; else a value of the first kind."""
     if default is not None and not isinstance(default, Mapping):
         return _typed(default)
+    if kinds.items is not None and kinds.names <= {"list", "none"}:
+        return f"[{_example(kinds.items, None)}]"
     return next((_typed(example) for name, (_, example) in _WORDS.items() if name in kinds.names), "null")
 
 

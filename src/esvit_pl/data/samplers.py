@@ -31,7 +31,7 @@ class EpochSampler(Sampler[tuple[int, int]]):
             the pass begins.
 
     Raises:
-        ValueError: there are fewer images than one window.
+        ValueError: there are fewer images than one window, or a window has none.
     """
 
     def __init__(
@@ -51,6 +51,8 @@ class EpochSampler(Sampler[tuple[int, int]]):
             f"batch_size {batch_size} x {ranks} rank{'s' * (ranks != 1)} x {accumulate} accumulated "
             f"batch{'es' * (accumulate != 1)}"
         )
+        if self.window < 1:
+            raise ValueError(f"one step has {self.window} images ({self.window_terms}); each must be 1 or more")
         self.left_out = size % self.window
         if size < self.window:
             raise ValueError(

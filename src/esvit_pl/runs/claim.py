@@ -31,6 +31,7 @@ _FILES = re.compile(
     re.VERBOSE,
 )
 _LOGS = re.compile(r"((knn|linear|\d+)/)?(pretrain|knn|linear|train_ddp_process_\d+)\.log")
+_BEFORE_THE_FIRST_STEP = {"config.yaml", "environment.json", "results.json", "figures/crops.png"}
 _NOTES = re.compile(r"\.hydra/.*")  # of Hydra, written before a run begins
 # Settings that another start of the same training does not repeat.
 _OF_ONE_START = ("ckpt_path", "out", "overwrite", "resume.allow", "resume_from", "paths.output_dir", "init_from")
@@ -81,6 +82,9 @@ class Claim:
         try:
             self.line = self._lock.take()
         except OSError as error:
+            with suppress(OSError):
+                if is_new:
+                    self.folder.rmdir()
             reason = error.strerror or error
             raise ValueError(f"cannot write into {self.folder} ({reason}); give another folder with out=") from error
         self._is_new = is_new
@@ -162,14 +166,14 @@ def files_of_a_run(folder: str | os.PathLike[str]) -> list[Path]:
 def holds_run(folder: str | os.PathLike[str], *, notes: bool = True) -> bool:
     """Whether a run, an evaluation or a sweep has written into the folder.
 
-    A run that failed before it began, for a wrong setting say, does not count.
+    A run that failed before its first step, for a wrong setting say, does not count.
 
     Args:
         notes: whether Hydra's notes alone count.
     """
     names = {path.relative_to(folder).as_posix() for path in files_of_a_run(folder)}
     work = {name for name in names if not _NOTES.fullmatch(name)}
-    if work == {"results.json"}:
+    if "results.json" in work and work <= _BEFORE_THE_FIRST_STEP:
         return read_run(folder).status != "failed"
     return bool(work) or (notes and bool(names))
 

@@ -59,8 +59,13 @@ class FolderLock:
         except FileExistsError:
             line = self._take_over(me)
         else:
-            _write(descriptor, me)
-            os.close(descriptor)
+            try:
+                _write(descriptor, me)
+            except OSError:  # the disk is full: an empty lock would keep everybody out
+                self.path.unlink()
+                raise
+            finally:
+                os.close(descriptor)
         self._pid = os.getpid()
         return line
 
