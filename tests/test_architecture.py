@@ -28,6 +28,7 @@ FLOORS = [
         "printing",
         "specs",
         "whole",
+        "late",
         "backbones",
         "losses",
         "augment",

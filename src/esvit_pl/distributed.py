@@ -27,6 +27,15 @@ def sum_over_ranks(x: Tensor) -> Tensor:
     return x
 
 
+def max_over_ranks(x: Tensor) -> Tensor:
+    """Element by element the largest of every rank's tensor (all of one shape). No gradient flows through it."""
+    if num_ranks() == 1:
+        return x
+    x = x.detach().clone()
+    dist.all_reduce(x, dist.ReduceOp.MAX)
+    return x
+
+
 def mean_over_ranks(x: Tensor) -> Tensor:
     """Mean of every rank's tensor (all of one shape). No gradient flows through it."""
     return sum_over_ranks(x) / num_ranks()

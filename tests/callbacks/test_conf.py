@@ -27,7 +27,7 @@ def group(*overrides: str, folder: Any = "out") -> dict[str, Any]:
 
 def test_default_is_all_of_them_with_progress_after_the_measures() -> None:
     names = list(group("+callbacks=default"))
-    assert names == ["knn", "throughput", "collapse", "progress", "checkpoint", "checkpoint_last"]
+    assert names == ["knn", "throughput", "collapse", "progress", "checkpoint"]
 
 
 @pytest.mark.parametrize("name", ["knn", "linear", "learning_curve", "collapse", "throughput", "progress"])
@@ -67,7 +67,9 @@ def test_last_checkpoint_is_of_the_last_epoch_and_the_numbered_ones_stay(tmp_pat
     )
     trainer.fit(toys.pretrainer(), toys.loader(16, 8))
     folder = tmp_path / "checkpoints"
-    assert sorted(path.name for path in folder.iterdir()) == ["epoch_001.ckpt", "epoch_003.ckpt", "last.ckpt"]
+    assert sorted(path.name for path in folder.iterdir()) == [
+        *("epoch_001.ckpt", "epoch_003.ckpt", "last.ckpt", "previous.ckpt")
+    ]
     assert torch.load(folder / "last.ckpt", weights_only=True)["global_step"] == 10
     assert torch.load(folder / "epoch_003.ckpt", weights_only=True)["global_step"] == 8
     every = group("+callbacks=checkpoint", "callbacks.checkpoint.every_n_epochs=1", folder=tmp_path)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from esvit_pl.modules.nonfinite import FiniteCheck, LateFlag, NonFiniteLoss
+from esvit_pl.modules.nonfinite import FiniteCheck, LateValue, NonFiniteLoss
 
 
 class Nothing(TorchDispatchMode):
@@ -17,7 +17,7 @@ class Nothing(TorchDispatchMode):
 @pytest.mark.parametrize("value", [True, False])
 def test_a_flag_is_read_without_an_operation_and_more_than_once(value):
     flag = torch.tensor(value)
-    late = LateFlag(flag)
+    late = LateValue(flag)
     flag.logical_not_()  # the device goes on
     with Nothing():
         assert late.read() is late.read() is value

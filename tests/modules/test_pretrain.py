@@ -468,7 +468,7 @@ def test_no_step_waits_for_the_device(tmp_path, loss, optimizer):
 
 def test_a_host_that_reads_the_flag_is_seen_to_wait(tmp_path, monkeypatch):
     """The test above can fail."""
-    monkeypatch.setattr("esvit_pl.modules.nonfinite.LateFlag", lambda flag: SimpleNamespace(read=lambda: bool(flag)))
+    monkeypatch.setattr("esvit_pl.modules.nonfinite.LateValue", lambda flag: SimpleNamespace(read=lambda: bool(flag)))
     module = toys.pretrainer()
     with pytest.raises(AssertionError, match="_local_scalar_dense waits for the GPU"):
         fit(module, tmp_path, callbacks=[WatchSteps(toys.NoWait())])

@@ -6,6 +6,7 @@ from esvit_pl.callbacks.online_knn import OnlineKNN
 from esvit_pl.callbacks.online_linear import OnlineLinear
 from esvit_pl.callbacks.progress import PlainProgress, TerminalProgress, progress_bar
 from esvit_pl.callbacks.throughput import Throughput
+from esvit_pl.callbacks.training_checkpoints import TrainingCheckpoints
 
 __all__ = [
     "CollapseMonitor",
@@ -16,5 +17,6 @@ __all__ = [
     "PlainProgress",
     "TerminalProgress",
     "Throughput",
+    "TrainingCheckpoints",
     "progress_bar",
 ]

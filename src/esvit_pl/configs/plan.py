@@ -296,6 +296,9 @@ def kept_checkpoints(cfg: DictConfig, start: int, end: float) -> int:
 
 def files_of(node: Any, start: int, end: int) -> int:
     """Files of one callback, if epochs trigger it."""
+    if trainers.is_ours(node):
+        every = node.get("every_n_epochs")
+        return 2 + (end // every - start // every if every else 0)  # the last and the one before
     every, best = node.get("every_n_epochs"), node.get("save_top_k", 1)
     numbers = end // every - start // every if every else 1
     return (numbers if best == -1 else min(numbers, best)) + bool(node.get("save_last"))
@@ -314,9 +317,9 @@ def disk(cfg: DictConfig, plan: Plan, end: float) -> list[str]:
         fewer = cast(DictConfig, OmegaConf.merge(cfg, {"callbacks": {"checkpoint": {"every_n_epochs": every}}}))
         if plan.checkpoint * kept_checkpoints(fewer, cfg.start_epoch, end) <= room:
             return [f"{said}; callbacks.checkpoint.every_n_epochs={every} keeps as many as fit, or choose another disk"]
-    if plan.checkpoint <= room:
-        return [f"{said}; callbacks.checkpoint=null keeps the last one alone, or choose another disk"]
-    return [f"{said}: not even one fits; choose another disk with paths.log_dir=FOLDER"]
+    if 2 * plan.checkpoint <= room:
+        return [f"{said}; callbacks.checkpoint.every_n_epochs=0 keeps the last two alone, or choose another disk"]
+    return [f"{said}: not even two fit; choose another disk with paths.log_dir=FOLDER"]
 
 
 # -- time

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
     from esvit_pl.data import ImageDataModule
 
+_SAVERS = ("TrainingCheckpoints", "ModelCheckpoint")
+
 
 def make(cfg: DictConfig, data: ImageDataModule, callbacks: Sequence[Callback] = ()) -> Trainer:
     """The Trainer with its loggers and callbacks, writing into the run folder; every epoch is logged, however short."""
@@ -63,17 +65,11 @@ def length(cfg: DictConfig, data: ImageDataModule) -> float:
 
 
 def with_few_checkpoints(cfg: DictConfig, epochs: float) -> DictConfig:
-    """The config with an interval in every node of ``callbacks`` that saves all checkpoints and names none."""
+    """The config with an interval of numbered checkpoints, where ``callbacks.checkpoint`` names none."""
     from esvit_pl.callbacks.intervals import checkpoint_interval
 
-    triggers = ("every_n_epochs", "every_n_train_steps", "train_time_interval")
-    open_ended = [
-        name
-        for name, node in checkpoint_nodes(cfg).items()
-        if node.get("save_top_k", 1) == -1 and all(node.get(trigger) is None for trigger in triggers)
-    ]
-    if not open_ended:
-        return cfg
+    nodes = checkpoint_nodes(cfg).items()
+    open_ended = [name for name, node in nodes if is_ours(node) and node.get("every_n_epochs") is None]
     interval = {"every_n_epochs": checkpoint_interval(epochs)}
     return cast(DictConfig, OmegaConf.merge(cfg, {"callbacks": dict.fromkeys(open_ended, interval)}))
 
@@ -85,7 +81,11 @@ def checkpoint_nodes(cfg: DictConfig) -> dict[str, Any]:
 
 
 def _saves(node: DictConfig) -> bool:
-    return "ModelCheckpoint" in str(node.get("_target_"))
+    return str(node.get("_target_")).endswith(_SAVERS)
+
+
+def is_ours(node: Any) -> bool:
+    return str(node.get("_target_")).endswith(_SAVERS[0])
 
 
 def fit(trainer: Trainer, module: LightningModule, data: ImageDataModule, ckpt_path: str | None) -> None:

@@ -1,0 +1,126 @@
+"""When a training saves itself, so that a kill, a signal or a limit of time costs minutes."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from shutil import copyfile
+from time import monotonic
+from typing import Any
+
+import torch
+from pytorch_lightning.callbacks import Checkpoint
+
+from esvit_pl.callbacks.intervals import Every
+from esvit_pl.callbacks.signals import Signals
+from esvit_pl.distributed import max_over_ranks, num_ranks
+from esvit_pl.late import LateValue
+from esvit_pl.whole import replacing
+
+
+class TrainingCheckpoints(Checkpoint):
+    """Keeps ``last.ckpt`` and, of the save before it, ``previous.ckpt``; and every so many epochs ``epoch_009.ckpt``.
+
+    A training is saved after whole optimizer steps only, so that it goes on exactly. A signal that asks the process to
+    end (SIGTERM, SIGINT, SIGUSR1, SIGHUP), sent to any of the processes, lets all of them finish their step, save it
+    and end with 128 plus the signal's number; on several processes that is the step after. During the measurements at
+    an epoch's end it is the end of that epoch. A second signal ends the process as it would have without this callback.
+
+    >>> from pytorch_lightning import Trainer
+    >>> saver = TrainingCheckpoints("checkpoints", every="500steps")
+    >>> trainer = Trainer(callbacks=[saver], logger=False, enable_progress_bar=False)
+
+    Args:
+        dirpath: the folder.
+        every: when ``last.ckpt`` is renewed: ``500steps``, ``10min``, ``2h``, ``1epoch``, or several of them. The end
+            of the training is always saved.
+        every_n_epochs: epochs between the numbered files, which stay; 0 for none. ``epoch_009.ckpt`` is the tenth's.
+
+    Raises:
+        ValueError: `every` is none of these.
+        SystemExit, KeyboardInterrupt: a signal has come, and the step is saved.
+    """
+
+    def __init__(
+        self, dirpath: str | Path, *, every: str | Sequence[str] = ("10min", "1epoch"), every_n_epochs: int = 0
+    ) -> None:
+        self.folder, self.every, self.every_n_epochs = Path(dirpath), Every.of(every), every_n_epochs
+        self._signals = Signals()
+        self._seen = self._saved = 0
+        self._clock = monotonic()
+        self._late: LateValue | None = None
+        self._number = 0
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        self._seen = self._saved = trainer.global_step
+        self._clock, self._late, self._number = monotonic(), None, 0
+        self._signals.listen()
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if trainer.global_step == self._seen:
+            return  # in the middle of an accumulated step
+        self._seen = trainer.global_step
+        if num_ranks() > 1:  # what the ranks agree on is read one step later, when a GPU has it already
+            before, self._late = self._late, LateValue(self._wishes(pl_module.device))
+            wishes = 0 if before is None else int(before.read())
+        else:
+            wishes = int(self._wishes("cpu"))
+        if trainer.is_last_batch:
+            self._number = wishes // 2  # the end of the epoch saves
+        elif wishes or self._steps_are_due():
+            self._save(trainer)
+            self._stop(wishes // 2)
+
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        wishes, epoch = int(self._wishes(pl_module.device)), trainer.current_epoch + 1
+        numbered = self.every_n_epochs and epoch % self.every_n_epochs == 0
+        epochs = self.every.epochs and epoch % self.every.epochs == 0
+        if wishes or self._number or numbered or epochs or self._steps_are_due():
+            self._save(trainer)
+        if numbered and trainer.is_global_zero:
+            _copy(self.folder / "last.ckpt", self.folder / f"epoch_{epoch - 1:03d}.ckpt")
+        self._stop(max(wishes // 2, self._number))
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        if trainer.global_step > self._saved:
+            self._save(trainer)
+
+    def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        self._signals.leave()
+
+    def _wishes(self, device: Any) -> torch.Tensor:
+        """Twice the number of the signal that has come, or 0; and 1 if time is up. The largest of all ranks, int64."""
+        seconds = monotonic() - self._clock
+        is_late = bool(self.every.seconds) and seconds >= self.every.seconds
+        return max_over_ranks(torch.full((), 2 * self._signals.number + is_late, dtype=torch.int64, device=device))
+
+    def _steps_are_due(self) -> bool:
+        steps = self.every.steps
+        return bool(steps) and self._seen // steps > self._saved // steps
+
+    def _save(self, trainer: Any) -> None:
+        last = self.folder / "last.ckpt"
+        if trainer.is_global_zero and last.exists():
+            _copy(last, self.folder / "previous.ckpt")
+        trainer.save_checkpoint(last)
+        self._saved, self._clock = trainer.global_step, monotonic()
+
+    def _stop(self, number: int) -> None:
+        if not number:
+            return
+        self._signals.leave()
+        if number == signal.SIGINT:
+            raise KeyboardInterrupt
+        raise SystemExit(128 + number)
+
+
+def _copy(source: Path, target: Path) -> None:
+    """A second name for a file; where the file system has none, a copy. Both files are whole at any time."""
+    with replacing(target) as draft:
+        with suppress(OSError):
+            os.link(source, draft)
+            return
+        copyfile(source, draft)
