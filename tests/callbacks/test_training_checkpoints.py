@@ -18,7 +18,6 @@ from esvit_pl.data import ImageDataModule
 from esvit_pl.datasets import ArrayDataset, Splits
 from esvit_pl.saving import WholeCheckpoints
 
-
 pytestmark = pytest.mark.filterwarnings("ignore:.*no `validation_step`")
 
 
@@ -137,8 +136,6 @@ def test_signals_that_are_ignored_or_taken_stay_so(monkeypatch):
 
 @pytest.mark.parametrize("words", ["often", "0steps", "1.5epochs", "10", "", ["1epoch", "-3min"]])
 def test_bad_words(words):
-    with pytest.raises(
-        ValueError, match="every must be such as 500steps, 10min, 2h or 1epoch, or several of"
-    ):
+    with pytest.raises(ValueError, match="every must be such as 500steps, 10min, 2h or 1epoch, or several of"):
         Every.of(words)
     assert Every.of(["90s", "2h", "3 steps"]) == (3, 7200, 0)

@@ -90,7 +90,9 @@ def test_the_log_holds_losses_accuracies_schedules_and_speed_of_every_epoch(pret
 
 def test_the_checkpoints_are_plain_and_of_the_epochs_that_they_name(pretrained):
     folder = pretrained.folder / "checkpoints"
-    assert sorted(path.name for path in folder.iterdir()) == ["epoch_000.ckpt", "epoch_001.ckpt", "last.ckpt"]
+    kept = ["epoch_000.ckpt", "epoch_001.ckpt", "last.ckpt", "previous.ckpt"]
+    assert sorted(path.name for path in folder.iterdir()) == kept
+    assert torch.load(folder / "previous.ckpt", weights_only=True)["global_step"] == 4
     first, second, last = (
         torch.load(folder / name, weights_only=True) for name in ("epoch_000.ckpt", "epoch_001.ckpt", "last.ckpt")
     )

@@ -78,7 +78,7 @@ def test_the_published_run_of_swin_b_by_hand():
     assert made.heads == 2 * head
     assert made.gradients == 4 * (made.backbone + made.heads)
     assert made.optimizer_state == 2 * made.gradients
-    assert made.checkpoints == 7
+    assert made.checkpoints == 8
     assert made.disk == 7 * made.checkpoint
 
 
@@ -136,11 +136,11 @@ def size_of_a_checkpoint() -> int:
 @pytest.mark.parametrize(
     ("files", "said"),
     [
-        (7.8, ()),
-        (7, ("every_n_epochs=51 keeps as many as fit",)),
-        (3, ("every_n_epochs=151 keeps",)),
-        (1.5, ("callbacks.checkpoint=null keeps the last one alone",)),
-        (1, ("not even one fits; choose another disk with paths.log_dir=FOLDER",)),
+        (8.9, ()),
+        (8, ("every_n_epochs=61 keeps as many as fit",)),
+        (4, ("every_n_epochs=151 keeps",)),
+        (2.5, ("callbacks.checkpoint.every_n_epochs=0 keeps the last two alone",)),
+        (2, ("not even two fit; choose another disk with paths.log_dir=FOLDER",)),
     ],
 )
 def test_a_disk_that_does_not_suffice_is_said_with_the_interval_that_does(monkeypatch, files, said):
@@ -152,13 +152,13 @@ def test_a_disk_that_does_not_suffice_is_said_with_the_interval_that_does(monkey
 
 
 @pytest.mark.parametrize(
-    ("epochs", "files"), [(1, 1), (9, 1), (12, 2), (80, 9), (90, 5), (100, 6), (300, 7), (800, 9), (5000, 6)]
+    ("epochs", "files"), [(1, 2), (9, 2), (12, 3), (80, 6), (90, 6), (100, 7), (300, 8), (800, 6), (5000, 7)]
 )
 def test_a_long_training_leaves_fewer_than_ten_checkpoints_and_a_given_interval_counts(epochs, files):
     cfg = compose(f"trainer.max_epochs={epochs}")
     assert plan.kept_checkpoints(cfg, 0, epochs) == files
     given = compose(f"trainer.max_epochs={epochs}", "callbacks.checkpoint.every_n_epochs=10")
-    assert plan.kept_checkpoints(given, 0, epochs) == epochs // 10 + 1
+    assert plan.kept_checkpoints(given, 0, epochs) == epochs // 10 + 2
 
 
 @pytest.mark.usefixtures("predicted")

@@ -24,7 +24,7 @@ _FILES = re.compile(
       | learning_curve\.png
       | figures/(crops|learning_curve|comparison|neighbou?rs)\.png
       | figures/(.+/)?step_\d{6}\.png
-      | checkpoints(\.\d+)?/(last|epoch_\d+|epoch=\d+-step=\d+|step_\d+)(-v\d+)?\.ckpt
+      | checkpoints(\.\d+)?/(last|previous|epoch_\d+|epoch=\d+-step=\d+|step_\d+)(-v\d+)?\.ckpt
       | \.hydra(\.\d+)?/(config|hydra|overrides)\.yaml
       | tensorboard/(events\.out\.tfevents\..+|hparams\.yaml)
     )|sweep\.csv|sweep\.png|multirun\.yaml""",

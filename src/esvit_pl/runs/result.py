@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from esvit_pl.backbones import Backbone
+from esvit_pl.checkpoints import last_checkpoint
 
 
 @dataclass(frozen=True)
@@ -68,5 +69,8 @@ def _table(metrics: Mapping[str, float]) -> str:
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
-    """The checkpoint below a run's folder that was written last."""
-    return max(folder.rglob("*.ckpt"), key=lambda path: path.stat().st_mtime, default=None)
+    """The last checkpoint of a run, if it has kept any."""
+    try:
+        return last_checkpoint(folder)
+    except ValueError:
+        return None
