@@ -16,6 +16,7 @@ class FiniteCheck:
 
     Once a step was not finite, every further question raises, so that nothing is saved after it.
 
+    >>> import torch
     >>> check = FiniteCheck()
     >>> check.note(torch.tensor(True), step=7, epoch=0)
     >>> check.ask()
