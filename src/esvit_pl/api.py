@@ -197,6 +197,7 @@ def _prepared(
     if is_object:
         with open_dict(cfg):  # a run's config names no data set that it cannot build
             del cfg["dataset"]
+        choices.pop("dataset", None)
     return cfg, choices, images, words
 
 

@@ -21,6 +21,17 @@ from esvit_pl.saving import WholeCheckpoints
 pytestmark = pytest.mark.filterwarnings("ignore:.*no `validation_step`")
 
 
+@pytest.fixture(autouse=True)
+def usual_handlers():
+    """Those of a process in a terminal; a shell's background processes ignore SIGINT, those of nohup SIGHUP."""
+    usual = {signal.SIGTERM: signal.SIG_DFL, signal.SIGHUP: signal.SIG_DFL, signal.SIGUSR1: signal.SIG_DFL}
+    usual[signal.SIGINT] = signal.default_int_handler
+    before = {number: signal.signal(number, handler) for number, handler in usual.items()}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 class Saves(pl.Callback):
     """Notes at which steps something was saved; `before` a batch calls what is planned for that step."""
 

@@ -49,10 +49,10 @@ def test_a_dry_run_says_what_the_run_then_does_and_leaves_nothing(commands, pict
     assert "4 steps an epoch, 8 steps in 2 epochs, peak lr 0.000625 (0.02 per 256 images)" in pretrained.out
     assert lines["steps"].endswith("8 (4 an epoch, 2 epochs)")
     assert lines["peak learning rate"].endswith("0.000625 (0.02 per 256 images)")
-    assert "(3 x " in lines["disk for checkpoints"]
+    assert "(4 x " in lines["disk for checkpoints"]
     assert " at most, predicted (" in lines["memory per process"]
     assert "time an epoch" not in lines
-    assert len(list((pretrained.folder / "checkpoints").iterdir())) == 3
+    assert len(list((pretrained.folder / "checkpoints").iterdir())) == 4
     assert lines["dry_run=true: nothing was started"]
 
 
@@ -79,7 +79,7 @@ def test_the_published_run_of_swin_b_by_hand():
     assert made.gradients == 4 * (made.backbone + made.heads)
     assert made.optimizer_state == 2 * made.gradients
     assert made.checkpoints == 8
-    assert made.disk == 7 * made.checkpoint
+    assert made.disk == 8 * made.checkpoint
 
 
 @pytest.mark.usefixtures("predicted")
@@ -87,7 +87,7 @@ def test_a_training_that_starts_late_is_shorter():
     words = ["init_from=L_V.pth", "start_epoch=200", "callbacks=checkpoint", "datamodule.batch_size=64"]
     whole, late = plan.make(compose(*words[2:])), plan.make(compose(*words))  # no weight is read
     assert (late.steps, late.epochs) == (whole.steps_per_epoch * 100, 100)
-    assert (whole.checkpoints, late.checkpoints) == (7, 3)
+    assert (whole.checkpoints, late.checkpoints) == (8, 4)
     with pytest.raises(ValueError, match=r"start_epoch=200 leaves out the first epochs, .* give init_from="):
         plan.make(compose("start_epoch=200"))
 
@@ -146,7 +146,7 @@ def size_of_a_checkpoint() -> int:
 def test_a_disk_that_does_not_suffice_is_said_with_the_interval_that_does(monkeypatch, files, said):
     there(monkeypatch, disk=files * size_of_a_checkpoint())
     made = plan.make(compose(*SMALL))
-    assert made.checkpoints == 7
+    assert made.checkpoints == 8
     assert len(made.warnings) == len(said)
     assert all(text in line for text, line in zip(said, made.warnings, strict=True))
 
