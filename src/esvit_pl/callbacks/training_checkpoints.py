@@ -72,7 +72,7 @@ class TrainingCheckpoints(Checkpoint):
             self._number = wishes // 2  # the end of the epoch saves
         elif wishes or self._steps_are_due():
             self._save(trainer)
-            self._stop(wishes // 2)
+            self._stop(wishes // 2, trainer)
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         wishes, epoch = int(self._wishes(pl_module.device)), trainer.current_epoch + 1
@@ -82,7 +82,7 @@ class TrainingCheckpoints(Checkpoint):
             self._save(trainer)
         if numbered and trainer.is_global_zero:
             _copy(self.folder / "last.ckpt", self.folder / f"epoch_{epoch - 1:03d}.ckpt")
-        self._stop(max(wishes // 2, self._number))
+        self._stop(max(wishes // 2, self._number), trainer)
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         if trainer.global_step > self._saved:
@@ -108,9 +108,13 @@ class TrainingCheckpoints(Checkpoint):
         trainer.save_checkpoint(last)
         self._saved, self._clock = trainer.global_step, monotonic()
 
-    def _stop(self, number: int) -> None:
+    def _stop(self, number: int, trainer: Any) -> None:
         if not number:
             return
+        if trainer.is_global_zero:
+            print(
+                f"{signal.Signals(number).name}: step {trainer.global_step:,} is saved in {self.folder / 'last.ckpt'}"
+            )
         self._signals.leave()
         if number == signal.SIGINT:
             raise KeyboardInterrupt
