@@ -137,7 +137,7 @@ def size_of_a_checkpoint() -> int:
     ("files", "said"),
     [
         (8.9, ()),
-        (8, ("every_n_epochs=61 keeps as many as fit",)),
+        (8, ("every_n_epochs=51 keeps as many as fit",)),
         (4, ("every_n_epochs=151 keeps",)),
         (2.5, ("callbacks.checkpoint.every_n_epochs=0 keeps the last two alone",)),
         (2, ("not even two fit; choose another disk with paths.log_dir=FOLDER",)),
