@@ -208,6 +208,8 @@ def test_settings_that_differ_are_all_told_and_nothing_is_touched(pretrained, co
     before = {path: path.read_bytes() for path in pretrained.folder.rglob("*") if path.is_file()}
     words = ["optimizer=sgd", "augment.flip=0.1", "trainer.limit_train_batches=2", "datamodule.num_workers=1"]
     words = commands.tiny_pretraining(pictures, *words, f"ckpt_path={pretrained.folder}", "out=null")
+    mistyped = commands.run("pretrain", *words, "resume.allow=[optimizer.lrr]")
+    assert "resume.allow: there is no setting optimizer.lrr; name settings or groups" in mistyped.err
     refused = commands.run("pretrain", *words, "resume.allow=[augment]")
     assert refused.code == 1
     assert "\n  optimizer.name: adamw in the checkpoint, sgd now (its moments do not fit another optim" in refused.err

@@ -81,7 +81,7 @@ class Difference:
 
     def is_allowed(self, allow: Sequence[str]) -> bool:
         """Whether one of the entries of ``resume.allow`` names it, or a group that holds it."""
-        return self.may_be_allowed and any(_is_in(key, entry) for key in self.keys for entry in allow)
+        return self.may_be_allowed and any(is_in(key, entry) for key in self.keys for entry in allow)
 
     def __str__(self) -> str:
         line = f"{self.name}: {_shown(self.was)} in the checkpoint, {_shown(self.now)} now"
@@ -189,14 +189,14 @@ def flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]
 
 
 def _matters(key: str, callbacks: Mapping[str, str]) -> bool:
-    if key in (*_BATCH, _LIMIT) or any(_is_in(key, group) for group in NEVER_MATTERS):
+    if key in (*_BATCH, _LIMIT) or any(is_in(key, group) for group in NEVER_MATTERS):
         return False
-    target = next((target for name, target in callbacks.items() if _is_in(key, name)), "")
+    target = next((target for name, target in callbacks.items() if is_in(key, name)), "")
     watches = any(target == known or (known.endswith(".") and target.startswith(known)) for known in _WATCHING)
-    return not watches and (bool(target) or not _is_in(key, "callbacks"))
+    return not watches and (bool(target) or not is_in(key, "callbacks"))
 
 
-def _is_in(key: str, group: str) -> bool:
+def is_in(key: str, group: str) -> bool:
     """Whether a setting is this one, or one of this group."""
     return key == group or key.startswith(f"{group}.")
 

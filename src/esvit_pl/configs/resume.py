@@ -61,7 +61,7 @@ def check(cfg: DictConfig, module: Pretrainer, data: ImageDataModule, path: str)
     """
     from esvit_pl.checkpoints.load_weights import misfits
     from esvit_pl.checkpoints.pickled import read_pickled
-    from esvit_pl.checkpoints.resuming import batch_differences, image_differences, setting_differences
+    from esvit_pl.checkpoints.resuming import batch_differences, flat, image_differences, is_in, setting_differences
 
     content = read_pickled(path, tensors=False)
     saved, was, now = content["esvit_pl"], content["esvit_pl"]["config"] or {}, plain(cfg)
@@ -76,6 +76,13 @@ def check(cfg: DictConfig, module: Pretrainer, data: ImageDataModule, path: str)
         moved = image_differences(content["ImageDataModule"], data.state_dict())
         moved += batch_differences(there, here, was, now)
     allow = [cfg.resume.allow] if isinstance(cfg.resume.allow, str) else list(cfg.resume.allow or [])
+    known = {key for config in (was, now) for key, _ in flat(config)}
+    known |= {key for difference in (*found, *moved) for key in difference.keys}
+    for name in allow:
+        if not any(is_in(key, name) for key in known):
+            raise ValueError(
+                f"resume.allow: there is no setting {name}; name settings or groups: [optimizer.lr,augment]"
+            )
     refused = [difference for difference in (*found, *moved) if not difference.is_allowed(allow)]
     weights = misfits(content["state_dict"], module.state_dict())
     if refused or weights:
