@@ -80,9 +80,7 @@ def check(cfg: DictConfig, module: Pretrainer, data: ImageDataModule, path: str)
     known |= {key for difference in (*found, *moved) for key in difference.keys}
     for name in allow:
         if not any(is_in(key, name) for key in known):
-            raise ValueError(
-                f"resume.allow: there is no setting {name}; name settings or groups: [optimizer.lr,augment]"
-            )
+            raise ValueError(f"resume.allow: there is no setting {name}; name settings or groups, such as [augment]")
     refused = [difference for difference in (*found, *moved) if not difference.is_allowed(allow)]
     weights = misfits(content["state_dict"], module.state_dict())
     if refused or weights:
