@@ -70,9 +70,8 @@ def test_a_preparation_that_is_typed_wins_and_is_said(pretrained, commands, pict
 
 
 def test_a_preparation_that_is_typed_and_the_same_is_no_difference(pretrained, commands, pictures):
-    for word in ("augment.eval_crop=16", "~augment"):
-        outcome = commands.evaluate("knn", pretrained.last, pictures, word)
-        assert "preparation (the checkpoint's): size 16, crop 16" in outcome.out
+    outcome = commands.evaluate("knn", pretrained.last, pictures, "augment.eval_crop=16")
+    assert "preparation (the checkpoint's): size 16, crop 16" in outcome.out
 
 
 def test_images_of_other_channels_than_the_backbone_takes_are_refused(pretrained, commands, pictures):

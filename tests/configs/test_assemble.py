@@ -9,15 +9,16 @@ import pytest
 import torch
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
-from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning import callbacks as lightning
 
 from esvit_pl.augment import Recipe
-from esvit_pl.callbacks import OnlineKNN, Throughput
+from esvit_pl.callbacks import OnlineKNN, Throughput, TrainingCheckpoints
 from esvit_pl.checkpoints import Checkpoint
 from esvit_pl.configs import assemble, trainers, weights
 from esvit_pl.data import ImageDataModule
 from esvit_pl.datasets import ArrayDataset, Splits
 from esvit_pl.loggers import MetricsCSV
+from esvit_pl.saving import WholeCheckpoints
 
 RECIPE = Recipe(global_size=16, num_local=1, local_size=8, eval_resize=16, eval_crop=16, supervised_size=16)
 SMALL = [
@@ -88,14 +89,15 @@ def test_the_trainer_gets_loggers_and_callbacks_and_writes_into_the_run_folder(t
     assert made.default_root_dir == str(tmp_path)
     assert [type(logger) for logger in made.loggers] == [MetricsCSV]
     kinds = [type(callback) for callback in made.callbacks]
-    assert {OnlineKNN, Throughput, ModelCheckpoint} <= set(kinds)
-    assert kinds[-2:] == [ModelCheckpoint, ModelCheckpoint]  # after every measure
+    assert {OnlineKNN, Throughput} <= set(kinds)
+    assert kinds[-1] is TrainingCheckpoints  # after every measure
+    assert isinstance(made.strategy.checkpoint_io, WholeCheckpoints)
 
 
 def test_groups_may_be_empty_and_single_nodes_too(tmp_path):
     bare = trainers.make(compose(tmp_path, "callbacks=none", "logger=none"), data())
     assert bare.loggers == []
-    assert not any(isinstance(callback, ModelCheckpoint | OnlineKNN) for callback in bare.callbacks)
+    assert not any(isinstance(callback, lightning.Checkpoint | OnlineKNN) for callback in bare.callbacks)
     less = trainers.make(compose(tmp_path, "callbacks.knn=null", "logger.csv=null"), data())
     assert less.loggers == []
     assert not any(isinstance(callback, OnlineKNN) for callback in less.callbacks)
@@ -106,7 +108,7 @@ def test_a_trainer_on_the_side_is_silent_and_of_the_same_kind(tmp_path):
     side = trainers.quiet(cfg)
     assert (side.limit_val_batches, side.precision) == (1.0, "64-true")
     assert side.loggers == []
-    assert not any(isinstance(callback, ModelCheckpoint) for callback in side.callbacks)
+    assert not any(isinstance(callback, lightning.Checkpoint) for callback in side.callbacks)
     assert cfg.trainer.limit_val_batches == 1
 
 
