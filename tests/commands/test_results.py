@@ -189,7 +189,7 @@ def test_few_images_are_said():
 
 
 def test_a_probe_of_somebody_elses_is_one_class_and_one_yaml(commands, pictures, tmp_path, monkeypatch):
-    (tmp_path / "theirs.py").write_text(
+    (tmp_path / "spread_probe.py").write_text(
         "class Spread:\n"
         "    reads = ('pooled',)\n"
         "    def __init__(self, scale): self.scale = scale\n"
@@ -198,9 +198,9 @@ def test_a_probe_of_somebody_elses_is_one_class_and_one_yaml(commands, pictures,
         "        return {'spread': self.scale * float(data.features(encoder, 'query').features.std())}\n"
     )
     (tmp_path / "conf" / "evaluator").mkdir(parents=True)
-    (tmp_path / "conf" / "evaluator" / "spread.yaml").write_text("_target_: theirs.Spread\nscale: 0.5\n")
+    (tmp_path / "conf" / "evaluator" / "spread.yaml").write_text("_target_: spread_probe.Spread\nscale: 0.5\n")
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setenv("ESVIT_TRUSTED_TARGETS", "theirs.")
+    monkeypatch.setenv("ESVIT_TRUSTED_TARGETS", "spread_probe.")
     words = ["+evaluator@evaluation.spread=spread", "evaluation.probes=[knn,spread]", "evaluation.baselines=true"]
     words += [f"hydra.searchpath=[file://{tmp_path}/conf]", "evaluation.spread.scale=0.25", "trainer.max_epochs=1"]
     outcome = commands.pretrain(pictures, *words)
