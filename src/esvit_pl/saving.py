@@ -10,7 +10,7 @@ from lightning_fabric.plugins import CheckpointIO
 from pytorch_lightning.utilities import rank_zero_only
 
 from esvit_pl.checkpoints.pickled import read_pickled
-from esvit_pl.whole import drafts, replacing
+from esvit_pl.whole import replacing
 
 
 class WholeCheckpoints(CheckpointIO):
@@ -31,9 +31,6 @@ class WholeCheckpoints(CheckpointIO):
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
         if storage_options is not None:
             raise TypeError("WholeCheckpoints writes local files, which have no storage_options")
-        path = Path(path)
-        for left in drafts(path.parent):
-            left.unlink(missing_ok=True)
         try:
             with replacing(path) as draft, draft.open("wb") as file:
                 torch.save(checkpoint, file)

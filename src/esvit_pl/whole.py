@@ -16,7 +16,8 @@ def replacing(path: str | Path) -> Iterator[Path]:
     """A path beside `path` to write to; that file takes the place of `path` when the block ends without an error.
 
     Its bytes are on the disk before its name changes, so that no reader ever finds a part of it, whatever ends the
-    process or the machine. The folder is made.
+    process or the machine. A process that is killed leaves the draft, and the next one begins it anew. The folder is
+    made.
 
     >>> with replacing("a/file.txt") as draft:
     ...     _ = draft.write_text("whole")
@@ -25,7 +26,8 @@ def replacing(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name[:200]}.{os.getpid()}.tmp")
+    draft = path.with_name(f".{path.name[:200]}.tmp")
+    draft.unlink(missing_ok=True)  # it may be another name of a file that is in use
     try:
         yield draft
         _to_disk(draft)
@@ -34,11 +36,6 @@ def replacing(path: str | Path) -> Iterator[Path]:
         draft.unlink(missing_ok=True)
     with suppress(OSError):  # some file systems cannot do this to a folder
         _to_disk(path.parent)
-
-
-def drafts(folder: Path) -> list[Path]:
-    """What `replacing` has left in a folder because its process was killed."""
-    return [path for path in folder.glob(".*.tmp") if path.suffixes[-2:-1] and path.suffixes[-2][1:].isdigit()]
 
 
 def damage(path: Path) -> str | None:

@@ -88,7 +88,7 @@ def test_it_is_saved_after_whole_steps_only_and_when_time_is_up(tmp_path, monkey
     monkeypatch.setattr(module, "monotonic", lambda: next(now))
     saver = TrainingCheckpoints(tmp_path / "kept", every=["1min"])
     saves = fit(tmp_path, saver, max_epochs=4, accumulate_grad_batches=3)
-    assert saves.steps == [2, 4]  # one step an epoch; the time is looked at after it and at the end of the epoch
+    assert saves.steps == [3, 4]  # one step an epoch; the time is looked at at the end of the epoch
     loops = torch.load(tmp_path / "kept" / "last.ckpt", weights_only=True)["loops"]["fit_loop"]
     assert loops["epoch_loop.batch_progress"]["total"]["processed"] == 12
 
@@ -118,6 +118,16 @@ def test_a_signal_saves_the_step_and_the_training_goes_on_from_it(tmp_path, name
     again = TrainingCheckpoints(tmp_path / "again")
     fit(tmp_path, again, module=resumed, ckpt_path=tmp_path / "kept" / "last.ckpt")
     assert toys.largest_difference(toys.state(whole), toys.state(resumed)) == 0
+
+
+def test_a_training_that_fails_gives_the_signals_back(tmp_path):
+    def fail():
+        raise KeyError("theirs")
+
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyError, match="theirs"):
+        fit(tmp_path, TrainingCheckpoints(tmp_path), planned={"_1": fail})
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_a_second_signal_ends_the_process_at_once():

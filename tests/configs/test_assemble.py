@@ -169,7 +169,7 @@ def test_errors_carry_the_key_of_the_config():
     )
     with pytest.raises(ValueError, match="^optimizer: optimizer needs lr of 0 or more, got -1"):
         assemble.construct(cfg, "optimizer")
-    with pytest.raises(ValueError, match="^augment.num_locals is no setting of Recipe"):
+    with pytest.raises(ValueError, match="^augment.num_locals is not a setting of Recipe"):
         assemble.construct(cfg, "augment")
 
 

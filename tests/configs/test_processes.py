@@ -24,9 +24,9 @@ def test_processes(words, number):
 
 
 def test_a_number_that_means_nothing_is_refused():
-    with pytest.raises(ValueError, match="trainer.devices=-2 is no number of devices; give 1 or more, or -1 or auto"):
+    with pytest.raises(ValueError, match="trainer.devices=-2 is not a number of devices; give 1 or more, or auto"):
         processes(esvit_pl.compose("pretrain", "trainer.devices=-2"))
-    with pytest.raises(ValueError, match="trainer.devices=0 is no number"):
+    with pytest.raises(ValueError, match="trainer.devices=0 is not a number"):
         processes(esvit_pl.compose("pretrain", "trainer=cpu", "trainer.devices=0"))
 
 

@@ -59,12 +59,14 @@ def evaluation_view(recipe: Recipe, image: Tensor, *, normalized: bool = True) -
     Returns float32 (c s s), c = `recipe.channels`, s = `recipe.eval_crop`; in 0-1 if not `normalized`.
     """
     moments = image_moments(recipe, image) if normalized else None
-    image = image if recipe.eval_squash else _not_too_long(image)
-    height, width = image.shape[-2:]
     short, side = recipe.eval_resize, recipe.eval_crop
-    # the longer side is cut, not rounded, to whole pixels, as torchvision does
-    size = (short, int(short * width / height)) if height <= width else (int(short * height / width), short)
-    size = (short, short) if recipe.eval_squash else size
+    if recipe.eval_squash:
+        size = (short, short)
+    else:
+        image = _not_too_long(image)
+        height, width = image.shape[-2:]
+        # the longer side is cut, not rounded, to whole pixels, as torchvision does
+        size = (short, int(short * width / height)) if height <= width else (int(short * height / width), short)
     resized = resize(image, size, recipe.eval_interpolation)
     top, left = (round((length - side) / 2) for length in size)
     view = to_channels(recipe, to_unit(resized[:, top : top + side, left : left + side])[None])

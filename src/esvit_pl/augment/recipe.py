@@ -11,8 +11,6 @@ from typing import Any
 
 Range = tuple[float, float]
 
-INTERPOLATIONS = ("bicubic", "bilinear")
-
 
 @dataclass(frozen=True)
 class ViewRecipe:
@@ -122,7 +120,7 @@ class Recipe:
             _check_size(name, getattr(self, name))
         if self.eval_crop > self.eval_resize:
             raise ValueError(f"eval_crop must be at most eval_resize, got {self.eval_crop} and {self.eval_resize}")
-        if self.eval_interpolation not in INTERPOLATIONS:
+        if self.eval_interpolation not in ("bicubic", "bilinear"):
             raise ValueError(f"eval_interpolation must be 'bicubic' or 'bilinear', got {self.eval_interpolation!r}")
         for name in ("global_scale", "supervised_scale"):
             _check_range(name, getattr(self, name), 1.0)

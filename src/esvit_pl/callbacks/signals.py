@@ -13,7 +13,7 @@ Handler = Callable[[int, FrameType | None], Any] | int | None
 
 
 class Signals:
-    """Remembers a signal that asks the process to end; a second one acts as it would have before `listen`.
+    """Remembers a signal that asks the process to end. A second signal does what it did before `listen`.
 
     Attributes:
         number: of the signal that has come; 0 before.
@@ -32,6 +32,7 @@ class Signals:
 
     def listen(self) -> None:
         """Take over the signals, but for those that somebody else has taken or that are ignored (as nohup does)."""
+        self.leave()
         self.number = 0
         if threading.current_thread() is not threading.main_thread():
             return  # Python allows it in the main thread alone
@@ -45,6 +46,7 @@ class Signals:
                 signal.signal(number, self._note)
 
     def leave(self) -> None:
+        """Give the signals back to those who had them."""
         for number, handler in self._before.items():
             signal.signal(number, handler or signal.SIG_DFL)
         self._before.clear()

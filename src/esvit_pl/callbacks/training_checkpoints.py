@@ -40,7 +40,7 @@ class TrainingCheckpoints(Checkpoint):
         every_n_epochs: epochs between the numbered files, which stay; 0 for none. ``epoch_009.ckpt`` is the tenth's.
 
     Raises:
-        ValueError: `every` is none of these.
+        ValueError: `every` is not written like that.
         SystemExit, KeyboardInterrupt: a signal has come, and the step is saved.
     """
 
@@ -52,41 +52,44 @@ class TrainingCheckpoints(Checkpoint):
         self._seen = self._saved = 0
         self._clock = monotonic()
         self._late: LateValue | None = None
-        self._number = 0
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         self._seen = self._saved = trainer.global_step
-        self._clock, self._late, self._number = monotonic(), None, 0
+        self._clock, self._late = monotonic(), None
         self._signals.listen()
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         if trainer.global_step == self._seen:
             return  # in the middle of an accumulated step
         self._seen = trainer.global_step
+        if trainer.is_last_batch:
+            return  # the end of the epoch follows
         if num_ranks() > 1:  # what the ranks agree on is read one step later, when a GPU has it already
             before, self._late = self._late, LateValue(self._wishes(pl_module.device))
             wishes = 0 if before is None else int(before.read())
         else:
             wishes = int(self._wishes("cpu"))
-        if trainer.is_last_batch:
-            self._number = wishes // 2  # the end of the epoch saves
-        elif wishes or self._steps_are_due():
+        if wishes or self._steps_are_due():
             self._save(trainer)
             self._stop(wishes // 2, trainer)
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
-        wishes, epoch = int(self._wishes(pl_module.device)), trainer.current_epoch + 1
+        wishes, self._late = int(self._wishes(pl_module.device)), None
+        epoch = trainer.current_epoch + 1
         numbered = self.every_n_epochs and epoch % self.every_n_epochs == 0
         epochs = self.every.epochs and epoch % self.every.epochs == 0
-        if wishes or self._number or numbered or epochs or self._steps_are_due():
+        if wishes or numbered or epochs or self._steps_are_due():
             self._save(trainer)
         if numbered and trainer.is_global_zero:
             _copy(self.folder / "last.ckpt", self.folder / f"epoch_{epoch - 1:03d}.ckpt")
-        self._stop(max(wishes // 2, self._number), trainer)
+        self._stop(wishes // 2, trainer)
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         if trainer.global_step > self._saved:
             self._save(trainer)
+
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        self._signals.leave()
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
         self._signals.leave()
@@ -115,7 +118,6 @@ class TrainingCheckpoints(Checkpoint):
             print(
                 f"{signal.Signals(number).name}: step {trainer.global_step:,} is saved in {self.folder / 'last.ckpt'}"
             )
-        self._signals.leave()
         if number == signal.SIGINT:
             raise KeyboardInterrupt
         raise SystemExit(128 + number)

@@ -41,6 +41,6 @@ def _tensors(checkpoint: Checkpoint) -> Iterator[tuple[str, Tensor]]:
 
 def _is_finite(value: Tensor) -> bool:
     if value.is_meta or value.is_quantized or value.layout != torch.strided:
-        return True  # these hold no such numbers; strict loading tells them
+        return True  # torch cannot ask these; loading refuses them
     small = value.is_floating_point() and value.element_size() == 1  # torch has no isfinite for 8 bits
     return bool((value.float() if small else value).isfinite().all())

@@ -48,7 +48,7 @@ def load_(module: nn.Module, state: Mapping[str, Tensor], what: str, *, resize: 
 
 
 def misfits(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> list[str]:
-    """Lines that name the weights that are missing, not in the model, of another shape, or no such numbers."""
+    """Lines that name the weights that are missing, not in the model, of another shape, or of another kind."""
     missing = [name for name in wanted if name not in state]
     unexpected = [name for name in state if name not in wanted]
     others = [
@@ -99,7 +99,7 @@ def fitted(network: State, backbone: Backbone) -> State:
 
 
 def _is_plain(value: Tensor, like: Tensor) -> bool:
-    """Whether loading keeps the numbers: not of quantised, complex or sparse weights, nor of those left on "meta"."""
+    """Whether loading keeps the numbers. It loses those of quantised, complex and sparse weights; "meta" has none."""
     stored = value.layout == torch.strided and not value.is_meta
     return stored and value.is_floating_point() == like.is_floating_point()
 

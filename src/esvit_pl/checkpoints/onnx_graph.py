@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from esvit_pl.backbones import Backbone
+from esvit_pl.whole import replacing
 
 TOLERANCE = 1e-4
 """Largest difference allowed, relative to the largest value of the output."""
@@ -44,11 +45,9 @@ def export(backbone: Backbone, path: str | Path, *, size: int = 224) -> float:
 
     Raises:
         ValueError: the packages for it are missing; the graph takes one number of images only; or the two differ by
-            more than `TOLERANCE`. No file is left then.
+            more than `TOLERANCE`. No file is written then.
     """
     check_packages()
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     model = PooledAndRegions(backbone.cpu()).eval()
     noise = torch.Generator().manual_seed(0)
     traced, compared = (
@@ -56,17 +55,14 @@ def export(backbone: Backbone, path: str | Path, *, size: int = 224) -> float:
     )
     with torch.no_grad():
         wanted = model(compared)  # before the graph is made: masks that a backbone keeps must not be made by tracing
-    try:
-        _write(model, traced, path)
-        difference = _difference(path, compared, wanted)
+    with replacing(path) as draft:
+        _write(model, traced, draft)
+        difference = _difference(draft, compared, wanted)
         if not difference <= TOLERANCE:  # also if it is not a number
             raise ValueError(
                 f"the ONNX graph differs from the backbone by {difference:.2g} of the largest value, more than "
                 f"{TOLERANCE:g}: it is not written"
             )
-    except BaseException:
-        path.unlink(missing_ok=True)
-        raise
     return difference
 
 

@@ -36,7 +36,7 @@ def needs(cfg: DictConfig) -> str | None:
     if Path(cfg.out).exists() and not cfg.overwrite:
         return f"out={cfg.out} exists already; give another name, or overwrite=true"
     if cfg.size is not None and cfg.size < 1:
-        return f"size={cfg.size} is no side of an image; give pixels, such as size=224"
+        return f"size={cfg.size} is not a side of an image; give pixels, such as size=224"
     if cfg.push is not None and cfg.to != "timm":
         return f"push={cfg.push} uploads a timm folder; set to=timm, got to={cfg.to}"
     if cfg.push is not None and not re.fullmatch(r"[\w.-]+/[\w.-]+", str(cfg.push)):
@@ -63,14 +63,7 @@ def main(cfg: DictConfig) -> None:
         write_folder(cfg, out)
         return
     _check_place(cfg, out, folder=False)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.with_name(f"{out.name}.partial")  # so that `out` is never seen half written
-    try:
-        said = write_file(cfg, partial)
-        partial.replace(out)
-    finally:
-        partial.unlink(missing_ok=True)
-    print(f"{out}: {said}", flush=True)
+    print(f"{out}: {write_file(cfg, out)}", flush=True)
 
 
 def write_file(cfg: DictConfig, path: Path) -> str:

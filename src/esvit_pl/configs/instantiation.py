@@ -150,10 +150,10 @@ def _without_python(message: str) -> str:
     """Python's own words about arguments, in plain ones.
 
     >>> _without_python("Swin.__init__() got an unexpected keyword argument 'depth'")
-    'depth is no setting of Swin'
+    'depth is not a setting of Swin'
     """
     match = re.match(r"(\w+)(?:\.__init__)?\(\) got an unexpected keyword argument '(\w+)'", message)
-    return f"{match[2]} is no setting of {match[1]}" if match else message
+    return f"{match[2]} is not a setting of {match[1]}" if match else message
 
 
 def defaults(tree: Any) -> dict[str, Any]:

@@ -35,7 +35,7 @@ def _devices(devices: object, accelerator: str) -> int:
     if "," in text:
         return len([part for part in text.split(",") if part.strip()])
     if text.startswith("-") or text == "0":
-        raise ValueError(f"trainer.devices={text} is no number of devices; give 1 or more, or -1 or auto for all")
+        raise ValueError(f"trainer.devices={text} is not a number of devices; give 1 or more, or auto for all")
     return int(text) if text.isdecimal() else 1
 
 

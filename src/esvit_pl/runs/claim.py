@@ -18,7 +18,7 @@ from esvit_pl.runs.reading import Run, find_runs, read_overrides, read_run
 _FILES = re.compile(
     r"""((knn|linear|\d+)/)?(
         (config|environment|results)(\.\d+)?\.(yaml|json)
-      | (checkpoints/)?\..+\.\d+\.tmp
+      | (checkpoints/)?\.[^/]+\.(ckpt|json)\.tmp
       | metrics(\.\d+)?\.csv
       | bad_images(_\d+)?\.csv
       | learning_curve\.png
