@@ -5,6 +5,7 @@
     tokens      Swin: tokens only, against tokens and padding
     step        one step of a training, part by part and whole, against the straightforward form
     switches    module.compile and module.grad_checkpointing: time, memory, error (compiling takes minutes)
+    kernels     where a GPU's time goes in a step of a training: its kernels by kind and by name, and where it waits
     roofline    what the products of a step take at least on a GPU (gpu=H100), by its data sheet; on paper
     vil         ViL's sliding attention against a full one
 
@@ -29,9 +30,11 @@ from esvit_pl.commands.bench import (
     device,
     gpu_here,
     in_words,
+    parts_in_words,
     report,
     run,
     switches_in_words,
+    training_step,
     unknown,
 )
 from esvit_pl.configs.command_line import UserError, command
@@ -152,6 +155,29 @@ def switches(cfg: DictConfig) -> Iterator[Report]:
     )
 
 
+def kernels(cfg: DictConfig) -> Iterator[Report]:
+    import torch
+
+    from benchmarks import kernels
+    from esvit_pl.configs import assemble
+    from esvit_pl.profiling.training import Noise, Training
+
+    views, batch_size = given(cfg, batch_size=cfg.datamodule.batch_size)
+    if device(cfg) != "cuda":
+        raise UserError("kernels watches a GPU, and this would run on a CPU; set trainer=gpu where there is one")
+    step = training_step(cfg, views)
+    autocast = torch.bfloat16 if bf16(cfg) else None
+    training = Training(step, assemble.construct(cfg, "optimizer"), autocast=autocast)
+    batch = Noise(step, views.sizes, batch_size).batch(device(cfg))
+    seen, alone = kernels.step_kernels(lambda: training(batch), steps=cfg.repeats, device=device(cfg))
+    what = (
+        f"{parts_in_words(cfg, step.objective.spec)}, batch {batch_size}, views of {in_words(views.sizes)} px, "
+        f"{switches_in_words(cfg)}; a step takes {1000 * alone:.1f} ms"
+    )
+    for name, rows in (("kinds", kernels.kinds), ("longest", kernels.longest)):
+        yield report(cfg, f"kernels, {name}", what, iter(rows(seen, steps=cfg.repeats, step_seconds=alone)))
+
+
 def roofline(cfg: DictConfig) -> Iterator[Report]:
     from benchmarks.roofline import bounds
     from esvit_pl.configs import assemble
@@ -193,6 +219,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     "tokens": tokens,
     "step": step,
     "switches": switches,
+    "kernels": kernels,
     "roofline": roofline,
     "vil": vil,
 }

@@ -14,12 +14,13 @@ from typing import Any
 
 MIB = 2**20
 UNITS: dict[str, Callable[[Any], str]] = {
-    "seconds": lambda x: f"{1000 * x:.0f} ms" if x < 10 else f"{x:.1f} s",
+    "seconds": lambda x: f"{x:.1f} s" if x >= 10 else f"{1000 * x:.0f} ms" if x >= 0.01 else f"{1000 * x:.2g} ms",
     "bytes": lambda x: f"{x / MIB:.0f} MiB",
     "ratio": lambda x: f"{x:.2f}",
     "error": lambda x: f"{x:.0e}",
     "per_second": lambda x: f"{x:.0f}" if x >= 100 else f"{x:.3g}",
     "share": lambda x: f"{100 * x:.0f} %",
+    "launches": lambda x: f"{x:.0f}",
     "parameters": lambda x: f"{x / 1e6:.1f} M",
     "flops": lambda x: f"{x / 1e9:.2f} G",
     "operations": lambda x: f"{x / 1e12:.2f} T",
