@@ -72,6 +72,8 @@ bench-gpu: $(VENV)/.installed-dev  ## the tests that need a GPU, then what docs/
 	$(BIN)/pytest -k "gpu or kernels" tests/losses/test_kernels.py tests/modules/test_pretrain.py
 	$(COMPARE) $(ON_GPU) loss step roofline out=logs/bench/gpu $(ARGS)
 	$(COMPARE) $(ON_GPU) step module.compile=true out=logs/bench/gpu/compiled $(ARGS)
+	$(COMPARE) $(ON_GPU) kernels out=logs/bench/gpu $(ARGS)
+	$(COMPARE) $(ON_GPU) kernels module.compile=true out=logs/bench/gpu/compiled $(ARGS)
 	$(COMPARE) $(ON_GPU) tokens backbone.drop_path_rate=0 out=logs/bench/gpu $(ARGS)
 	$(COMPARE) trainer=gpu crops batch_size=16 repeats=3 out=logs/bench/gpu $(ARGS)
 	$(COMPARE) $(ON_GPU) switches out=logs/bench/gpu $(ARGS)

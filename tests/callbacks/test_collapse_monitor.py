@@ -196,7 +196,7 @@ def test_the_embedded_run_is_quiet(tmp_path, loss) -> None:
     words = ["experiment=embedded", f"loss={loss}", "evaluation.probes=[]", "trainer.max_epochs=2"]
     words += ["callbacks=collapse", f"callbacks.collapse._target_={CollapseMonitor.__module__}.CollapseMonitor"]
     command = [sys.executable, "-m", "esvit_pl.commands.pretrain", *words, f"hydra.run.dir={tmp_path / 'run'}"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=550, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=1800, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     metrics = json.loads((tmp_path / "run" / "results.json").read_text())["metrics"]
     assert metrics["health/alarm"] == 0
