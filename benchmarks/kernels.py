@@ -15,12 +15,12 @@ from esvit_pl.profiling.measure import seconds
 
 KINDS = {
     "losses' kernels": r"^_attend$|^_add_gradient$",
-    "attention": r"fmha|flash|attention|AttentionKernel|pytorch_flash|mem_eff",
-    "convolutions": r"conv|cudnn|wgrad2d|dgrad2d|im2col|fprop|nchwToNhwc|nhwcToNchw",
+    "attention": r"fmha|flash|[Aa]ttention",
+    "convolutions": r"conv|cudnn|nchwToNhwc|nhwcToNchw",
     "matrix products": r"gemm|nvjet|cutlass|xmma|splitK|cublas|gemv",
     "optimizer and average": r"multi_tensor|FusedAdam|foreach|lpnorm",
     "compiled": r"^triton_",
-    "copies": r"[Mm]emcpy|[Mm]emset|copy_kernel|CatArray|direct_copy|bfloat16_copy",
+    "copies": r"[Mm]emcpy|[Mm]emset|copy_kernel|CatArray",
     "norms": r"layer_norm|LayerNorm|GammaBeta|batch_norm",
     "reductions": r"reduce_kernel|softmax|SoftMax",
     "pointwise": r"elementwise|vectorized|unrolled|index|roll|scatter|gather|distribution|fill",
@@ -64,7 +64,7 @@ def step_kernels(step: Callable[[], object], *, steps: int, device: torch.device
     kernels = [
         Kernel(event.name, event.time_range.start / 1e6, event.time_range.end / 1e6)
         for event in profile.events()
-        if event.device_type == DeviceType.CUDA
+        if event.device_type == DeviceType.CUDA and not event.is_user_annotation  # "Optimizer.step" is no kernel
     ]
     return kernels, alone
 
