@@ -66,6 +66,8 @@ def test_measuring_leaves_no_run_behind(commands, tmp_path, monkeypatch):
     [
         ([], f"esvit-bench needs a benchmark or several: {', '.join(BENCHMARKS)}"),
         (["memroy"], "there is no benchmark memroy; there are memory,"),
+        (["memory", "batch_size=0"], "batch_size=0 must be 1 or more"),
+        (["recipe", "repeats=-1"], "repeats=-1 must be 1 or more"),
         (["loss"], "esvit-bench loss is now `python -m benchmarks loss`, in a checkout of the library"),
         (["recipe", "trainer.precision=16-mixed"], "measure trainer.precision=32-true and bf16-mixed, got 16-mixed"),
         (["throughput", "backbones=[swin_tiny_w8]"], "swin_tiny_w7"),

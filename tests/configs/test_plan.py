@@ -56,6 +56,22 @@ def test_a_dry_run_says_what_the_run_then_does_and_leaves_nothing(commands, pict
     assert lines["dry_run=true: nothing was started"]
 
 
+def test_a_dry_run_says_where_a_training_goes_on_and_refuses_what_the_training_would(commands, pictures, pretrained):
+    def dry(*words):
+        return commands.pretrain(pictures, "dry_run=true", "trainer.max_epochs=3", *words)
+
+    before = sorted(pretrained.folder.rglob("*"))
+    goes_on = dry(f"ckpt_path={pretrained.folder}")
+    assert goes_on.code == 0, goes_on.err
+    assert "from epoch 2 (3rd of 3), step 8 of 12\n" in goes_on.out
+    assert "optimizer.lr=0.02 there, 0.5 here" in dry(f"ckpt_path={pretrained.folder}", "optimizer.lr=0.5").err
+    allowed = dry(f"ckpt_path={pretrained.folder}", "optimizer.lr=0.5", "resume.allow=[optimizer.lr]")
+    assert "  allowed to differ: optimizer.lr=0.02 there, 0.5 here\n" in allowed.out
+    assert "ckpt_path=no_such_model" in dry("ckpt_path=no_such_model").err
+    assert "init_from=no_such_model" in dry("init_from=no_such_model").err
+    assert sorted(pretrained.folder.rglob("*")) == before
+
+
 def test_the_size_of_a_checkpoint_is_that_of_the_file(commands, pictures, pretrained):
     cfg = esvit_pl.compose("pretrain", *commands.tiny_pretraining(pictures))
     planned, real = plan.make(cfg), pretrained.last.stat().st_size

@@ -335,6 +335,15 @@ def test_the_background_is_a_setting(tmp_path):
     assert coloured[1, 0].tolist() == [255, 0, 10]
 
 
+def test_a_gif_smaller_than_its_canvas_lies_on_the_background(tmp_path):
+    data = bytearray(saved(paletted(), "GIF"))
+    at = data.index(b",\0\0\0\0\x02\0\x02\0")  # the picture's place and size
+    data[6:10] = bytes([4, 0, 3, 0])  # the canvas: 4 wide, 3 high
+    data[at + 1] = 1
+    pixels = read(tmp_path, bytes(data), PixelRules(background=(9, 9, 9)))
+    assert np.array_equal(pixels, grey([[9, 0, 64, 9], [9, 128, 255, 9], [9, 9, 9, 9]]))
+
+
 @pytest.mark.parametrize("values", [np.zeros((2, 2), "f8"), np.zeros((2, 2), "f2"), np.zeros((2, 2, 3), "f4")])
 def test_kinds_of_tiff_that_pillow_does_not_read_are_named(tmp_path, values):
     with pytest.raises(

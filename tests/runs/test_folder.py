@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import subprocess
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from omegaconf import OmegaConf
@@ -66,6 +69,22 @@ def test_status_of_a_run_that_ends_early(tmp_path, error, status):
     with pytest.raises(type(error)):
         work()
     assert results(run) == {"metrics": {}, **status}
+
+
+@pytest.mark.parametrize(("error", "status"), [(KeyboardInterrupt(), "stopped"), (OSError(errno.ENOSPC, ""), "failed")])
+def test_a_full_disk_does_not_leave_a_run_that_seems_to_go_on(tmp_path, monkeypatch, error, status):
+    run = RunFolder(tmp_path)
+
+    def fills_the_disk():
+        with run.status():
+            run.update(metrics={"knn/top1": 0.5})
+            full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            monkeypatch.setattr(Path, "write_text", Mock(side_effect=full))
+            raise error
+
+    with pytest.raises(type(error)):
+        fills_the_disk()
+    assert results(run) == {"status": status, "metrics": {"knn/top1": 0.5}}
 
 
 def test_status_of_a_run_that_finishes(tmp_path):

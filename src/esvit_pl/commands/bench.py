@@ -37,11 +37,14 @@ def needs(cfg: DictConfig) -> str | None:
 
 
 def unknown(program: str, cfg: DictConfig, known: Mapping[str, Benchmark]) -> str | None:
-    """What is wrong with the names of benchmarks, if anything is."""
+    """What is wrong with the names of benchmarks or with their settings, if anything is."""
     choices = ", ".join(known)
     if not cfg.benchmarks:
         return f"{program} needs a benchmark or several: {choices}"
     wrong = [name for name in cfg.benchmarks if name not in known]
+    for setting in ("batch_size", "repeats"):
+        if cfg[setting] is not None and cfg[setting] < 1:
+            return f"{setting}={cfg[setting]} must be 1 or more"
     return f"there is no benchmark {' and no '.join(wrong)}; there are {choices}" if wrong else None
 
 

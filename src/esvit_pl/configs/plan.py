@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from omegaconf import DictConfig, OmegaConf
 
-from esvit_pl.configs import assemble, trainers
+from esvit_pl.configs import assemble, trainers, weights
 from esvit_pl.configs.processes import processes
 
 if TYPE_CHECKING:
@@ -43,6 +43,8 @@ class Plan:
     lr_per_256: float
     shortened: str | None
     """Which durations shrink because the training is short."""
+    beginning: str | None
+    """The weights that it begins with, and where it goes on; None for new weights."""
     optimizer: str
     backbone: int
     """Parameters of the student's backbone."""
@@ -100,6 +102,7 @@ class Plan:
             "steps": f"{self.steps:,} ({self.steps_per_epoch:,} an epoch, {self.epochs:g} epochs)",
             "peak learning rate": f"{self.lr:.4g} ({self.lr_per_256:g} per 256 images)",
             "durations": self.shortened,
+            "beginning": self.beginning,
             "parameters": f"{self.backbone / 1e6:.1f} M backbone, {self.heads / 1e6:.1f} M heads with prototypes",
             "memory per process": f"unknown beyond {held}"
             if self.memory is None
@@ -113,12 +116,15 @@ class Plan:
             f"free at {self.folder}: {as_size(self.free_disk)}",
         }
         width = max(map(len, rows))
-        lines = [f"{name:<{width}}  {value}" for name, value in rows.items() if value is not None]
+        below = "\n" + " " * (width + 2)
+        lines = [f"{name:<{width}}  {text}".replace("\n", below) for name, text in rows.items() if text is not None]
         return "\n".join([*lines, *(f"\nwarning: {line}" for line in self.warnings)])
 
 
 def make(cfg: DictConfig, images: Splits | None = None, *, timed: bool = False) -> Plan:
-    """The plan of a config of ``esvit-pretrain``. It lists the images but reads none, and allocates no weights.
+    """The plan of a config of ``esvit-pretrain``. It lists the images but reads none, and allocates no new weights.
+
+    A checkpoint of ``ckpt_path`` or ``init_from`` is read, and is refused as the training would refuse it.
 
     Args:
         cfg: of ``esvit-pretrain``.
@@ -150,10 +156,8 @@ def make(cfg: DictConfig, images: Splits | None = None, *, timed: bool = False) 
     per_epoch = trainers.steps_an_epoch(cfg, data)
     length = trainers.length(cfg, data)
     learning = sum(size(p) for p in module.student.parameters() if p.requires_grad)
-    kept = module.state_dict(keep_vars=True).values()
-    weights = sum(
-        size(value) for value in {id(value): value for value in kept}.values()
-    )  # shared weights count once, as on disk
+    kept = {id(value): value for value in module.state_dict(keep_vars=True).values()}
+    held = sum(map(size, kept.values()))  # shared weights count once, as on disk
     state = module.optimizer.states * learning
     folder = run_folder(cfg)
     device = device_of(cfg)
@@ -169,16 +173,17 @@ def make(cfg: DictConfig, images: Splits | None = None, *, timed: bool = False) 
         lr=scaled_lr(module.optimizer.lr, window),
         lr_per_256=module.optimizer.lr,
         shortened=module.shortened(length),
+        beginning=weights.start(cfg, module, data)[1],
         optimizer=module.optimizer.name,
         backbone=count(module.student.backbone),
         heads=count(module.student.heads),
-        weights=weights,
+        weights=held,
         gradients=learning,
         optimizer_state=state,
         device=device,
         memory=None if need is None else need.predicted_bytes,
         available_memory=available,
-        checkpoint=weights + state,
+        checkpoint=held + state,
         checkpoints=kept_checkpoints(cfg, cfg.start_epoch, length),
         folder=folder,
         free_disk=shutil.disk_usage(folder).free,

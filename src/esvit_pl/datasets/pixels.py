@@ -117,6 +117,7 @@ def as_rgb(image: Image.Image, rules: PixelRules) -> Image.Image:
             "save it with interleaved channels (PlanarConfiguration 1)"
         )
     _correct_header(image)
+    covered = _covered(image)
     image.load()  # Pillow turns a TIFF while it decodes it, and forgets the orientation then
     if image.mode.startswith(("I", "F")) or stored.signed:
         image = _grey(image, stored, rules)
@@ -126,7 +127,22 @@ def as_rgb(image: Image.Image, rules: PixelRules) -> Image.Image:
         image.putpalette(stored.narrow_palette)
     if image.has_transparency_data:
         return _laid_over(image, rules.background)
-    return image if image.mode == "RGB" else image.convert("RGB")
+    rgb = image if image.mode == "RGB" else image.convert("RGB")
+    if covered is None:
+        return rgb
+    canvas = Image.new("RGB", rgb.size, rules.background)
+    canvas.paste(rgb.crop(covered), covered)
+    return canvas
+
+
+def _covered(image: Image.Image) -> tuple[int, int, int, int] | None:
+    """The part of a GIF's canvas that its first picture covers, if it leaves a part uncovered; None for other images.
+
+    Pillow gives the rest the first colour of the palette, whichever that is, unless the picture has a transparent one.
+    """
+    tiles = getattr(image, "tile", ()) if image.format == "GIF" else ()
+    whole = (0, 0, *image.size)
+    return next((tile[1] for tile in tiles if tile[1] != whole), None)
 
 
 def _correct_header(image: Image.Image) -> None:
@@ -165,6 +181,8 @@ def rule_of(image: Image.Image, rules: PixelRules) -> str:
         words.append(f"{image.mode} converted")
     if image.has_transparency_data:
         words.append("alpha over the background")
+    elif _covered(image):
+        words.append("uncovered canvas in the background's colour")
     return ", ".join(words)
 
 

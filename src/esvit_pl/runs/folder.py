@@ -87,13 +87,23 @@ class RunFolder:
         try:
             yield
         except (KeyboardInterrupt, SystemExit):
-            self.update(status="stopped")
+            self._end_early(status="stopped")
             raise
         except BaseException as error:
-            with suppress(OSError):  # of a full disk, say; then `error` is about it, too
-                self.update(status="failed", error=f"{type(error).__name__}: {error}")
+            self._end_early(status="failed", error=f"{type(error).__name__}: {error}")
             raise
         self.update(status="finished")
+
+    def _end_early(self, **results: str) -> None:
+        """Write how the run ended. On a full disk the word alone takes the place of the old one, in as many bytes."""
+        try:
+            self.update(**results)
+        except OSError:
+            running = '"status": "running"'
+            with suppress(OSError), (self.path / "results.json").open("r+", encoding="utf-8") as file:
+                text = file.read()
+                file.seek(0)
+                file.write(text.replace(running, f'"status": "{results["status"]}"'.ljust(len(running)), 1))
 
 
 def say_removed(folder: Path, removed: Sequence[Path]) -> None:
