@@ -44,7 +44,7 @@ class Plan:
     shortened: str | None
     """Which durations shrink because the training is short."""
     beginning: str | None
-    """The weights that it begins with, and where it goes on; None for new weights."""
+    """From where it goes on; None for a new training."""
     optimizer: str
     backbone: int
     """Parameters of the student's backbone."""
@@ -124,7 +124,8 @@ class Plan:
 def make(cfg: DictConfig, images: Splits | None = None, *, timed: bool = False) -> Plan:
     """The plan of a config of ``esvit-pretrain``. It lists the images but reads none, and allocates no new weights.
 
-    A checkpoint of ``ckpt_path`` or ``init_from`` is read, and is refused as the training would refuse it.
+    A checkpoint of ``ckpt_path`` is read, and is refused as the training would refuse it. Weights of ``init_from`` are
+    not read: they may have to be downloaded.
 
     Args:
         cfg: of ``esvit-pretrain``.
@@ -173,7 +174,7 @@ def make(cfg: DictConfig, images: Splits | None = None, *, timed: bool = False) 
         lr=scaled_lr(module.optimizer.lr, window),
         lr_per_256=module.optimizer.lr,
         shortened=module.shortened(length),
-        beginning=weights.start(cfg, module, data)[1],
+        beginning=weights.start(cfg, module, data)[1] if cfg.ckpt_path is not None else None,
         optimizer=module.optimizer.name,
         backbone=count(module.student.backbone),
         heads=count(module.student.heads),
