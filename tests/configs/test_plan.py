@@ -52,6 +52,7 @@ def test_a_dry_run_says_what_the_run_then_does_and_leaves_nothing(commands, pict
     assert "(4 x " in lines["disk for checkpoints"]
     assert " at most, predicted (" in lines["memory per process"]
     assert "time an epoch" not in lines
+    assert {line for line in pretrained.out.splitlines() if line.startswith(("data: ", "layout: "))} <= {*lines.values()}
     assert len(list((pretrained.folder / "checkpoints").iterdir())) == 4
     assert lines["dry_run=true: nothing was started"]
 

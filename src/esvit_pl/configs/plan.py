@@ -31,6 +31,8 @@ OUT_OF_PROPORTION = 5
 class Plan:
     """The numbers of a training; sizes are in bytes. `make` computes it."""
 
+    data: str
+    """How the images were read, and what was left out."""
     images: int
     processes: int
     batch_size: int
@@ -118,7 +120,7 @@ class Plan:
         width = max(map(len, rows))
         below = "\n" + " " * (width + 2)
         lines = [f"{name:<{width}}  {text}".replace("\n", below) for name, text in rows.items() if text is not None]
-        return "\n".join([*lines, *(f"\nwarning: {line}" for line in self.warnings)])
+        return "\n".join([self.data, "", *lines, *(f"\nwarning: {line}" for line in self.warnings)])
 
 
 def make(cfg: DictConfig, images: Splits | None = None, *, timed: bool = False) -> Plan:
@@ -164,6 +166,7 @@ def make(cfg: DictConfig, images: Splits | None = None, *, timed: bool = False) 
     device = device_of(cfg)
     need, available, warnings = memory(cfg, module, recipe, device, learning)
     made = Plan(
+        data=data.dataset.describe(),
         images=len(data.train_images),
         processes=processes(cfg),
         batch_size=data.batch_size,

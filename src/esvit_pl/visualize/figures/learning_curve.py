@@ -64,6 +64,7 @@ def learning_curve(
         tidy(axes[-1], f"{PROBES['knn']} top-1 accuracy (%)" if accuracy == KNN_TOP1 else f"{accuracy} (%)")
         highest = 100 * max([*values, *(baselines or {}).values()], default=1.0)
         axes[-1].set_ylim(0, 1.1 * highest if highest > 0 else 1)
+    axes[-1].locator_params(axis="x", integer=True)
     axes[-1].set_xlabel("epoch" if any("epoch" in row for row in rows) else "step")
     return figure
 
