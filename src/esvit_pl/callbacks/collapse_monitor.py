@@ -90,7 +90,7 @@ class CollapseMonitor(Callback):
         self._steps = self._alarms = 0  # calls of training_step; measurements in a row with an alarm
         self._recent: dict[str, deque[float]] = {}
         self._warned: set[str] = set()
-        self._reported_missing = False
+        self._reported_missing = self._resumed = False
         self._hook: Any = None
         self._waits_for_output = False
         self._output: Any = None
@@ -106,6 +106,7 @@ class CollapseMonitor(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._steps, self._alarms = state_dict["steps"], state_dict["alarms"]
         self._recent = {name: deque(values, self.window) for name, values in state_dict["recent"].items()}
+        self._resumed = True
 
     # Hooks
 
@@ -125,8 +126,11 @@ class CollapseMonitor(Callback):
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         due, self._waits_for_output = self._due, False
+        resumed, self._resumed = self._resumed, False
         self._steps += 1
         if not due:
+            if resumed and self._measured_among(batch_idx):
+                self._log(pl_module)
             return
         measures = self.measure(outputs if isinstance(outputs, Mapping) else {}, trainer.strategy.root_device)
         self._output = None
@@ -138,11 +142,20 @@ class CollapseMonitor(Callback):
         self._remember(measures)
         alarms = self.judge() if started else {}
         self._alarms = self._alarms + 1 if alarms else 0
-        for name, value in {**self.means(), "alarm": float(bool(alarms))}.items():
-            pl_module.log(f"{self.prefix}/{name}", value, on_step=True, on_epoch=False, batch_size=1)
+        self._log(pl_module)
         self._warn(trainer, alarms)
         if self.stop and self._alarms >= self.patience and not trainer.should_stop:
             self._stop(trainer)
+
+    def _log(self, pl_module: Any) -> None:
+        for name, value in {**self.means(), "alarm": float(self._alarms > 0)}.items():
+            pl_module.log(f"{self.prefix}/{name}", value, on_step=True, on_epoch=False, batch_size=1)
+
+    def _measured_among(self, batches: int) -> bool:
+        """Whether one of so many steps before this one was measured: those of this epoch. Lightning logs what was
+        measured again at every later step of the epoch, and a run that goes on in the epoch does the same."""
+        before = self._steps - 1
+        return before - max(before // self.every_n_steps * self.every_n_steps - 1, 0) <= batches
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         self._unhook()

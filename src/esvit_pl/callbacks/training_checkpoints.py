@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from shutil import copyfile
 from time import monotonic
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from pytorch_lightning.callbacks import Checkpoint
@@ -21,10 +21,20 @@ from esvit_pl.late import LateValue
 from esvit_pl.whole import replacing
 
 
+class _Due(NamedTuple):
+    """A save that is due."""
+
+    signal: int
+    """Which ends the run after it; 0 for none."""
+    copy: str | None = None
+    """Name of a second file, which stays."""
+
+
 class TrainingCheckpoints(Checkpoint):
     """Keeps ``last.ckpt`` and, of the save before it, ``previous.ckpt``; and every so many epochs ``epoch_009.ckpt``.
 
-    A training is saved after whole optimizer steps only, so that it goes on exactly. A signal that asks the process to
+    A training is saved after whole optimizer steps only, when the loggers have what the step logged, so that it goes on
+    exactly and no row is missing. A signal that asks the process to
     end (SIGTERM, SIGINT, SIGUSR1, SIGHUP), sent to any of the processes, lets all of them finish their step, save it
     and end with 128 plus the signal's number; on several processes that is the step after. During the measurements at
     an epoch's end it is the end of that epoch. A second signal ends the process as it would have without this callback.
@@ -52,11 +62,15 @@ class TrainingCheckpoints(Checkpoint):
         self._seen = self._saved = 0
         self._clock = monotonic()
         self._late: LateValue | None = None
+        self._due: _Due | None = None
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         self._seen = self._saved = trainer.global_step
-        self._clock, self._late = monotonic(), None
+        self._clock, self._late, self._due = monotonic(), None, None
         self._signals.listen()
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        self._save_what_is_due(trainer)
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         if trainer.global_step == self._seen:
@@ -70,8 +84,10 @@ class TrainingCheckpoints(Checkpoint):
         else:
             wishes = int(self._wishes("cpu"))
         if wishes or self._steps_are_due():
-            self._save(trainer)
-            self._stop(wishes // 2, trainer)
+            self._due = _Due(wishes // 2)
+
+    def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
+        self._save_what_is_due(trainer)
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         wishes, self._late = int(self._wishes(pl_module.device)), None
@@ -79,12 +95,10 @@ class TrainingCheckpoints(Checkpoint):
         numbered = self.every_n_epochs and epoch % self.every_n_epochs == 0
         epochs = self.every.epochs and epoch % self.every.epochs == 0
         if wishes or numbered or epochs or self._steps_are_due():
-            self._save(trainer)
-        if numbered and trainer.is_global_zero:
-            _copy(self.folder / "last.ckpt", self.folder / f"epoch_{epoch - 1:03d}.ckpt")
-        self._stop(wishes // 2, trainer)
+            self._due = _Due(wishes // 2, f"epoch_{epoch - 1:03d}.ckpt" if numbered else None)
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        self._save_what_is_due(trainer)
         if trainer.global_step > self._saved:
             self._save(trainer)
 
@@ -103,6 +117,16 @@ class TrainingCheckpoints(Checkpoint):
     def _steps_are_due(self) -> bool:
         steps = self.every.steps
         return bool(steps) and self._seen // steps > self._saved // steps
+
+    def _save_what_is_due(self, trainer: Any) -> None:
+        """Lightning hands a step's and an epoch's rows to the loggers after the hooks at their end; this runs later."""
+        due, self._due = self._due, None
+        if due is None:
+            return
+        self._save(trainer)
+        if due.copy is not None and trainer.is_global_zero:
+            _copy(self.folder / "last.ckpt", self.folder / due.copy)
+        self._stop(due.signal, trainer)
 
     def _save(self, trainer: Any) -> None:
         last = self.folder / "last.ckpt"

@@ -49,6 +49,12 @@ def between_batches(loops: Mapping[str, Any], batches: int, accumulate: int) -> 
     return {**loops, "fit_loop": state}
 
 
+def last_epoch(loops: Mapping[str, Any], batches: int) -> int:
+    """The epoch of the last micro-batch that is done, from the loops' state of a checkpoint; 0 before the first."""
+    done: int = loops["fit_loop"]["epoch_loop.batch_progress"]["total"]["processed"]
+    return max(done - 1, 0) // batches
+
+
 def recount_batches(loops: dict[str, Any], was: int, now: int) -> None:
     """Count the micro-batches of a checkpoint as if each step had accumulated `now` of them instead of `was`."""
     progress = loops["fit_loop"]["epoch_loop.batch_progress"]

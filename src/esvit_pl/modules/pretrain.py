@@ -18,7 +18,7 @@ from esvit_pl.compiling import compile_
 from esvit_pl.data import batch_size_of
 from esvit_pl.ema import check_apart
 from esvit_pl.modules.nonfinite import FiniteCheck, NonFiniteLoss
-from esvit_pl.modules.place import between_batches, recount_batches, stand_at
+from esvit_pl.modules.place import between_batches, last_epoch, recount_batches, stand_at
 from esvit_pl.objectives.interface import Objective
 from esvit_pl.optim import OptimizerRecipe, parameter_groups, restore_, scaled_lr
 from esvit_pl.pretraining import PretrainingStep, Report
@@ -155,6 +155,7 @@ class Pretrainer(LightningModule):
         if "loops" in checkpoint:
             batches = int(trainer.num_training_batches)
             checkpoint["loops"] = between_batches(checkpoint["loops"], batches, trainer.accumulate_grad_batches)
+            checkpoint["epoch"] = last_epoch(checkpoint["loops"], batches)
         optimizer = next(iter(trainer.optimizers), None)
         checkpoint["esvit_pl"] = describe(self.student, self.objective, self.config, self.encoder.transform, optimizer)
 
