@@ -8,6 +8,7 @@
     kernels     where a GPU's time goes in a step of a training: its kernels by kind and by name, and where it waits
     roofline    what the products of a step take at least on a GPU (gpu=H100), by its data sheet; on paper
     vil         ViL's sliding attention against a full one
+    listing     the start on a folder of very many images: files=2000000, made here (empty files)
 
 Settings are those of esvit-bench: batch_size=, repeats=, gpu=, peak_tflops=, peak_gbytes=, out=, and every setting of
 esvit-pretrain. loss and step know EsViT's objective alone.
@@ -213,6 +214,17 @@ def vil(cfg: DictConfig) -> Iterator[Report]:
     )
 
 
+def listing(cfg: DictConfig) -> Iterator[Report]:
+    from benchmarks.listing import starts
+
+    yield report(
+        cfg,
+        "listing",
+        "a process until it knows its images, with four loading processes; peak memory includes the libraries'",
+        starts(cfg.files),
+    )
+
+
 BENCHMARKS: dict[str, Benchmark] = {
     "loss": loss,
     "crops": crops,
@@ -222,6 +234,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     "kernels": kernels,
     "roofline": roofline,
     "vil": vil,
+    "listing": listing,
 }
 
 

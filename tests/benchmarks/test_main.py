@@ -66,6 +66,16 @@ def test_crops_are_measured_in_whole_batches(commands, tmp_path):
     assert "views of 2 x 32 + 2 x 16 px of JPEGs made here, batch 1" in report["what"]
 
 
+@pytest.mark.slow
+def test_the_start_on_many_images(commands, tmp_path):
+    outcome = commands.run("benchmarks", "listing", "files=60000", f"out={tmp_path}", *TOY)
+    assert outcome.code == 0, outcome.err
+    (report,) = json.loads((tmp_path / "listing.json").read_text())
+    first, second = report["rows"]
+    assert (first["start"], second["start"]) == ("first", "second")
+    assert second["until_ready_seconds"] < first["until_ready_seconds"]
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [

@@ -41,7 +41,7 @@ def names(was: dict[str, Any], now: dict[str, Any], **defaults: Any) -> list[str
 HARMLESS = {
     *("dry_run", "out", "overwrite", "ckpt_path", "init_from", "start_epoch", "tags", "optimized_metric", "chosen"),
     *("resume", "init", "evaluation", "logger", "paths", "callbacks"),
-    *(f"dataset.{name}" for name in ("_target_", "root", "labels", "layout", "val_fraction", "max_pixels")),
+    *(f"dataset.{name}" for name in ("_target_", "root", "labels", "layout", "index", "val_fraction", "max_pixels")),
     *(f"augment.{name}" for name in ("eval_resize", "eval_crop", "eval_interpolation", "eval_squash")),
     *(f"augment.{name}" for name in ("supervised_size", "supervised_scale")),
     *(f"datamodule.{name}" for name in ("num_workers", "persistent_workers", "pin_memory", "color_on")),

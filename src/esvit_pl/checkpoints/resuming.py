@@ -33,7 +33,7 @@ NEVER_MATTERS = (
     *("trainer.max_time", "trainer.min_epochs", "trainer.min_steps", "trainer.inference_mode"),
     # compared by the images that they give
     *("dataset._target_", "dataset.root", "dataset.file", "dataset.download", "dataset.layout", "dataset.labels"),
-    *("dataset.val_fraction", "dataset.max_pixels", "datamodule.train_subset"),
+    *("dataset.index", "dataset.val_fraction", "dataset.max_pixels", "datamodule.train_subset"),
 )
 # Compared together: the images of one optimizer step.
 _BATCH = ("datamodule.batch_size", "trainer.devices", "trainer.num_nodes", "trainer.accumulate_grad_batches")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from functools import cached_property
-from hashlib import blake2b
 from typing import Any, cast
 
 import torch
@@ -243,10 +242,7 @@ class ImageDataModule(LightningDataModule):
 
     @cached_property
     def _fingerprint(self) -> str:
-        images, digest = self.train_images, blake2b(digest_size=8)
-        for index in range(len(images)):
-            digest.update(images.name(index).encode("utf-8", "surrogateescape") + b"\0")
-        return digest.hexdigest()
+        return self.train_images.digest()
 
     def _evaluation_loader(self, images: ImageDataset) -> DataLoader[dict[str, Any]]:
         share = RankShare(len(images), rank=self._rank, ranks=self._ranks)

@@ -6,16 +6,18 @@ import os
 import stat
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from torch import Tensor
 
+from esvit_pl.datasets import index_file
+from esvit_pl.datasets.arranged import Images
 from esvit_pl.datasets.bad_images import Problems, Reading
 from esvit_pl.datasets.decode import decode, open_picture, size_of
 from esvit_pl.datasets.interface import UNREADABLE_METADATA, LabelledDataset, Picture, Splits
-from esvit_pl.datasets.layout import Part, read_layout
-from esvit_pl.datasets.listing import TABLES, Listing, ending, list_images, shown
+from esvit_pl.datasets.listing import TABLES, ending, shown
+from esvit_pl.datasets.names import Names
 
 ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z", ".rar")
 
@@ -40,10 +42,30 @@ class FolderDataset(LabelledDataset):
     ) -> None:
         super().__init__(labels)
         self.root, self.reading = str(root), reading or Reading()
-        # One block of bytes instead of a million Python strings: forked workers share it without copying.
-        bytes_already = isinstance(names, np.ndarray) and names.dtype.kind == "S"
-        self._names = names if bytes_already else np.array([os.fsencode(name) for name in names])
+        self._names = names if isinstance(names, Names) else Names.of(names)
+        self._places: np.ndarray | None = None
+        self._origin: tuple[Path, str] | None = None
         self._problems = Problems(len(self._names), self.reading)
+
+    @classmethod
+    def of_index(cls, root: str | Path, index: Path | None, split: str, images: Images, reading: Reading) -> Self:
+        """Those of a split, which lie in an index file unless it is None."""
+        data = cls(os.path.join(root, images.root), images.names, images.labels, reading=reading)
+        data._places = images.places
+        data._origin = None if index is None else (index, split)
+        return data
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A process that gets the data set by pickling maps the index file itself."""
+        in_the_file = ("_names", "_labels", "_places") if self._origin is not None else ()
+        return {name: value for name, value in vars(self).items() if name not in in_the_file}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        if self._origin is not None:
+            path, split = self._origin
+            images: Images = getattr(index_file.read(path), split)
+            self._names, self._labels, self._places = images.names, images.labels, images.places
 
     def __len__(self) -> int:
         return len(self._names)
@@ -67,7 +89,13 @@ class FolderDataset(LabelledDataset):
         return size_of(self.path(index), self.reading)
 
     def name(self, index: int) -> str:
-        return os.fsdecode(self._names[index])
+        return self._names[index]
+
+    def digest(self) -> str:
+        return self._names.digest()
+
+    def places(self) -> np.ndarray:
+        return super().places() if self._places is None else self._places
 
     def path(self, index: int) -> str:
         """The image's file."""
@@ -88,7 +116,13 @@ class FolderDataset(LabelledDataset):
 
 
 def folder(
-    root: str | Path, *, layout: str = "auto", labels: str = "auto", val_fraction: float = 0.1, **reading: Any
+    root: str | Path,
+    *,
+    layout: str = "auto",
+    labels: str = "auto",
+    val_fraction: float = 0.1,
+    index: str = "auto",
+    **reading: Any,
 ) -> Splits:
     """All images below `root`, in the order of their names; docs/data.md says what a folder means.
 
@@ -97,6 +131,8 @@ def folder(
             labels; "splits": the folders called train and val are splits, whatever lies beside them.
         labels: whether folders within a split are classes: "auto", "folders" or "none".
         val_fraction: the share of images that become the query where there is no `val` folder.
+        index: "auto" lists a folder of many images once, and keeps the list in a file; "rebuild" lists it again,
+            "none" lists it each time and keeps nothing.
         reading: of `Reading`: value_range, background, max_pixels, on_bad_image, bad_image_budget.
 
     Raises:
@@ -104,17 +140,18 @@ def folder(
             has classes that `train` does not have.
     """
     how = Reading(**reading)
-    listing = list_images(existing(root))
-    found = read_layout(listing, layout=layout, labels=labels)
-    train = _images(listing, found.train, how)
-    val = None if found.val is None else _images(listing, found.val, how)
-    return Splits(train, val, found.classes, val_fraction, notes=found.notes())
+    path = existing(root)
+    found, kept = index_file.images_of(path, layout=layout, labels=labels, index=index)
+    train = FolderDataset.of_index(path, kept, "train", found.train, how)
+    val = None if found.val is None else FolderDataset.of_index(path, kept, "val", found.val, how)
+    return Splits(train, val, found.classes, val_fraction, notes=found.notes)
 
 
-def imagenet(root: str | Path, **reading: Any) -> Splits:
+def imagenet(root: str | Path, *, index: str = "auto", **reading: Any) -> Splits:
     """ImageNet-1k in its usual layout: `root/train/<wnid>/*.JPEG` and `root/val/<wnid>/*.JPEG`.
 
     Args:
+        index: as in `folder`.
         reading: as in `folder`.
 
     Raises:
@@ -124,7 +161,7 @@ def imagenet(root: str | Path, **reading: Any) -> Splits:
     missing = [name for name in ("train", "val") if not (root / name).is_dir()]
     if missing:
         raise ValueError(f"'{root}' has no folder '{missing[0]}': ImageNet is read from train/<wnid>/ and val/<wnid>/")
-    return folder(root, layout="splits", labels="folders", **reading)
+    return folder(root, layout="splits", labels="folders", index=index, **reading)
 
 
 def existing(root: str | Path) -> Path:
@@ -150,19 +187,3 @@ def existing(root: str | Path) -> Path:
     if kind in TABLES:
         raise ValueError(f"'{shown(path)}' is a table; it is read by dataset=table dataset.file='{shown(path)}'")
     raise ValueError(f"'{shown(path)}' is a file; give a folder of images")
-
-
-def _images(listing: Listing, part: Part, reading: Reading) -> FolderDataset:
-    """The data set of a split, in the order of the names below the split's folder."""
-    start = len(part.root) + 1 if part.root else 0
-    names, numbers = [], []
-    for path, number in part.folders.items():
-        prefix = f"{path[start:]}/" if len(path) > start else ""
-        found = [os.fsencode(prefix + name) for name in listing.images[path]]
-        names += found
-        numbers.append(np.full(len(found), -1 if number is None else number))
-    array = np.array(names)
-    order = np.argsort(array, kind="stable")
-    labelled = None not in part.folders.values()
-    labels = np.concatenate(numbers)[order] if labelled else None
-    return FolderDataset(os.path.join(listing.root, part.root), array[order], labels, reading=reading)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import unicodedata
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import blake2b
@@ -19,6 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
+
+from esvit_pl.datasets.names import digest_of
 
 UNREADABLE_METADATA = "unreadable metadata"
 
@@ -79,6 +81,19 @@ class ImageDataset(Dataset[tuple[Tensor, "int | None"]], ABC):
     def name(self, index: int) -> str:
         """A name that is the same on every machine: the path below the data set's root, with forward slashes."""
 
+    @property
+    def has_labels(self) -> bool:
+        """Whether there are `labels`. An override can tell without making a list of them."""
+        return self.labels is not None
+
+    def digest(self) -> str:
+        """Of all names: part of every checkpoint, which is resumed with the same images only."""
+        return digest_of(map(self.name, range(len(self))))
+
+    def places(self) -> np.ndarray:
+        """`places_of` all names."""
+        return places_of(map(self.name, range(len(self))))
+
     def problems(self) -> list[tuple[str, str]]:
         """(name, sentence) of every image that could not be read so far, or `UNREADABLE_METADATA` in place of it."""
         return []
@@ -100,11 +115,15 @@ class LabelledDataset(ImageDataset):
 
     def __init__(self, labels: Sequence[int] | np.ndarray | None) -> None:
         # One block of numbers instead of a million Python objects: forked workers share it without copying.
-        self._labels = None if labels is None else np.array(labels, dtype=np.int64)
+        self._labels = None if labels is None else np.asarray(labels, dtype=np.int64)
 
     @property
     def labels(self) -> list[int] | None:
         return None if self._labels is None else self._labels.tolist()
+
+    @property
+    def has_labels(self) -> bool:
+        return self._labels is not None
 
     def label(self, index: int) -> int | None:
         """The class of one image."""
@@ -149,20 +168,27 @@ class Subset(ImageDataset):
     'c'
     """
 
-    def __init__(self, dataset: ImageDataset, indices: Sequence[int]) -> None:
-        self.dataset, self.indices = dataset, list(indices)
+    def __init__(self, dataset: ImageDataset, indices: Sequence[int] | np.ndarray) -> None:
+        # One block of numbers, as the labels above.
+        self.dataset, self._indices = dataset, np.array(indices, dtype=np.int64)
+
+    @property
+    def indices(self) -> list[int]:
+        """Which images these are."""
+        indices: list[int] = self._indices.tolist()
+        return indices
 
     def __len__(self) -> int:
-        return len(self.indices)
+        return len(self._indices)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int | None]:
-        return self.dataset[self.indices[index]]
+        return self.dataset[int(self._indices[index])]
 
     def open(self, index: int) -> Picture:
-        return self.dataset.open(self.indices[index])
+        return self.dataset.open(int(self._indices[index]))
 
     def size(self, index: int) -> tuple[int, int]:
-        return self.dataset.size(self.indices[index])
+        return self.dataset.size(int(self._indices[index]))
 
     @property
     def labels(self) -> list[int] | None:
@@ -170,7 +196,11 @@ class Subset(ImageDataset):
         return None if labels is None else [labels[index] for index in self.indices]
 
     def name(self, index: int) -> str:
-        return self.dataset.name(self.indices[index])
+        return self.dataset.name(int(self._indices[index]))
+
+    @property
+    def has_labels(self) -> bool:
+        return self.dataset.has_labels
 
     def problems(self) -> list[tuple[str, str]]:
         return self.dataset.problems()
@@ -203,7 +233,7 @@ class Splits:
             raise ValueError(f"val_fraction must lie between 0 and 1, got {self.val_fraction}")
         if len(self.train) == 0 or (self.val is not None and len(self.val) == 0):
             raise ValueError(f"the {'val' if len(self.train) else 'train'} split holds no image")
-        if self.val is not None and (self.train.labels is None) != (self.val.labels is None):
+        if self.val is not None and self.train.has_labels != self.val.has_labels:
             raise ValueError("train and val must both have labels, or neither of them: only one has")
 
     @property
@@ -218,7 +248,7 @@ class Splits:
 
     @property
     def has_labels(self) -> bool:
-        return self.train.labels is not None
+        return self.train.has_labels
 
     @cached_property
     def _parts(self) -> tuple[ImageDataset, ImageDataset]:
@@ -254,13 +284,18 @@ def split_by_name(dataset: ImageDataset, fraction: float) -> tuple[Subset, Subse
     """
     if len(dataset) < 2:
         raise ValueError(f"a bank and a query need two images or more, got {len(dataset)}")
-    places = [_place(dataset.name(index)) for index in range(len(dataset))]
-    order = sorted(range(len(dataset)), key=places.__getitem__)
-    cut = min(max(sum(place < fraction for place in places), 1), len(dataset) - 1)
-    return Subset(dataset, sorted(order[cut:])), Subset(dataset, sorted(order[:cut]))
+    places = dataset.places()
+    order = np.argsort(places, kind="stable")
+    cut = min(max(int((places < fraction).sum()), 1), len(dataset) - 1)
+    return Subset(dataset, np.sort(order[cut:])), Subset(dataset, np.sort(order[:cut]))
+
+
+def places_of(names: Iterable[str]) -> np.ndarray:
+    """float64: for each name a number in 0-1 that depends on it alone."""
+    return np.fromiter(map(_place, names), np.float64)
 
 
 def _place(name: str) -> float:
-    """A number in 0-1 that depends on the name alone; NFC, because macOS stores accents in another form."""
+    """NFC, because macOS stores accents in another form."""
     text = unicodedata.normalize("NFC", name).encode("utf-8", "surrogateescape")
     return int.from_bytes(blake2b(text, digest_size=8).digest(), "big") / 2**64

@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path, PurePosixPath
 
 from PIL import features
+
+from esvit_pl.datasets.names import Names
 
 EXTENSIONS = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".gif", ".bmp", ".tif", ".tiff"),
@@ -39,7 +41,7 @@ class Listing:
     """Files and folders below `root`; folders are named from there with forward slashes, "" is `root` itself."""
 
     root: str
-    images: dict[str, list[str]]
+    images: dict[str, Sequence[str]]
     """Folder -> names of the image files directly in it. Every folder has an entry, an empty one too."""
     others: dict[str, Counter[str]] = field(default_factory=dict)
     """Folder -> how many files of each other extension lie directly in it."""
@@ -47,6 +49,10 @@ class Listing:
     """(path, why) of what is not read: links that lead nowhere, pipes, folders that cannot be opened."""
     runs: list[str] = field(default_factory=list)
     """Folders that hold runs of this library and nothing else; they have no entry in `images`."""
+    times: dict[str, tuple[int, int]] = field(default_factory=dict)
+    """Folder -> when it was last changed, `times_of` it, before it was read."""
+    number: int = 0
+    """Images, those of runs too."""
 
 
 def list_images(root: str | Path) -> Listing:
@@ -56,12 +62,20 @@ def list_images(root: str | Path) -> Listing:
         ValueError: `root` cannot be opened, or it is itself the folder of a run.
     """
     listing = Listing(os.fspath(root), {})
+    for _ in read_folders(listing):
+        pass
+    return listing
+
+
+def read_folders(listing: Listing) -> Iterator[None]:
+    """What `list_images` does to a listing of nothing, a folder at a time."""
     waiting: list[tuple[str, frozenset[tuple[int, int]]]] = [("", frozenset())]
     while waiting:
         folder, above = waiting.pop()
         path = os.path.join(listing.root, folder)
         try:
             about = os.stat(path)
+            listing.times[folder] = times_of(about)
             if (about.st_dev, about.st_ino) in above:
                 listing.skipped.append((folder, "a link to a folder that holds it"))
                 continue
@@ -72,8 +86,13 @@ def list_images(root: str | Path) -> Listing:
             listing.skipped.append((f"{folder}/", f"cannot be opened: {error.strerror or error}"))
             continue
         waiting += [(name, above | {(about.st_dev, about.st_ino)}) for name in inside]
+        yield
     _set_runs_apart(listing)
-    return listing
+
+
+def times_of(about: os.stat_result) -> tuple[int, int]:
+    """When files were last added, removed or renamed in a folder, in nanoseconds; the second one nobody can set."""
+    return about.st_mtime_ns, about.st_ctime_ns
 
 
 def _list_one(listing: Listing, folder: str, path: str) -> list[str]:
@@ -113,7 +132,8 @@ def _list_one(listing: Listing, folder: str, path: str) -> list[str]:
             )
         listing.runs.append(folder)
         return []
-    listing.images[folder] = images
+    listing.images[folder] = Names.of(images)
+    listing.number += len(images)
     listing.skipped += skipped
     if others:
         listing.others[folder] = others
