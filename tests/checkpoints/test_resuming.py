@@ -44,7 +44,7 @@ HARMLESS = {
     *(f"dataset.{name}" for name in ("_target_", "root", "labels", "layout", "index", "val_fraction", "max_pixels")),
     *(f"augment.{name}" for name in ("eval_resize", "eval_crop", "eval_interpolation", "eval_squash")),
     *(f"augment.{name}" for name in ("supervised_size", "supervised_scale")),
-    *(f"datamodule.{name}" for name in ("num_workers", "persistent_workers", "pin_memory", "color_on")),
+    *(f"datamodule.{name}" for name in ("num_workers", "persistent_workers", "pin_memory", "timeout", "color_on")),
     *("datamodule.eval_batch_size", "datamodule.train_subset"),
     *("module.compile", "module.grad_checkpointing", "optimizer.fused", "backbone.init"),
     *(f"trainer.{name}" for name in ("accelerator", "strategy", "max_time", "profiler", "benchmark", "deterministic")),

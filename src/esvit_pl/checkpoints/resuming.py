@@ -23,6 +23,7 @@ NEVER_MATTERS = (
     *("augment.supervised_size", "augment.supervised_scale"),
     # how the same numbers are computed
     *("datamodule.num_workers", "datamodule.persistent_workers", "datamodule.pin_memory", "datamodule.color_on"),
+    "datamodule.timeout",
     *("module.compile", "module.grad_checkpointing", "optimizer.fused"),
     *("trainer.accelerator", "trainer.strategy", "trainer.plugins", "trainer.benchmark", "trainer.deterministic"),
     # what is shown, checked, logged; when it ends early

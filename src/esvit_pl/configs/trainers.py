@@ -95,12 +95,20 @@ def fit(trainer: Trainer, module: LightningModule, data: ImageDataModule, ckpt_p
     """
     from pytorch_lightning.utilities.exceptions import SIGTERMException
 
+    from esvit_pl.data.at_work import LoadingStopped
+
     if trainer.limit_train_batches == 0:  # Lightning would end at once, as a success
         raise ValueError("trainer.limit_train_batches=0 leaves nothing to train on; raise it, or leave it null")
     try:
         trainer.fit(module, datamodule=data, ckpt_path=ckpt_path, weights_only=True)
     except SIGTERMException:
         sys.exit(128 + signal.SIGTERM)
+    except RuntimeError as error:  # torch tells of a dead loading process wherever the training is
+        batches = getattr(trainer.train_dataloader, "batches", None)
+        sentence = None if batches is None else batches.in_words(error)
+        if sentence is None:
+            raise
+        raise LoadingStopped(sentence) from error
     except SystemExit as stop:
         if isinstance(stop.__context__, KeyboardInterrupt):
             raise KeyboardInterrupt from stop

@@ -7,18 +7,61 @@ from typing import Any
 from torch.utils.data import DataLoader
 from torch.utils.data._utils.collate import collate, default_collate_fn_map
 
+from esvit_pl.data.at_work import LoadingStopped, in_words
+
 
 class ResumableLoader(DataLoader[dict[str, Any]]):
     """A DataLoader whose place in the data follows from the Trainer's count, so that it has no state of its own.
 
-    Lightning warns about every other loader when it resumes in the middle of an epoch.
+    Lightning warns about every other loader when it resumes in the middle of an epoch. A loading process that hangs or
+    dies is told with the image that it was at.
+
+    Raises:
+        LoadingStopped: while it is iterated.
     """
+
+    def __iter__(self) -> Any:
+        self.batches = Batches(self, super().__iter__())
+        return self.batches
 
     def state_dict(self) -> dict[str, Any]:
         return {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         pass
+
+
+class Batches:
+    """What a pass over a loader gives.
+
+    >>> list(ResumableLoader([1, 2, 3], batch_size=3))
+    [tensor([1, 2, 3])]
+    """
+
+    def __init__(self, loader: ResumableLoader, batches: Any) -> None:
+        self._loader, self._batches = loader, batches
+
+    def __iter__(self) -> Batches:
+        return self
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __next__(self) -> Any:
+        try:
+            return next(self._batches)
+        except RuntimeError as error:
+            sentence = self.in_words(error)
+            if sentence is None:
+                raise
+            raise LoadingStopped(sentence) from error
+
+    def in_words(self, error: BaseException) -> str | None:
+        """What torch says about a loading process that hangs or has died, for people; None for other errors."""
+        data = self._loader.dataset
+        if not hasattr(data, "at_work") or not hasattr(data, "images"):
+            return None
+        return in_words(error, getattr(self._batches, "_workers", []), data.at_work, data.images)
 
 
 def stack(items: list[dict[str, Any]]) -> dict[str, Any]:

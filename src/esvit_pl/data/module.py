@@ -62,6 +62,8 @@ class ImageDataModule(LightningDataModule):
         num_workers: loading processes; None for one per CPU core that this process may use, 8 at most.
         persistent_workers: whether these processes live on between epochs.
         pin_memory: None for "if there is a GPU".
+        timeout: seconds to wait for a batch from the loading processes, before one of them counts as hanging; 0 to wait
+            for ever.
         seed: of order and views.
         train: "multi_crop" or "supervised".
         color_on: where multi-crop views get their colour and normalisation: in the "worker" that cuts them, or in
@@ -91,6 +93,7 @@ class ImageDataModule(LightningDataModule):
         num_workers: int | None = None,
         persistent_workers: bool = True,
         pin_memory: bool | None = None,
+        timeout: float = 300,
         seed: int = 0,
         train: str = "multi_crop",
         color_on: str = "worker",
@@ -103,6 +106,8 @@ class ImageDataModule(LightningDataModule):
                 raise ValueError(f"{name} must be 1 or more, got {value}")
         if num_workers is not None and num_workers < 0:
             raise ValueError(f"num_workers must be 0 or more, or None for the number of CPU cores, got {num_workers}")
+        if timeout < 0:
+            raise ValueError(f"timeout must be a number of seconds, or 0 to wait for ever, got {timeout}")
         if train not in ("multi_crop", "supervised"):
             raise ValueError(f"train must be 'multi_crop' or 'supervised', got {train!r}")
         if color_on not in ("worker", "device"):
@@ -115,7 +120,7 @@ class ImageDataModule(LightningDataModule):
         self.color_on, self.reduced_decoding = color_on, reduced_decoding
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.num_workers = cores() if num_workers is None else num_workers
-        self.persistent_workers = persistent_workers
+        self.persistent_workers, self.timeout = persistent_workers, timeout
         self.pin_memory = torch.cuda.is_available() if pin_memory is None else pin_memory
         self.train_subset = train_subset or ("all" if train == "multi_crop" else "bank")
         self.accepts_other_images = False
@@ -262,6 +267,7 @@ class ImageDataModule(LightningDataModule):
             collate_fn=stack,
             persistent_workers=self.persistent_workers and self.num_workers > 0,
             pin_memory=self.pin_memory,
+            timeout=self.timeout if self.num_workers > 0 else 0,
         )
 
     @property

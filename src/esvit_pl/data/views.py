@@ -21,6 +21,7 @@ from esvit_pl.augment import (
     largest_reduction,
     make_views,
 )
+from esvit_pl.data.at_work import AtWork
 from esvit_pl.data.threads import as_in_a_worker
 from esvit_pl.datasets import ImageDataset, readable
 
@@ -40,7 +41,7 @@ class TrainingViews(Dataset[dict[str, Any]]):
         reduced_decoding: bool = False,
     ) -> None:
         self.images, self.recipe, self.views, self.seed = images, recipe, views, seed
-        self.reduced_decoding = reduced_decoding
+        self.reduced_decoding, self.at_work = reduced_decoding, AtWork()
 
     def __len__(self) -> int:
         return len(self.images)
@@ -52,6 +53,10 @@ class TrainingViews(Dataset[dict[str, Any]]):
 
     def _views(self, epoch: int, index: int, shown: int) -> dict[str, Any]:
         """Views of the image `shown`, which another one's place may hold, as drawn for `index`."""
+        with self.at_work.on(shown):
+            return self._opened(epoch, index, shown)
+
+    def _opened(self, epoch: int, index: int, shown: int) -> dict[str, Any]:
         if self.reduced_decoding:
             size, label, decode = self.images.open(shown)
             drawn = self.draw(size, epoch, index)
@@ -94,7 +99,7 @@ class EvaluationImages(Dataset[dict[str, Any]]):
     """The images resized, cut from the centre and normalised."""
 
     def __init__(self, images: ImageDataset, recipe: Recipe) -> None:
-        self.images, self.recipe = images, recipe
+        self.images, self.recipe, self.at_work = images, recipe, AtWork()
 
     def __len__(self) -> int:
         return len(self.images)
@@ -104,8 +109,9 @@ class EvaluationImages(Dataset[dict[str, Any]]):
             return readable(self._view, len(self), index)
 
     def _view(self, shown: int) -> dict[str, Any]:
-        image, label = self.images[shown]
-        return _item(shown, label, image=evaluation_view(self.recipe, image))
+        with self.at_work.on(shown):
+            image, label = self.images[shown]
+            return _item(shown, label, image=evaluation_view(self.recipe, image))
 
 
 def _places(drawn: ViewParameters) -> dict[str, Any]:

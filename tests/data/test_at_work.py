@@ -1,0 +1,89 @@
+"""A loading process that hangs or dies ends the pass with a sentence that names its image."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import time
+
+import pytest
+import torch
+
+from esvit_pl.augment import Recipe
+from esvit_pl.data import ImageDataModule
+from esvit_pl.data.at_work import LoadingStopped
+from esvit_pl.datasets import ArrayDataset, Splits
+
+
+class Faulty(ArrayDataset):
+    """Image 5 does what `fault` does."""
+
+    def __init__(self, fault) -> None:
+        super().__init__(torch.zeros(16, 3, 20, 20, dtype=torch.uint8), [f"{i}.png" for i in range(16)])
+        self.fault = fault
+
+    def __getitem__(self, index):
+        if index == 5:
+            self.fault()
+        return super().__getitem__(index)
+
+
+def never_ends() -> None:
+    time.sleep(10_000)
+
+
+def is_killed() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def hits_full_shared_memory() -> None:
+    os.kill(os.getpid(), signal.SIGBUS)
+
+
+def crashes() -> None:
+    os.kill(os.getpid(), signal.SIGSEGV)
+
+
+def leaves() -> None:
+    os._exit(3)
+
+
+FAULTS = {
+    never_ends: r"no batch came from the loading processes for 2 s; they are at '5.png' \(process \d+\)",
+    is_killed: r"loading process \d+ was killed by SIGKILL, at '5.png'; the system does this when memory runs",
+    hits_full_shared_memory: r"was killed by SIGBUS, at '5.png'; shared memory is full \(df -h /dev/shm",
+    crashes: r"was killed by SIGSEGV, at '5.png'; look at the file",
+    leaves: r"loading process \d+ ended \(exit code 3\), at '5.png'; look at the file",
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("loader", ["train", "bank"])
+def test_the_image_is_named(fault, loader):
+    data = ImageDataModule(
+        Splits(Faulty(fault), Faulty(lambda: None)),
+        Recipe(global_size=16, local_size=8),
+        batch_size=4,
+        eval_batch_size=4,
+        num_workers=2,
+        timeout=2,
+        persistent_workers=False,
+    )
+    start = time.monotonic()
+    batches = iter(getattr(data, f"{loader}_dataloader")())
+    try:
+        for _ in batches:
+            pass
+        told = "nothing"
+    except LoadingStopped as error:
+        told = str(error)
+    except RuntimeError as error:  # torch's signal handler raises between two batches, too
+        told = batches.in_words(error) or str(error)
+    assert re.search(FAULTS[fault], told), told
+    assert time.monotonic() - start < 60
+
+
+def test_a_negative_limit_is_refused():
+    with pytest.raises(ValueError, match="timeout must be a number of seconds, or 0 to wait for ever, got -1"):
+        ImageDataModule(Splits(Faulty(leaves)), Recipe(), timeout=-1)
