@@ -13,7 +13,7 @@ MODULES = $(subst /,.,$(patsubst src/%.py,%,$(filter-out %/__init__.py,$(wildcar
 	$(patsubst src/%/__init__.py,%,$(wildcard src/esvit_pl/*/__init__.py)))
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test test-all test-floors coverage lint types format docs tables notebooks bench bench-gpu
+.PHONY: help install run test test-all test-floors coverage lint types format docs tables notebooks bench bench-gpu soak
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -66,6 +66,9 @@ bench: $(VENV)/.installed  ## measure losses, tokens, steps, crops, memory, thro
 	$(COMPARE) loss tokens step crops vil repeats=3 $(ARGS)
 	$(COMPARE) tokens step backbone=swin_tiny_w14 repeats=3 out=logs/bench/w14 $(ARGS)
 	$(COMPARE) step switches backbone=swin_micro_w7 repeats=3 out=logs/bench/micro $(ARGS)
+
+soak: $(VENV)/.installed  ## train for an hour and say whether memory, handles, threads and speed stay (ARGS="minutes=15")
+	$(BIN)/python -m benchmarks.soak $(ARGS)
 
 ON_GPU = trainer=gpu batch_size=64 repeats=5
 bench-gpu: $(VENV)/.installed-dev  ## the tests that need a GPU, then what docs/benchmarks.md shows of one
