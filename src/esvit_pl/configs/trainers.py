@@ -151,6 +151,8 @@ def quieten() -> None:
     """Keep what Lightning says of itself out of a command's output. An application may; the library never does."""
     for name in ("pytorch_lightning", "lightning_fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    # Says which rank has died, before all others are ended.
+    logging.getLogger("lightning_fabric.strategies.launchers.subprocess_script").setLevel(logging.INFO)
     for message in (
         ".*isinstance.treespec, LeafSpec.*",  # Lightning 2.6 on torch 2.9 and newer
         ".*no `validation_step`.*",  # k-NN is a callback: pretraining has no validation loop
