@@ -18,6 +18,7 @@ def samples(**changed) -> dict[str, list[float]]:
         "handles": 60 + np.round(noise),
         "threads": 10 + 0 * noise,
         "steps": np.round(5 * seconds),
+        "cpu seconds": 1.5 * seconds,
     }
     rising = {name.replace("_", " "): made[name.replace("_", " ")] + by * seconds for name, by in changed.items()}
     return {name: list(values) for name, values in ({"seconds": seconds} | made | rising).items()}

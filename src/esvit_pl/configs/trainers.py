@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 import signal
+import subprocess
 import sys
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, cast
 
 from omegaconf import DictConfig, OmegaConf
@@ -106,13 +108,34 @@ def fit(trainer: Trainer, module: LightningModule, data: ImageDataModule, ckpt_p
     except RuntimeError as error:  # torch tells of a dead loading process wherever the training is
         batches = getattr(trainer.train_dataloader, "batches", None)
         sentence = None if batches is None else batches.in_words(error)
-        if sentence is None:
-            raise
-        raise LoadingStopped(sentence) from error
+        if sentence is not None:
+            raise LoadingStopped(sentence) from error
+        died = dead_rank(trainer)
+        if died is not None:
+            raise RankDied(died) from error
+        raise
     except SystemExit as stop:
         if isinstance(stop.__context__, KeyboardInterrupt):
             raise KeyboardInterrupt from stop
         raise
+
+
+class RankDied(RuntimeError):
+    """Another process of the training has ended, and this one cannot go on alone."""
+
+
+def dead_rank(trainer: Trainer) -> str | None:
+    """Which of the ranks that this process has started failed, if one did; the others are told by their own errors."""
+    for rank, process in enumerate(getattr(trainer.strategy.launcher, "procs", []), start=1):
+        with suppress(subprocess.TimeoutExpired):
+            code = process.wait(timeout=1)
+            if code:
+                how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+                return (
+                    f"rank {rank} (process {process.pid}) {how}, and the others cannot go on without it; go on from "
+                    f"the last checkpoint (ckpt_path=...)"
+                )
+    return None
 
 
 def quiet(cfg: DictConfig) -> Trainer:
