@@ -29,7 +29,9 @@ from hydra.errors import CompactHydraException
 from omegaconf import DictConfig, OmegaConf
 
 from esvit_pl.configs import checks, near_match, pasted, refusals, run_folder, sweep
+from esvit_pl.configs.checked_loader import checked_loader
 from esvit_pl.configs.config_space import CONFIGS, config_space, flat_keys, version_base
+from esvit_pl.configs.hydra_nodes import Refused
 from esvit_pl.configs.instantiation import hydra_has_whitelist, import_plugins, trusted_patterns
 from esvit_pl.configs.quoting import quote_paths
 from esvit_pl.runs.folder import remove_empty
@@ -96,7 +98,7 @@ def command(
             for line in pasted.given_twice(pasted.settings_in(argv)):
                 print(f"note: {line}", file=sys.stderr)
             try:
-                with _stderr_held_back() as held:
+                with checked_loader(), _stderr_held_back() as held:
                     try:
                         _hydra_main(config_package, config_name)(job)()
                     except SystemExit as stop:  # Hydra has shown the error already, in its own words
@@ -240,7 +242,7 @@ def _stderr_again() -> Iterator[None]:
 def _told(stop: SystemExit, held: str, started: bool, package: str, name: str) -> str | None:
     """What Hydra has refused, in other words; None for an error that nobody should read without its traceback."""
     error = None if stop.__suppress_context__ else stop.__context__
-    if isinstance(error, UserError):
+    if isinstance(error, UserError | Refused):
         return str(error)
     if stop.code == 2 and not started:  # argparse
         return f"esvit-{name}: {held.rpartition('error: ')[2].strip()}; --help lists the flags"
@@ -332,6 +334,9 @@ def _prepared(argv: Sequence[str], bare_words: str | None, package: str, config_
     wrong = _wrong_flags(argv, package, config_name)
     if wrong:
         _stop("\n".join(wrong), 1)
+    rerun = [word for word in argv if len(word) > 3 and "--experimental-rerun".startswith(word.partition("=")[0])]
+    if rerun:  # in full or in part, as argparse takes it
+        _stop(f"{rerun[0]}: reads a pickle, which runs the code in it; --help says how to run a past run again", 1)
     if "--version" in argv:
         print(f"esvit_pl {version('esvit_pl')}, Hydra {version('hydra-core')}")
         sys.exit(0)

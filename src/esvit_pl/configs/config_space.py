@@ -13,6 +13,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.utils import JobRuntime
 from omegaconf import DictConfig, OmegaConf
 
+from esvit_pl.configs.checked_loader import checked_loader
 from esvit_pl.configs.instantiation import hydra_has_whitelist
 from esvit_pl.configs.near_match import ConfigSpace
 
@@ -37,7 +38,7 @@ def hydra_of_our_own(package: str = CONFIGS, config_dir: str | None = None) -> I
     )  # the next job's folder has its name
     GlobalHydra.instance().clear()
     try:
-        with hydra.initialize_config_module(package, **version_base()):
+        with checked_loader(), hydra.initialize_config_module(package, **version_base()):
             if config_dir is not None:
                 _search_first(config_dir)
             yield

@@ -49,8 +49,8 @@ _DENIED = ("pytorch_lightning.callbacks.LambdaCallback", "pytorch_lightning.call
 _HOMES = ("lightning_fabric.plugins.environments.",)
 # What Hydra itself builds: the standard library's log handlers, and our two callbacks.
 _OF_HYDRA = ("logging.", "esvit_pl.configs.run_folder.RunFolders", "esvit_pl.configs.sweep.SweepTable")
-_VARIABLE = "ESVIT_TRUSTED_TARGETS"
-_PLUGINS = "ESVIT_PLUGINS"
+VARIABLE = "ESVIT_TRUSTED_TARGETS"
+PLUGINS = "ESVIT_PLUGINS"
 
 _allowed: list[str] = []
 
@@ -72,21 +72,34 @@ def import_plugins() -> None:
     Raises:
         ValueError: there is no such package.
     """
-    for name in filter(None, (part.strip() for part in os.environ.get(_PLUGINS, "").split(","))):
+    for name in own_packages():
         try:
             import_module(name)
         except ModuleNotFoundError as error:
             if not f"{name}.".startswith(f"{error.name}."):
                 raise  # the package is there; something that it imports is not
             raise ValueError(
-                f"{_PLUGINS} names {name!r}, and there is no such package; install it, or put its folder on PYTHONPATH"
+                f"{PLUGINS} names {name!r}, and there is no such package; install it, or put its folder on PYTHONPATH"
             ) from error
 
 
+def own_packages() -> list[str]:
+    """What ``ESVIT_PLUGINS`` names."""
+    return _listed(PLUGINS)
+
+
+def trusted_by_user() -> tuple[str, ...]:
+    """What ``ESVIT_TRUSTED_TARGETS`` and `allow` name."""
+    return (*_listed(VARIABLE), *_allowed)
+
+
+def _listed(variable: str) -> list[str]:
+    return [name for part in os.environ.get(variable, "").split(",") if (name := part.strip())]
+
+
 def trusted() -> tuple[str, ...]:
-    """Every trusted prefix: built in, from ``ESVIT_TRUSTED_TARGETS`` and from `allow`."""
-    from_shell = [prefix for part in os.environ.get(_VARIABLE, "").split(",") if (prefix := part.strip())]
-    return (*_BUILT_IN, *from_shell, *_allowed)
+    """Every trusted prefix: built in, and `trusted_by_user`."""
+    return (*_BUILT_IN, *trusted_by_user())
 
 
 def trusted_patterns() -> list[str]:
@@ -113,7 +126,7 @@ def check(tree: Any, key: str = "") -> None:
     for path, target in _targets(tree, key):
         if not isinstance(target, str):
             raise ValueError(f"{path}._target_ must be a dotted name, got {type(target).__name__} {target!r}")
-        _check_target(path, target)
+        check_target(path, target)
 
 
 def build(node: Any, *args: Any, key: str = "", **kwargs: Any) -> Any:
@@ -200,16 +213,18 @@ def _targets(tree: Any, path: str) -> Iterator[tuple[str, Any]]:
             yield from _targets(child, f"{path}[{index}]")
 
 
-def _check_target(path: str, target: str) -> None:
-    if not _covered(target, trusted()) or _covered(target, _DENIED):
+def check_target(path: str, target: str, prefixes: Sequence[str] | None = None) -> None:
+    """Raise a ValueError unless the name has one of these prefixes (`trusted`) and leads to code of such a package."""
+    prefixes = trusted() if prefixes is None else prefixes
+    if not _covered(target, prefixes) or _covered(target, _DENIED):
         raise ValueError(
             f"{path}: _target_ {target!r} is not on the list of what a config may build (trusted() shows the list). "
-            f"If the code is yours, say so with {_VARIABLE}={target} in the environment, or let its package call "
-            f"esvit_pl.configs.instantiation.allow({target!r}) and name the package in {_PLUGINS}"
+            f"If the code is yours, say so with {VARIABLE}={target} in the environment, or let its package call "
+            f"esvit_pl.configs.instantiation.allow({target!r}) and name the package in {PLUGINS}"
         )
     thing = _resolve(path, target)
     home = f"{getattr(thing, '__module__', '')}."
-    if not callable(thing) or not home.startswith((*map(_package, trusted()), *_HOMES)):
+    if not callable(thing) or not home.startswith((*map(_package, prefixes), *_HOMES)):
         raise ValueError(
             f"{path}: _target_ {target!r} leads to something ({type(thing).__name__}) that is not defined in a "
             "trusted package; name a class or a function, by the module or package that offers it"
