@@ -40,6 +40,10 @@ class MetricsCSV(Logger):
 
     def __init__(self, folder: str | os.PathLike[str], name: str = "metrics.csv") -> None:
         super().__init__()
+        if Path(name).name != name or not name.endswith(".csv"):
+            raise ValueError(
+                f"MetricsCSV writes a .csv file in its folder; name must be such as metrics.csv, got {name!r}"
+            )
         self.path = Path(folder) / name
 
     @property

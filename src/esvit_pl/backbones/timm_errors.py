@@ -13,13 +13,35 @@ OTHERS = ("resnet50", "convnextv2_atto", "swin_tiny_patch4_window7_224", "vit_ti
 """Models that work. An error about one that does not work names them."""
 
 
+LOADING = (
+    *("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "pretrained_strict", "checkpoint_path", "cache_dir"),
+    *(
+        "features_only",
+        "kwargs_filter",
+        "scriptable",
+        "exportable",
+        "no_jit",
+        "custom_load",
+        "file",
+        "url",
+        "hf_hub_id",
+    ),
+)
+"""Arguments by which ``timm.create_model`` would read or download files, or make something else than a backbone."""
+
+
 def check_spec(spec: dict[str, Any]) -> None:
-    """Refuse names that timm does not have, and numbers out of range.
+    """Refuse names that timm does not have, numbers out of range, and arguments that are not of the architecture.
 
     Raises:
         ValueError: the message says what is wanted.
     """
     name = spec["name"]
+    if loading := [key for key in LOADING if key in spec]:
+        raise ValueError(
+            f"timm's {name}: {', '.join(loading)} would read or download files; a backbone is built from numbers "
+            "alone, and weights come from ckpt_path= or init_from="
+        )
     if get_arch_name(name).startswith("esvit_"):
         raise ValueError(f"{name} is a backbone of our own under a name for timm; use backbone={name[6:]}")
     if not timm.is_model(name):

@@ -11,7 +11,7 @@ from esvit_pl.augment import EvaluationTransform, Recipe
 from esvit_pl.backbones import FAMILIES, Backbone, build
 from esvit_pl.checkpoints.checkpoint import Checkpoint, Network
 from esvit_pl.checkpoints.load_weights import MASK, fitted, load_
-from esvit_pl.checkpoints.recognise import read_checkpoint
+from esvit_pl.checkpoints.recognise import read_checkpoint, told
 from esvit_pl.datasets import PixelRules
 
 
@@ -57,13 +57,25 @@ def backbone_of(
             f"backbone=NAME {keys}",
             stacklevel=3,
         )
-    made, state = build(**settled(checkpoint, backbone)), checkpoint.network(network)
+    with told(checkpoint.path):
+        state = checkpoint.network(network)
+        made = built(settled(checkpoint, backbone), checkpoint.path)
     if f"backbone.{MASK}" in state:
         made.learn_mask()
     load_(made, fitted(state, made), f"{checkpoint.path} ({checkpoint.format})")
-    rules = PixelRules.among((checkpoint.config or {}).get("dataset"))
-    made.transform = EvaluationTransform(checkpoint.recipe or Recipe(), rules)
+    with told(checkpoint.path):
+        rules = PixelRules.among((checkpoint.config or {}).get("dataset"))
+        made.transform = EvaluationTransform(checkpoint.recipe or Recipe(), rules)
     return made.eval().requires_grad_(False)
+
+
+def built(spec: Mapping[str, Any], path: str) -> Backbone:
+    """The backbone of a spec that a file gives."""
+    try:
+        return build(**spec)
+    except (RuntimeError, MemoryError) as error:  # sizes below zero, or of more than the memory
+        what = str(error).partition("\n")[0][:200]
+        raise ValueError(f"{path}: the backbone that it describes cannot be built ({what})") from error
 
 
 def settled(checkpoint: Checkpoint, backbone: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, cast
@@ -36,9 +37,25 @@ def read_checkpoint(
     Raises:
         ValueError: as in `load_backbone`.
     """
-    found = _read(str(path_or_name), moments=moments, backbone=backbone)
-    check_finite(found)
+    if "://" in str(path_or_name):
+        raise ValueError(
+            f"{path_or_name} is an address, and files are not fetched from addresses; download it, look at whose it "
+            "is, and give its path"
+        )
+    with told(str(path_or_name)):
+        found = _read(str(path_or_name), moments=moments, backbone=backbone)
+        check_finite(found)
     return found
+
+
+@contextmanager
+def told(name: str) -> Iterator[None]:
+    """Say in a sentence that a file's description of itself has wrong types, or lacks something."""
+    try:
+        yield
+    except (ArithmeticError, AssertionError, AttributeError, LookupError, RecursionError, TypeError) as error:
+        what = f"{type(error).__name__}: {str(error)[:200]}"
+        raise ValueError(f"{name}: the description in it is not as this library writes it ({what})") from error
 
 
 def _read(name: str, *, moments: bool, backbone: Mapping[str, Any] | None) -> Checkpoint:

@@ -82,20 +82,40 @@ def read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
     said, written = metadata.get(KEY), metadata.pop(CHECKSUM, None)
     if written is not None and written != checksum(weights, metadata):
         raise ValueError(f"{path} is damaged: it is not what was written; copy it or convert the checkpoint again")
-    return weights, None if said is None else known(json.loads(said), path)
+    return weights, None if said is None else known(parsed(said, path), path)
 
 
-def known(said: dict[str, Any], path: Path) -> dict[str, Any]:
-    """Return a description unless it is of a newer format than this version reads.
+def parsed(text: str, path: Path) -> Any:
+    """The JSON of a description.
 
     Raises:
-        ValueError: it is newer.
+        ValueError: it is none, or nested so deeply that Python cannot read it.
     """
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: its description cannot be read as JSON: {str(error)[:200]}") from error
+
+
+def known(said: Any, path: Path) -> dict[str, Any]:
+    """Return a description if it has the parts of one, and is of no newer format than this version reads.
+
+    Raises:
+        ValueError: it does not have them, or is newer.
+    """
+    if not isinstance(said, dict) or not isinstance(said.get("format", 0), int):
+        raise ValueError(f"{path}: its description must be a group of settings, with a whole number as its format")
     if said.get("format", 0) > FORMAT:
         raise ValueError(
             f"{path} is of format {said['format']}, and this version of esvit_pl reads up to {FORMAT}; "
             "a newer esvit_pl reads it"
         )
+    spec = said.get("backbone")
+    if not isinstance(spec, dict) or not isinstance(spec.get("name"), str):
+        raise ValueError(f"{path}: backbone in its description must be a group of settings with a name")
+    about = said.setdefault("about", {})
+    if not isinstance(about, dict) or not isinstance(about.get("config") or {}, dict):
+        raise ValueError(f"{path}: about and about.config in its description must be groups of settings")
     return said
 
 

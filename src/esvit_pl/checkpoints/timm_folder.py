@@ -136,7 +136,7 @@ def _config(folder: Path) -> dict[str, Any]:
         raise ValueError(f"{folder} is not a folder that timm wrote: it holds no {CONFIG}")
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} cannot be read as JSON: {error}") from error
     if not isinstance(config, dict) or "architecture" not in config:
         theirs = ", ".join(config["architectures"]) if isinstance(config, dict) and config.get("architectures") else ""
@@ -145,8 +145,10 @@ def _config(folder: Path) -> dict[str, Any]:
             f"{path} does not name an architecture, as timm's own files do{whose}. Give timm's model by its name, or a "
             "file with the weights as their authors published them"
         )
-    if said := config.get(safetensors_file.KEY):
-        safetensors_file.known(said, path)
+    if not isinstance(config["architecture"], str):
+        raise ValueError(f"{path}: architecture must be a name of timm's, got {config['architecture']!r}")
+    if safetensors_file.KEY in config:
+        safetensors_file.known(config[safetensors_file.KEY], path)
     return config
 
 

@@ -27,7 +27,7 @@ _BUILT_IN = (
     "esvit_pl.datasets.",
     "esvit_pl.evaluation.",
     "esvit_pl.heads.",
-    "esvit_pl.loggers.",
+    "esvit_pl.loggers.MetricsCSV",
     "esvit_pl.losses.",
     "esvit_pl.metrics.",
     "esvit_pl.modules.",
@@ -43,8 +43,12 @@ _BUILT_IN = (
     "pytorch_lightning.strategies.",
     "torch.optim.",
 )
-# In a trusted package, but they would call any function that a config names.
-_DENIED = ("pytorch_lightning.callbacks.LambdaCallback", "pytorch_lightning.callbacks.lambda_function.")
+# In a trusted package, but they would call any function that a config names, or write a file of any name.
+_DENIED = (
+    "pytorch_lightning.callbacks.LambdaCallback",
+    "pytorch_lightning.callbacks.lambda_function.",
+    "esvit_pl.datasets.checking.",
+)
 # Packages in which objects that a trusted package re-exports are defined.
 _HOMES = ("lightning_fabric.plugins.environments.",)
 # What Hydra itself builds: the standard library's log handlers, and our two callbacks.
