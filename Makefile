@@ -13,7 +13,7 @@ MODULES = $(subst /,.,$(patsubst src/%.py,%,$(filter-out %/__init__.py,$(wildcar
 	$(patsubst src/%/__init__.py,%,$(wildcard src/esvit_pl/*/__init__.py)))
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test test-all test-floors coverage lint types format docs tables notebooks bench bench-gpu soak
+.PHONY: help install run test test-all test-floors coverage lint types format docs tables attempts audit notebooks bench bench-gpu soak
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -55,6 +55,14 @@ docs: $(VENV)/.installed-dev  ## pages of the programming interface, in docs/api
 
 tables: $(VENV)/.installed-dev  ## write the tables of docs/ and the expected accuracies of conf/experiment
 	$(BIN)/python docs/tables.py
+
+attempts: $(VENV)/.installed-dev  ## try to get code run by a stranger's files, and print what came of it (minutes)
+	$(BIN)/python docs/attempts.py
+
+audit: $(VENV)/.installed  ## ask for known weaknesses of the installed packages (pip-audit; asks the network)
+	$(PYTHON) -m venv .venv-audit
+	.venv-audit/bin/python -m pip install --quiet $(PIP_FLAGS) pip-audit
+	.venv-audit/bin/pip-audit --path $$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))') $(ARGS)
 
 notebooks: $(VENV)/.installed-dev  ## run the scripts in notebooks/ and keep them as notebooks with outputs
 	$(BIN)/python notebooks/execute.py

@@ -213,6 +213,31 @@ def test_loading_never_runs_code():
     assert not careless
 
 
+NETWORK = {"aiohttp", "ftplib", "http", "httpx", "requests", "smtplib", "socket", "urllib", "webbrowser", "xmlrpc"}
+HUB = {"checkpoints/recognise.py": "snapshot_download", "commands/convert.py": "HfApi"}
+"""Where a user's words (``hf-hub:USER/REPO``, ``push=``) reach the Hugging Face Hub."""
+
+
+def test_no_text_becomes_code_and_nothing_asks_the_network_by_itself():
+    running = {"eval", "exec", "compile", "__import__", "execfile"}
+    texts = [
+        f"{name_of(path)}:{call.lineno}"
+        for path in FILES
+        for _, call in calls(tree_of(path))
+        if (isinstance(call.func, ast.Name) and call.func.id in running)
+        or ast.unparse(call.func) in ("os.system", "os.popen", "torch.hub.load", "torch.hub.load_state_dict_from_url")
+        or {"shell", "trust_remote_code"} & {str(keyword.arg) for keyword in call.keywords}
+    ]
+    assert not texts
+    sources = {name_of(path): path.read_text(encoding="utf-8") for path in FILES}
+    assert not [name for name, text in sources.items() if "trust_remote_code" in text]
+    asking = {name_of(path) for path in FILES if libraries(tree_of(path)) & NETWORK}
+    assert asking == {"runs/lock.py"}  # for the machine's name
+    asking = {name_of(path) for path in FILES if "huggingface_hub" in libraries(tree_of(path))}
+    assert asking == set(HUB)
+    assert all(word in sources[name] for name, word in HUB.items())
+
+
 def test_importing_a_file_changes_nothing():
     """At the top of a file nothing is set up for others: no log handlers, environment variables, seeds or resolvers."""
     doing = {"basicConfig", "addHandler", "setLevel", "putenv", "register_new_resolver", "register_resolver"}
