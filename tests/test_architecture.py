@@ -26,6 +26,7 @@ FLOORS = [
         "seeding",
         "precision",
         "printing",
+        "safe_text",
         "specs",
         "whole",
         "late",

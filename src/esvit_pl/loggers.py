@@ -11,6 +11,7 @@ from typing import Any
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities import rank_zero_only
 
+from esvit_pl.safe_text import for_csv
 from esvit_pl.visualize import save
 
 HEADER = ["step", "epoch", "name", "value"]
@@ -66,7 +67,7 @@ class MetricsCSV(Logger):
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         values = dict(metrics)
         epoch = values.pop("epoch", None)
-        rows = [[_text(step), _text(epoch), name, float(value)] for name, value in values.items()]
+        rows = [[_text(step), _text(epoch), for_csv(name), float(value)] for name, value in values.items()]
         if rows:
             self._append(rows)
 

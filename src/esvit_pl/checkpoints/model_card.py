@@ -8,6 +8,7 @@ from pathlib import PurePath, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from esvit_pl.evaluation.names import PROBES, ROWS
+from esvit_pl.safe_text import as_code, for_markdown
 
 PRIVATE = ("paths", "hydra", "logger", "ckpt_path", "init_from", "root", "tags")
 """Settings that say where files lie on somebody's machine, or belong to an account."""
@@ -53,8 +54,9 @@ def model_card(repo: str, description: Mapping[str, Any], *, architecture: str) 
     about = description.get("about") or {}
     config = shareable(about.get("config") or {})
     backbone, source = description["backbone"], about.get("source")
-    network = f"the {about['network']}'s backbone" if about.get("network") else "a backbone"
-    origin = f" of `{source}`" if source else ""
+    family = for_markdown(backbone["name"])
+    network = f"the {for_markdown(str(about['network']))}'s backbone" if about.get("network") else "a backbone"
+    origin = f" of {as_code(str(source))}" if source else ""
     epochs = f", after {about['epoch']} epoch{'s' * (about['epoch'] != 1)}" if about.get("epoch") is not None else ""
     registers = f"import esvit_pl.backbones  # registers {architecture}\n" if architecture.startswith("esvit_") else ""
     objective = str((config.get("loss") or {}).get("_target_"))
@@ -64,7 +66,7 @@ def model_card(repo: str, description: Mapping[str, Any], *, architecture: str) 
 
 # {repo.rpartition("/")[2]}
 
-{backbone["name"]}: {network}{origin}{epochs}. It gives features of images and has no classifier. Written by
+{family}: {network}{origin}{epochs}. It gives features of images and has no classifier. Written by
 `esvit-convert` of esvit_pl.{ESVIT if is_esvit else ""}
 
 ## Use
@@ -88,7 +90,7 @@ pooled, regions, grid = backbone(backbone.transform(image)[None])
 
 ## Pretraining
 
-{_recipe(config) or f"{source or 'The checkpoint'} does not tell it."}
+{_recipe(config) or f"{for_markdown(str(source or 'The checkpoint'))} does not tell it."}
 
 ## Data
 
@@ -119,7 +121,7 @@ def _is_place(value: Any) -> bool:
 
 
 def _settings(settings: Mapping[str, Any]) -> str:
-    return "\n".join(f"- {name}: {_plain(value)}" for name, value in settings.items())
+    return "\n".join(f"- {for_markdown(str(name))}: {_plain(value)}" for name, value in settings.items())
 
 
 def _recipe(config: Mapping[str, Any]) -> str:
@@ -127,7 +129,7 @@ def _recipe(config: Mapping[str, Any]) -> str:
     for group, names in RECIPE.items():
         found = {name: v for name, v in (config.get(group) or {}).items() if names is None or name in names}
         if found:
-            lines[group] = ", ".join(f"{name} {_plain(value)}" for name, value in found.items() if value is not None)
+            lines[group] = ", ".join(f"{name} {_words(value)}" for name, value in found.items() if value is not None)
     return _settings(lines | {name: config[name] for name in ("start_epoch", "seed") if lines and name in config})
 
 
@@ -135,8 +137,12 @@ def _data(dataset: Mapping[str, Any] | None) -> str:
     if not dataset:
         return ""
     name = str(dataset.get("_target_")).rpartition(".")[2]
-    settings = [f", {key} {_plain(value)}" for key, value in dataset.items() if key != "_target_" and value is not None]
-    return f"`{name}`{''.join(settings)}. The images' labels were used for the results below alone."
+    settings = [
+        f", {for_markdown(str(key))} {_plain(value)}"
+        for key, value in dataset.items()
+        if key != "_target_" and value is not None
+    ]
+    return f"{as_code(name)}{''.join(settings)}. The images' labels were used for the results below alone."
 
 
 def _results(results: Mapping[str, Any]) -> str:
@@ -153,4 +159,8 @@ def _results(results: Mapping[str, Any]) -> str:
 
 
 def _plain(value: Any) -> str:
+    return for_markdown(_words(value))
+
+
+def _words(value: Any) -> str:
     return re.sub(r"[\[\]()'\"]", "", str(value)) if isinstance(value, Sequence) else str(value)

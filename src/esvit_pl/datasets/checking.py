@@ -20,6 +20,7 @@ from esvit_pl.datasets.decode import look
 from esvit_pl.datasets.interface import ImageDataset, Splits
 from esvit_pl.datasets.listing import shown
 from esvit_pl.datasets.pixels import PixelError
+from esvit_pl.safe_text import for_csv
 
 BAD = ("broken", "refused")
 KINDS = {
@@ -106,7 +107,7 @@ def check(
 
         def write(number: int, kind: str, detail: str, run: str) -> None:
             name = _name(parts, number)
-            writer.writerow((titles[part_of[number]], name, kind, detail, run))
+            writer.writerow((titles[part_of[number]], for_csv(name), kind, for_csv(detail), run))
             report.counts[kind], named[number] = report.counts[kind] + 1, True
             if len(report.first[kind]) < SHOWN:
                 report.first[kind].append(shown(name))

@@ -13,6 +13,7 @@ from pathlib import Path, PurePosixPath
 from PIL import features
 
 from esvit_pl.datasets.names import Names
+from esvit_pl.safe_text import for_terminal
 
 EXTENSIONS = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".gif", ".bmp", ".tif", ".tiff"),
@@ -170,11 +171,7 @@ def shown(name: str | os.PathLike[str]) -> str:
     >>> shown("a\\nb.jpg")
     'a\\\\nb.jpg'
     """
-    text = os.fspath(name)
-    if text.isprintable():
-        return text
-    escaped = (c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-    return "".join(escaped)
+    return for_terminal(os.fspath(name))
 
 
 def same_name(name: str) -> str:

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from esvit_pl.evaluation.names import KNN_TOP1, LINEAR_TOP1, TRAINING_LOSSES, is_accuracy
 from esvit_pl.runs.reading import Run
+from esvit_pl.safe_text import for_csv, for_terminal
 
 COLUMNS = (KNN_TOP1, LINEAR_TOP1, "rankme", TRAINING_LOSSES)
 SEED = "seed"
@@ -136,7 +137,8 @@ def report(runs: Sequence[Run], columns: Iterable[str] = COLUMNS, *, base: str |
     """The text for a terminal: the runs, the errors of failed ones, and the spread over seeds."""
     columns = list(columns)
     parts = [as_text(run_table(runs, columns, base=base))]
-    failures = [f"{os.path.relpath(run.folder, base)}: {_cut(run.error, 120)}" for run in runs if run.error]
+    errors = [(os.path.relpath(run.folder, base), _cut(run.error, 120)) for run in runs if run.error]
+    failures = [f"{for_terminal(folder)}: {for_terminal(error)}" for folder, error in errors]
     if failures:
         parts.append("\n".join(failures))
     seeds = seed_table(runs, columns)
@@ -150,7 +152,7 @@ def as_text(table: Table) -> str:
     columns = []
     for index, name in enumerate(table.header):
         cells = [row[index] for row in table.rows]
-        texts = [name, *(shown(cell, name) for cell in cells)]
+        texts = [for_terminal(text) for text in (name, *(shown(cell, name) for cell in cells))]
         width = max(map(len, texts))
         left = any(isinstance(cell, str) and not _is_number(cell) for cell in cells)
         columns.append([f"{text:<{width}}" if left else f"{text:>{width}}" for text in texts])
@@ -162,7 +164,9 @@ def write_csv(table: Table, path: str | os.PathLike[str]) -> Path:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file, lineterminator="\n").writerows([table.header, *table.rows])
+        lines: list[Sequence[Cell]] = [table.header, *table.rows]
+        rows = ([for_csv(cell) if isinstance(cell, str) else cell for cell in line] for line in lines)
+        csv.writer(file, lineterminator="\n").writerows(rows)
     return path
 
 

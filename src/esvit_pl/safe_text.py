@@ -1,0 +1,50 @@
+"""Names and texts that others made up (files, metrics, checkpoints), made safe for the place that shows them."""
+
+from __future__ import annotations
+
+import html
+import re
+
+
+def for_terminal(text: str) -> str:
+    """One line without control characters, which could move the cursor or colour what follows.
+
+    >>> for_terminal("a\\n\\x1b[31mred")
+    'a\\\\n\\\\x1b[31mred'
+    """
+    if text.isprintable():
+        return text
+    return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in text)
+
+
+def for_csv(text: str) -> str:
+    """A cell that a spreadsheet does not take for a formula. Numbers stay as they are.
+
+    >>> [for_csv(cell) for cell in ("a.jpg", "=HYPERLINK(1)", "-1")]
+    ['a.jpg', "'=HYPERLINK(1)", '-1']
+    """
+    if not text.startswith(("=", "+", "-", "@", "\t", "\r")):
+        return text
+    try:
+        float(text)
+    except ValueError:
+        return f"'{text}"
+    return text
+
+
+def for_markdown(text: str) -> str:
+    """Text within a line or a cell of Markdown: nothing of it is HTML, a link, a table or code.
+
+    >>> for_markdown("<img src=x> [a](javascript:b) | `c`")
+    '&lt;img src=x&gt; \\\\[a\\\\](javascript:b) \\\\| \\\\`c\\\\`'
+    """
+    return re.sub(r"([\\`*\[\]|])", r"\\\1", html.escape(for_terminal(text), quote=False))
+
+
+def as_code(text: str) -> str:
+    """A name in Markdown's code style, which it cannot end by itself.
+
+    >>> as_code("a` <b>")
+    "`a' ‹b›`"
+    """
+    return f"`{for_terminal(text).translate(str.maketrans('`<>', chr(39) + '‹›'))}`"
