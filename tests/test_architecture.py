@@ -27,6 +27,7 @@ FLOORS = [
         "precision",
         "printing",
         "safe_text",
+        "secret_values",
         "specs",
         "whole",
         "late",

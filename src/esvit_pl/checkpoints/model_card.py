@@ -9,6 +9,7 @@ from typing import Any
 
 from esvit_pl.evaluation.names import PROBES, ROWS
 from esvit_pl.safe_text import as_code, for_markdown
+from esvit_pl.secret_values import starred
 
 PRIVATE = ("paths", "hydra", "logger", "ckpt_path", "init_from", "root", "tags")
 """Settings that say where files lie on somebody's machine, or belong to an account."""
@@ -103,12 +104,16 @@ pooled, regions, grid = backbone(backbone.transform(image)[None])
 
 
 def shareable(config: Any) -> Any:
-    """A run's config without what says where files lie on a machine: `PRIVATE`, and every absolute path."""
+    """A run's config without what says where files lie on a machine, `PRIVATE` and absolute paths; secrets starred."""
+    return _without_places(starred(config))
+
+
+def _without_places(config: Any) -> Any:
     if isinstance(config, Mapping):
         kept = {key: value for key, value in config.items() if key not in PRIVATE and not _is_place(value)}
-        return {key: shareable(value) for key, value in kept.items()}
+        return {key: _without_places(value) for key, value in kept.items()}
     if isinstance(config, Sequence) and not isinstance(config, str):
-        return [shareable(value) for value in config if not _is_place(value)]
+        return [_without_places(value) for value in config if not _is_place(value)]
     return config
 
 

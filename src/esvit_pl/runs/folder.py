@@ -5,18 +5,20 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
 
 from esvit_pl.runs.claim import claimed
 from esvit_pl.runs.lock import NAME as LOCK
+from esvit_pl.secret_values import starred
 from esvit_pl.whole import replacing
 
 PACKAGES = (
@@ -51,7 +53,7 @@ class RunFolder:
         self.results: dict[str, Any] = {}
 
     def describe(self, cfg: DictConfig, *, going_on_after: int | None = None) -> None:
-        """Write the resolved ``config.yaml`` and ``environment.json``: the run begins.
+        """Write the resolved ``config.yaml`` (`readable`) and ``environment.json``: the run begins.
 
         Files of an earlier run go now, if this process has claimed the folder to replace it (`runs.claim`).
 
@@ -71,7 +73,7 @@ class RunFolder:
                     print(line, flush=True)
             if claim is not None and claim.note is not None:
                 claim.note(self.path)
-            OmegaConf.save(cfg, self.path / "config.yaml", resolve=True)
+            OmegaConf.save(OmegaConf.create(readable(cfg)), self.path / "config.yaml")
             _write_json(self.path / "environment.json", environment())
 
     def update(self, **results: Any) -> None:
@@ -106,6 +108,40 @@ class RunFolder:
                 file.write(text.replace(running, f'"status": "{results["status"]}"'.ljust(len(running)), 1))
 
 
+def readable(cfg: DictConfig) -> dict[str, Any]:
+    """The config for others to read: resolved, but what comes from the environment by its name, and secrets starred."""
+    given, raw = (dict(_flat(OmegaConf.to_container(cfg, resolve=resolve))) for resolve in (True, False))
+    named = {path: given[path] for path, text in raw.items() if _ASKS.search(str(text)) and path in given}
+    values = tuple(value for value in named.values() if isinstance(value, str) and value)
+    # A setting that repeats such a setting gives its value away, too.
+    named |= {
+        path: text
+        for path, text in raw.items()
+        if "${" in str(text) and "${hydra:" not in str(text) and any(value in str(given.get(path)) for value in values)
+    }
+    texts = OmegaConf.to_container(cfg, resolve=True)
+    for path in named:
+        *above, last = path
+        node: Any = texts
+        for name in above:
+            node = node[name]
+        node[last] = raw[path]
+    return cast(dict[str, Any], starred(texts))
+
+
+_ASKS = re.compile(r"\$\{oc\.env:(?!SLURM_|ESVIT_)")
+"""Variables whose values are not for others; SLURM's and our own are numbers and folders."""
+
+
+def _flat(node: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], Any]]:
+    """(path, value) of every value."""
+    if isinstance(node, dict | list):
+        for name, child in node.items() if isinstance(node, dict) else enumerate(node):
+            yield from _flat(child, (*path, name))
+    else:
+        yield path, node
+
+
 def say_removed(folder: Path, removed: Sequence[Path]) -> None:
     """Print how many files of an earlier run have gone, and what else lies in the folder."""
     if removed:
@@ -138,7 +174,7 @@ def environment() -> dict[str, Any]:
 
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "command": [Path(sys.argv[0]).name, *starred(sys.argv[1:])],
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in PACKAGES},
         "platform": platform.platform(),
