@@ -12,7 +12,7 @@ import torch
 
 from esvit_pl.augment import Recipe
 from esvit_pl.data import ImageDataModule
-from esvit_pl.data.at_work import LoadingStopped
+from esvit_pl.data.at_work import AtWork, LoadingStopped
 from esvit_pl.datasets import ArrayDataset, Splits
 
 
@@ -87,3 +87,10 @@ def test_the_image_is_named(fault, loader):
 def test_a_negative_limit_is_refused():
     with pytest.raises(ValueError, match="timeout must be a number of seconds, or 0 to wait for ever, got -1"):
         ImageDataModule(Splits(Faulty(leaves)), Recipe(), timeout=-1)
+
+
+def test_made_in_inference_mode_it_can_still_be_written_outside():
+    with torch.inference_mode():
+        at_work = AtWork()
+    with at_work.on(3):
+        assert at_work.image(0) == (3, True)

@@ -42,7 +42,8 @@ class AtWork:
     """
 
     def __init__(self) -> None:
-        self._images = torch.full((PROCESSES,), _NOTHING_YET, dtype=torch.int64).share_memory_()
+        with torch.inference_mode(False):  # a measurement makes its loaders in that mode, and may not write later
+            self._images = torch.full((PROCESSES,), _NOTHING_YET, dtype=torch.int64).share_memory_()
 
     @contextmanager
     def on(self, index: int) -> Iterator[None]:
