@@ -9,11 +9,28 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from benchmarks.soak import WORDS, children, steps_of
+from esvit_pl.configs.trainers import dead_rank
 from esvit_pl.profiling.photographs import photographs_in_a_folder
+
+
+def test_a_rank_that_died_is_found_among_those_that_were_started():
+    def trainer(*scripts: str) -> SimpleNamespace:
+        ranks = [subprocess.Popen([sys.executable, "-c", script]) for script in scripts]
+        for rank in ranks:
+            rank.wait()
+        return SimpleNamespace(strategy=SimpleNamespace(launcher=SimpleNamespace(procs=ranks)))
+
+    killed = "import os; os.kill(os.getpid(), 9)"
+    assert "rank 2 (process " in dead_rank(trainer("", killed))
+    assert "was killed by SIGKILL, and the others cannot go on" in dead_rank(trainer(killed))
+    assert "ended with exit code 3" in dead_rank(trainer("raise SystemExit(3)"))
+    assert dead_rank(trainer("")) is None
+    assert dead_rank(SimpleNamespace(strategy=SimpleNamespace(launcher=None))) is None
 
 
 @pytest.mark.slow
