@@ -13,7 +13,7 @@ MODULES = $(subst /,.,$(patsubst src/%.py,%,$(filter-out %/__init__.py,$(wildcar
 	$(patsubst src/%/__init__.py,%,$(wildcard src/esvit_pl/*/__init__.py)))
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test test-all test-floors coverage lint types format docs tables attempts audit notebooks bench bench-gpu soak
+.PHONY: help install run test test-all test-floors coverage lint types format docs tables attempts resume-matrix audit notebooks bench bench-gpu soak
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -58,6 +58,9 @@ tables: $(VENV)/.installed-dev  ## write the tables of docs/ and the expected ac
 
 attempts: $(VENV)/.installed-dev  ## try to get code run by a stranger's files, and print what came of it (minutes)
 	$(BIN)/python docs/attempts.py
+
+resume-matrix: $(VENV)/.installed-dev  ## kill trainings, go on, and compare with uninterrupted ones (minutes)
+	$(BIN)/python tests/resume_matrix.py $(ARGS)
 
 audit: $(VENV)/.installed  ## ask for known weaknesses of the installed packages (pip-audit; asks the network)
 	$(PYTHON) -m venv .venv-audit

@@ -16,6 +16,7 @@ from esvit_pl.callbacks.intervals import Every
 from esvit_pl.callbacks.signals import Signals
 from esvit_pl.data import ImageDataModule
 from esvit_pl.datasets import ArrayDataset, Splits
+from esvit_pl.loggers import MetricsCSV, read_metrics
 from esvit_pl.saving import WholeCheckpoints
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*no `validation_step`")
@@ -160,3 +161,43 @@ def test_bad_words(words):
     with pytest.raises(ValueError, match="every must be such as 500steps, 10min, 2h or 1epoch, or several of"):
         Every.of(words)
     assert Every.of(["90s", "2h", "3 steps"]) == (3, 7200, 0)
+
+
+class Foreign(pl.LightningModule):
+    """A module of somebody else, which logs its weight at every step; in batch `fails` it raises."""
+
+    def __init__(self, fails: int = -1) -> None:
+        super().__init__()
+        self.weight, self.fails = torch.nn.Parameter(torch.ones(())), fails
+
+    def training_step(self, batch, batch_idx):
+        if batch_idx == self.fails:
+            raise RuntimeError("broken")
+        return self.weight * batch.mean()
+
+    def on_train_batch_end(self, outputs, batch, batch_idx):
+        self.log("weight", self.weight.detach(), batch_size=1)
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+@pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before the epoch ended")
+@pytest.mark.filterwarnings("ignore:.*does not have many workers")
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_foreign_training_goes_on_in_the_middle_of_an_epoch_with_each_step_logged_once(tmp_path, accumulate):
+    def train(name, module, ckpt_path=None):
+        saver = TrainingCheckpoints(tmp_path / name, every="2steps")
+        logger = MetricsCSV(tmp_path / name)
+        options = {"max_epochs": 2, "log_every_n_steps": 1, "logger": logger, "accumulate_grad_batches": accumulate}
+        plain = {"accelerator": "cpu", "enable_progress_bar": False, "enable_model_summary": False}
+        batches = torch.utils.data.DataLoader(torch.ones(8), batch_size=1)
+        pl.Trainer(callbacks=[saver], **options, **plain).fit(module, batches, ckpt_path=ckpt_path, weights_only=True)
+
+    train("whole", whole := Foreign())
+    with pytest.raises(RuntimeError, match="broken"):
+        train("again", Foreign(fails=2 * accumulate + 1))
+    assert torch.load(tmp_path / "again" / "last.ckpt", weights_only=True)["global_step"] == 2
+    train("again", again := Foreign(), tmp_path / "again" / "last.ckpt")
+    assert read_metrics(tmp_path / "again" / "metrics.csv") == read_metrics(tmp_path / "whole" / "metrics.csv")
+    assert whole.weight == again.weight

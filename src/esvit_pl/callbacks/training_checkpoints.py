@@ -33,11 +33,11 @@ class _Due(NamedTuple):
 class TrainingCheckpoints(Checkpoint):
     """Keeps ``last.ckpt`` and, of the save before it, ``previous.ckpt``; and every so many epochs ``epoch_009.ckpt``.
 
-    A training is saved after whole optimizer steps only, when the loggers have what the step logged, so that it goes on
-    exactly and no row is missing. A signal that asks the process to
-    end (SIGTERM, SIGINT, SIGUSR1, SIGHUP), sent to any of the processes, lets all of them finish their step, save it
-    and end with 128 plus the signal's number; on several processes that is the step after. During the measurements at
-    an epoch's end it is the end of that epoch. A second signal ends the process as it would have without this callback.
+    A training is saved after whole optimizer steps only, so that it goes on exactly; in the middle of an epoch this
+    waits until the loggers have what the step logged. A signal that asks the process to end (SIGTERM, SIGINT, SIGUSR1,
+    SIGHUP), sent to any of the processes, lets all of them finish their step, save it and end with 128 plus the
+    signal's number; on several processes that is the step after. During the measurements at an epoch's end it is the
+    end of that epoch. A second signal ends the process as it would have without this callback.
 
     >>> from pytorch_lightning import Trainer
     >>> saver = TrainingCheckpoints("checkpoints", every="500steps")
@@ -86,21 +86,25 @@ class TrainingCheckpoints(Checkpoint):
         if wishes or self._steps_are_due():
             self._due = _Due(wishes // 2)
 
-    def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
-        self._save_what_is_due(trainer)
-
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         wishes, self._late = int(self._wishes(pl_module.device)), None
         epoch = trainer.current_epoch + 1
         numbered = self.every_n_epochs and epoch % self.every_n_epochs == 0
         epochs = self.every.epochs and epoch % self.every.epochs == 0
-        if wishes or numbered or epochs or self._steps_are_due():
+        if wishes or numbered or epochs or self._due or self._steps_are_due():
             self._due = _Due(wishes // 2, f"epoch_{epoch - 1:03d}.ckpt" if numbered else None)
+            self._save_what_is_due(trainer)  # Lightning would skip an epoch that goes on from the next one's start
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         self._save_what_is_due(trainer)
         if trainer.global_step > self._saved:
             self._save(trainer)
+
+    def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+        # A batch that is fetched and not begun would count as one more step when the training goes on.
+        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"] if "loops" in checkpoint else {}
+        for span in ("total", "current") if progress else ():
+            progress[span]["ready"] = progress[span]["started"]
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         self._signals.leave()
@@ -119,7 +123,7 @@ class TrainingCheckpoints(Checkpoint):
         return bool(steps) and self._seen // steps > self._saved // steps
 
     def _save_what_is_due(self, trainer: Any) -> None:
-        """Lightning hands a step's and an epoch's rows to the loggers after the hooks at their end; this runs later."""
+        """In the middle of an epoch the next batch begins with it: the loggers have the rows of the step by then."""
         due, self._due = self._due, None
         if due is None:
             return
