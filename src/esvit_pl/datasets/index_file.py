@@ -33,7 +33,8 @@ CHOICES = ("auto", "rebuild", "none")
 MANY = 50_000
 """From so many images on a list is kept: fewer are listed in less than a second."""
 FORMAT = 1
-"""Of the file; also to be raised when a folder comes to mean something else (`listing`, `layout`, `arranged`)."""
+"""The version of the file. Raise it when the file changes, and when `listing`, `layout` or `arranged` read a folder
+in another way."""
 SETTLED = 2 * 10**9
 """Nanoseconds for which a folder must have been left alone when it was read: clocks of file systems are coarse."""
 UNUSED = 60 * 86_400
@@ -42,7 +43,7 @@ STATES = 3
 THREADS = 16
 CHUNK = 2**24
 OUT_OF_THE_FOLDER = (b"\0/", b"\0../", b"/../", b"/..\0", b"\0..\0", b"//")
-"""In names with a null byte before and after each."""
+"""What no name may contain when a null byte stands before and after each name."""
 LONGEST_WAIT = 1800.0
 
 
@@ -117,7 +118,7 @@ class Kept:
                 columns: dict[str, np.ndarray | None] = {"names": part.names.block, "ends": part.names.ends}
                 columns |= {"labels": part.labels, "places": part.places}
                 tensors |= {f"{split}.{name}": array for name, array in columns.items() if array is not None}
-        about["digest"] = digest_of(tensors, about)
+        about["digest"] = content_digest(tensors, about)
         path = self.folder / f"{self.name}-{start:x}.index"
         try:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -148,7 +149,7 @@ class Kept:
         return bool((now == times).all())
 
     def _remove_unused(self) -> None:
-        """Of this folder the newest ones stay: other machines may see, or have mapped, another state of it."""
+        """Remove indexes that nobody uses, but keep the newest ones of this folder: other machines may have mapped them."""
         by_age = sorted((-path.stat().st_mtime, path) for path in self.folder.glob("*.index"))
         mine = [path for _, path in by_age if path.name.startswith(self.name)]
         for age, path in by_age:
@@ -161,7 +162,7 @@ def read(path: str | Path) -> Arranged:
     with safe_open(path, "pt") as file:  # with numpy's arrays it copies
         about = json.loads(file.metadata()["esvit_pl"])
         arrays = {name: file.get_tensor(name).numpy() for name in file.keys()}
-    if about.pop("digest") != digest_of(arrays, about):
+    if about.pop("digest") != content_digest(arrays, about):
         raise ValueError(f"{path} is damaged")
 
     def images(split: str) -> Images:
@@ -239,7 +240,7 @@ def one_at_a_time() -> Iterator[Any]:
 
 
 def _times(paths: Sequence[str]) -> list[tuple[int, int]]:
-    """Of folders, asked by several threads: on a network drive each answer takes its time."""
+    """`times_of` each folder. Several threads ask, because a network drive takes its time for each answer."""
     result: list[tuple[int, int]] = [(0, 0)] * len(paths)
 
     def ask(first: int) -> None:
@@ -250,8 +251,8 @@ def _times(paths: Sequence[str]) -> list[tuple[int, int]]:
     return result
 
 
-def digest_of(arrays: Mapping[str, np.ndarray], about: Mapping[str, Any]) -> str:
-    """Of all that an index file holds."""
+def content_digest(arrays: Mapping[str, np.ndarray], about: Mapping[str, Any]) -> str:
+    """A hash of everything that an index file holds."""
     digest = blake2b(json.dumps(about, sort_keys=True).encode(), digest_size=12)
     for name in sorted(arrays):
         digest.update(name.encode())

@@ -87,11 +87,11 @@ class ImageDataset(Dataset[tuple[Tensor, "int | None"]], ABC):
         return self.labels is not None
 
     def digest(self) -> str:
-        """Of all names: part of every checkpoint, which is resumed with the same images only."""
+        """A hash of all names. Every checkpoint holds it, because a training goes on with the same images only."""
         return digest_of(map(self.name, range(len(self))))
 
     def places(self) -> np.ndarray:
-        """`places_of` all names."""
+        """A number in 0-1 for each image, see `places_of`."""
         return places_of(map(self.name, range(len(self))))
 
     def problems(self) -> list[tuple[str, str]]:
