@@ -192,7 +192,7 @@ def forged(path: Path, **changed) -> None:
     about |= changed.pop("about", {})
     arrays |= changed
     del about["digest"]
-    about["digest"] = index_file.digest_of(arrays, about)
+    about["digest"] = index_file.content_digest(arrays, about)
     save_file(arrays, path, {"esvit_pl": json.dumps(about)})
 
 

@@ -8,7 +8,6 @@ it.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import time
@@ -28,6 +27,11 @@ from esvit_pl.datasets.listing import EXTENSIONS, Listing, read_folders, shown, 
 from esvit_pl.datasets.names import Names
 from esvit_pl.printing import say_once
 from esvit_pl.whole import replacing
+
+try:
+    import fcntl
+except ImportError:  # Windows: no list is kept there
+    fcntl = None  # type: ignore[assignment]
 
 CHOICES = ("auto", "rebuild", "none")
 MANY = 50_000
@@ -55,7 +59,7 @@ def images_of(root: str | Path, *, layout: str, labels: str, index: str) -> tupl
     """
     if index not in CHOICES:
         raise ValueError(f"index must be 'auto', 'rebuild' or 'none', got {index!r}")
-    kept = None if index == "none" else Kept(root, layout, labels)
+    kept = None if index == "none" or fcntl is None else Kept(root, layout, labels)
     # The other processes of a training that rebuilds the index are content with what the first one has built.
     anew = index == "rebuild" and all(os.environ.get(name, "0") == "0" for name in ("LOCAL_RANK", "SLURM_LOCALID"))
     found = kept.newest() if kept is not None and not anew else None
@@ -149,7 +153,7 @@ class Kept:
         return bool((now == times).all())
 
     def _remove_unused(self) -> None:
-        """Remove indexes that nobody uses, but keep the newest ones of this folder: other machines may have mapped them."""
+        """Remove old indexes; the newest ones of this folder stay, because other machines may have mapped them."""
         by_age = sorted((-path.stat().st_mtime, path) for path in self.folder.glob("*.index"))
         mine = [path for _, path in by_age if path.name.startswith(self.name)]
         for age, path in by_age:
