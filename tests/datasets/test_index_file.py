@@ -275,3 +275,12 @@ def test_of_ranks_that_start_together_one_lists(tmp_path):
     opened = [line.split()[0] for line in log.read_text().splitlines() if "/photos" in line]
     whole = [pid for pid in set(opened) if opened.count(pid) == 6]  # the root and five folders
     assert len(whole) == 1
+
+
+def test_without_file_locks_folders_are_read_and_no_list_is_kept(tmp_path, monkeypatch):
+    root = touch(tmp_path / "photos", *SHAPES["classes"])
+    monkeypatch.setattr(index_file, "fcntl", None)
+    without = everything(folder(root))
+    assert kept(tmp_path) == []
+    monkeypatch.undo()
+    assert without == everything(folder(root, index="none"))
