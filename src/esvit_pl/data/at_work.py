@@ -20,8 +20,8 @@ _FEWER = (
 )
 _CRASHED = "look at the file (esvit-data check reads all of them), or leave it out"
 _ADVICE = {
-    -signal.SIGKILL: f"the system does this when memory runs out (free -h, dmesg): {_FEWER}",
-    -signal.SIGBUS: f"shared memory is full (df -h /dev/shm; docker run --shm-size=8g), or a file was cut: {_FEWER}",
+    "SIGKILL": f"the system does this when memory runs out (free -h, dmesg): {_FEWER}",
+    "SIGBUS": f"shared memory is full (df -h /dev/shm; docker run --shm-size=8g), or a file was cut: {_FEWER}",
 }
 _NOTHING_YET = torch.iinfo(torch.int64).min
 
@@ -86,7 +86,7 @@ def in_words(error: BaseException, workers: list[Any], at_work: AtWork, images: 
             at = at_work.image(number)
             if at is not None:
                 files.append(f"{'at' if at[1] else 'just after'} '{shown(place(at[0]))}'")
-    killed = code is not None and code < 0
-    end = f"was killed by {signal.Signals(-code).name}" if killed else f"ended (exit code {code})"  # type: ignore[operator]
+    name = signal.Signals(-code).name if code is not None and code < 0 else ""
+    end = f"was killed by {name}" if name else f"ended (exit code {code})"
     where = f", {', '.join(files)}" if files else ""
-    return f"loading process {dead[1]} {end}{where}; {_ADVICE.get(code or 0, _CRASHED)}"
+    return f"loading process {dead[1]} {end}{where}; {_ADVICE.get(name, _CRASHED)}"
