@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import signal
+from shutil import copytree
 from typing import Any
 
 import pytest
@@ -164,40 +165,74 @@ def test_bad_words(words):
 
 
 class Foreign(pl.LightningModule):
-    """A module of somebody else, which logs its weight at every step; in batch `fails` it raises."""
+    """A module of somebody else, which logs its weight at every step and at every epoch's end."""
 
-    def __init__(self, fails: int = -1) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.weight, self.fails = torch.nn.Parameter(torch.ones(())), fails
+        self.weight = torch.nn.Parameter(torch.ones(()))
 
     def training_step(self, batch, batch_idx):
-        if batch_idx == self.fails:
-            raise RuntimeError("broken")
         return self.weight * batch.mean()
 
     def on_train_batch_end(self, outputs, batch, batch_idx):
         self.log("weight", self.weight.detach(), batch_size=1)
 
+    def on_train_epoch_end(self):
+        self.log("at_the_end", self.weight.detach())
+
     def configure_optimizers(self):
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
+class Validated(Foreign):
+    def validation_step(self, batch, batch_idx):
+        self.log("val", self.weight.detach() * batch.mean(), batch_size=1)
+
+
 @pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before the epoch ended")
 @pytest.mark.filterwarnings("ignore:.*does not have many workers")
-@pytest.mark.parametrize("accumulate", [1, 2])
-def test_a_foreign_training_goes_on_in_the_middle_of_an_epoch_with_each_step_logged_once(tmp_path, accumulate):
-    def train(name, module, ckpt_path=None):
-        saver = TrainingCheckpoints(tmp_path / name, every="2steps")
-        logger = MetricsCSV(tmp_path / name)
-        options = {"max_epochs": 2, "log_every_n_steps": 1, "logger": logger, "accumulate_grad_batches": accumulate}
-        plain = {"accelerator": "cpu", "enable_progress_bar": False, "enable_model_summary": False}
-        batches = torch.utils.data.DataLoader(torch.ones(8), batch_size=1)
-        pl.Trainer(callbacks=[saver], **options, **plain).fit(module, batches, ckpt_path=ckpt_path, weights_only=True)
+@pytest.mark.parametrize(
+    ("every", "batches", "accumulate"), [("1steps", 6, 1), ("1epoch", 2, 2), (["1steps", "1epoch"], 4, 2)], ids=str
+)
+@pytest.mark.parametrize(
+    "validation",
+    [
+        None,
+        {"val_check_interval": 1.0},
+        {"val_check_interval": 0.5},
+        {"check_val_every_n_epoch": 2},
+        {"check_val_every_n_epoch": None, "val_check_interval": 4},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("ends", ["max_epochs", "max_steps"])
+def test_a_foreign_training_that_is_killed_after_any_save_goes_on_exactly(
+    tmp_path, monkeypatch, validation, ends, batches, accumulate, every
+):
+    """What a kill right after a save leaves is the folder as it is then."""
 
-    train("whole", whole := Foreign())
-    with pytest.raises(RuntimeError, match="broken"):
-        train("again", Foreign(fails=2 * accumulate + 1))
-    assert torch.load(tmp_path / "again" / "last.ckpt", weights_only=True)["global_step"] == 2
-    train("again", again := Foreign(), tmp_path / "again" / "last.ckpt")
-    assert read_metrics(tmp_path / "again" / "metrics.csv") == read_metrics(tmp_path / "whole" / "metrics.csv")
-    assert whole.weight == again.weight
+    def train(folder, ckpt_path=None):
+        module = Foreign() if validation is None else Validated()
+        saver = TrainingCheckpoints(folder, every=every, every_n_epochs=2)
+        length = {"max_epochs": 3} if ends == "max_epochs" else {"max_steps": 3 * batches // accumulate}
+        options = {**length, **(validation or {}), "log_every_n_steps": 1, "accumulate_grad_batches": accumulate}
+        plain = {"accelerator": "cpu", "enable_progress_bar": False, "enable_model_summary": False}
+        loader = torch.utils.data.DataLoader(torch.ones(batches), batch_size=1)  # which begins anew
+        trainer = pl.Trainer(callbacks=[saver], logger=MetricsCSV(folder), num_sanity_val_steps=0, **options, **plain)
+        trainer.fit(module, loader, None if validation is None else loader, ckpt_path=ckpt_path, weights_only=True)
+        return module, read_metrics(folder / "metrics.csv")
+
+    save, kept = pl.Trainer.save_checkpoint, []
+
+    def save_and_keep(trainer, path, *others):
+        save(trainer, path, *others)
+        kept.append(copytree(tmp_path / "whole", tmp_path / f"killed_{len(kept)}"))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pl.Trainer, "save_checkpoint", save_and_keep)
+        whole, rows = train(tmp_path / "whole")
+    assert len(kept) == (3 if every == "1epoch" else 3 * batches // accumulate)
+    for folder in kept:
+        again, rows_again = train(folder, folder / "last.ckpt")
+        assert rows_again == rows
+        assert again.weight == whole.weight

@@ -33,11 +33,12 @@ class _Due(NamedTuple):
 class TrainingCheckpoints(Checkpoint):
     """Keeps ``last.ckpt`` and, of the save before it, ``previous.ckpt``; and every so many epochs ``epoch_009.ckpt``.
 
-    A training is saved after whole optimizer steps only, so that it goes on exactly; in the middle of an epoch this
-    waits until the loggers have what the step logged. A signal that asks the process to end (SIGTERM, SIGINT, SIGUSR1,
-    SIGHUP), sent to any of the processes, lets all of them finish their step, save it and end with 128 plus the
-    signal's number; on several processes that is the step after. During the measurements at an epoch's end it is the
-    end of that epoch. A second signal ends the process as it would have without this callback.
+    A training is saved after whole optimizer steps only, so that it goes on exactly, and not before the loggers have
+    what the step or the epoch has logged: that is when the next batch begins, or when the training ends. A signal that
+    asks the process to end (SIGTERM, SIGINT, SIGUSR1, SIGHUP), sent to any of the processes, lets all of them finish
+    their step, save it and end with 128 plus the signal's number; on several processes that is the step after. During
+    the measurements at an epoch's end it is the end of that epoch. A second signal ends the process as it would have
+    without this callback.
 
     >>> from pytorch_lightning import Trainer
     >>> saver = TrainingCheckpoints("checkpoints", every="500steps")
@@ -63,14 +64,16 @@ class TrainingCheckpoints(Checkpoint):
         self._clock = monotonic()
         self._late: LateValue | None = None
         self._due: _Due | None = None
+        self._end_of_epoch: dict[str, Any] | None = None
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         self._seen = self._saved = trainer.global_step
-        self._clock, self._late, self._due = monotonic(), None, None
+        self._clock, self._late, self._due, self._end_of_epoch = monotonic(), None, None, None
         self._signals.listen()
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         self._save_what_is_due(trainer)
+        self._end_of_epoch = None
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         if trainer.global_step == self._seen:
@@ -93,7 +96,8 @@ class TrainingCheckpoints(Checkpoint):
         epochs = self.every.epochs and epoch % self.every.epochs == 0
         if wishes or numbered or epochs or self._due or self._steps_are_due():
             self._due = _Due(wishes // 2, f"epoch_{epoch - 1:03d}.ckpt" if numbered else None)
-            self._save_what_is_due(trainer)  # Lightning would skip an epoch that goes on from the next one's start
+            if trainer.max_epochs not in (None, -1):  # else Lightning would end this epoch a second time
+                self._end_of_epoch = {"epoch": trainer.current_epoch, "fit_loop": trainer.fit_loop.state_dict()}
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         self._save_what_is_due(trainer)
@@ -101,10 +105,20 @@ class TrainingCheckpoints(Checkpoint):
             self._save(trainer)
 
     def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
-        # A batch that is fetched and not begun would count as one more step when the training goes on.
-        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"] if "loops" in checkpoint else {}
-        for span in ("total", "current") if progress else ():
-            progress[span]["ready"] = progress[span]["started"]
+        """Say the place as Lightning reads it: a batch that is fetched and not begun would count as trained."""
+        loops = checkpoint.get("loops")
+        if loops is None:
+            return
+        if self._end_of_epoch is not None:
+            checkpoint["epoch"], loops["fit_loop"] = self._end_of_epoch["epoch"], self._end_of_epoch["fit_loop"]
+            return
+        progress = loops["fit_loop"]["epoch_loop.batch_progress"]
+        if progress["current"]["ready"] > progress["current"]["started"]:
+            progress["is_last_batch"] = False
+            for span in ("total", "current"):
+                progress[span]["ready"] = progress[span]["started"]
+            if _seems_validated(trainer, progress):
+                loops["fit_loop"]["epoch_loop.state_dict"]["_batches_that_stepped"] -= 1
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         self._signals.leave()
@@ -123,7 +137,6 @@ class TrainingCheckpoints(Checkpoint):
         return bool(steps) and self._seen // steps > self._saved // steps
 
     def _save_what_is_due(self, trainer: Any) -> None:
-        """In the middle of an epoch the next batch begins with it: the loggers have the rows of the step by then."""
         due, self._due = self._due, None
         if due is None:
             return
@@ -149,6 +162,16 @@ class TrainingCheckpoints(Checkpoint):
         if number == signal.SIGINT:
             raise KeyboardInterrupt
         raise SystemExit(128 + number)
+
+
+def _seems_validated(trainer: Any, progress: dict[str, Any]) -> bool:
+    """Whether Lightning has validated between the last batch and this place; going on here it counts one step more."""
+    every_n_epochs, every = trainer.check_val_every_n_epoch, trainer.val_check_batch
+    if not trainer.enable_validation or every in (None, float("inf")):
+        return False
+    if every_n_epochs is None:
+        return bool(progress["total"]["ready"] % every == 0)
+    return bool((trainer.current_epoch + 1) % every_n_epochs == 0 and progress["current"]["ready"] % every == 0)
 
 
 def _copy(source: Path, target: Path) -> None:
