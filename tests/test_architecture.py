@@ -31,6 +31,7 @@ FLOORS = [
         "specs",
         "whole",
         "late",
+        "signals",
         "backbones",
         "losses",
         "augment",
@@ -40,7 +41,7 @@ FLOORS = [
     # first: parts put together
     ["network", "objectives", "pretraining", "evaluation", "visualize", "profiling", "checkpoints"],
     # second: Lightning
-    ["data", "loggers", "saving", "callbacks", "modules"],
+    ["data", "loggers", "saving", "ranks", "callbacks", "modules"],
     # roof: Hydra and the command line
     ["runs", "configs", "commands", "api"],
 ]

@@ -18,6 +18,11 @@ def rank() -> int:
     return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
 
 
+def is_of_a_collective(error: BaseException) -> bool:
+    """Whether an error says that this process has lost the others, in the middle of a sum or a gather."""
+    return isinstance(error, dist.DistError) or "gloo" in str(error)
+
+
 def sum_over_ranks(x: Tensor) -> Tensor:
     """Sum of every rank's tensor (all of one shape). No gradient flows through it."""
     if num_ranks() == 1:

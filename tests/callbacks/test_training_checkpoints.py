@@ -14,11 +14,11 @@ from esvit_pl.augment import Recipe
 from esvit_pl.callbacks import TrainingCheckpoints
 from esvit_pl.callbacks import training_checkpoints as module
 from esvit_pl.callbacks.intervals import Every
-from esvit_pl.callbacks.signals import Signals
 from esvit_pl.data import ImageDataModule
 from esvit_pl.datasets import ArrayDataset, Splits
 from esvit_pl.loggers import MetricsCSV, read_metrics
 from esvit_pl.saving import WholeCheckpoints
+from esvit_pl.signals import Signals
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*no `validation_step`")
 

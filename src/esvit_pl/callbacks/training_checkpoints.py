@@ -15,9 +15,9 @@ import torch
 from pytorch_lightning.callbacks import Checkpoint
 
 from esvit_pl.callbacks.intervals import Every
-from esvit_pl.callbacks.signals import Signals
 from esvit_pl.distributed import max_over_ranks, num_ranks
 from esvit_pl.late import LateValue
+from esvit_pl.signals import Signals
 from esvit_pl.whole import replacing
 
 

@@ -88,7 +88,7 @@ def evaluate(job: Job, cfg: DictConfig, images: Splits | None = None) -> Result:
     weights.say("\n".join(filter(None, [*lines, line])))
     if job.trains:
         results.fit_batch(data, trainer)
-    with run.status(), bad_images.kept(run, splits):
+    with run.status(), trainers.watched(trainer, run), bad_images.kept(run, splits):
         measured = job.measure(cfg, part, Subject(source, backbone, splits, recipe, data, trainer))
         about = measured.about(cfg, dict.fromkeys(measured.table, cfg.module), recipe)
         run.update(**measured.table, metrics=measured.metrics, evaluation=about)

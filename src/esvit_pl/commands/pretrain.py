@@ -96,7 +96,7 @@ def pretrain(
     run = RunFolder(cfg.paths.output_dir, writes=trainer.is_global_zero)
     run.describe(cfg, going_on_after=resumed.step if resumed is not None and resumed.folder else None)
 
-    with run.status(), bad_images.kept(run, splits):
+    with run.status(), trainers.watched(trainer, run), bad_images.kept(run, splits):
         if run.writes:
             pictures.draw_crops(run.path / "figures", splits.train, recipe, seed=cfg.seed)
         trainers.fit(trainer, module, data, resumed.path if resumed is not None else None)

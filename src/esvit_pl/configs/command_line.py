@@ -35,6 +35,7 @@ from esvit_pl.configs.hydra_nodes import Refused
 from esvit_pl.configs.instantiation import hydra_has_whitelist, import_plugins, trusted_patterns
 from esvit_pl.configs.quoting import quote_paths
 from esvit_pl.runs.folder import remove_empty
+from esvit_pl.signals import end_in_order
 
 Task = Callable[[DictConfig], Any]
 
@@ -98,7 +99,7 @@ def command(
             for line in pasted.given_twice(pasted.settings_in(argv)):
                 print(f"note: {line}", file=sys.stderr)
             try:
-                with checked_loader(), _stderr_held_back() as held:
+                with end_in_order(), checked_loader(), _stderr_held_back() as held:
                     try:
                         _hydra_main(config_package, config_name)(job)()
                     except SystemExit as stop:  # Hydra has shown the error already, in its own words

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import logging
-import signal
-import subprocess
-import sys
 import warnings
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, cast
 
 from omegaconf import DictConfig, OmegaConf
 
+from esvit_pl.configs import run_folder
 from esvit_pl.configs.assemble import bag, check_epochs, construct
 from esvit_pl.configs.processes import processes
 from esvit_pl.configs.weights import say
@@ -22,6 +20,7 @@ if TYPE_CHECKING:
     from pytorch_lightning import Callback, LightningModule, Trainer
 
     from esvit_pl.data import ImageDataModule
+    from esvit_pl.runs.folder import RunFolder
 
 _SAVERS = ("TrainingCheckpoints", "ModelCheckpoint")
 
@@ -44,6 +43,7 @@ def make(cfg: DictConfig, data: ImageDataModule, callbacks: Sequence[Callback] =
     )
     if type(made.strategy.checkpoint_io) is TorchCheckpointIO:  # nobody asked for another
         made.strategy.checkpoint_io = WholeCheckpoints()
+    _leave_signals_alone(made)
     made.log_every_n_steps = min(made.log_every_n_steps, steps_an_epoch(cfg, data))  # type: ignore[attr-defined]
     return made
 
@@ -90,52 +90,37 @@ def is_ours(node: Any) -> bool:
     return str(node.get("_target_")).endswith(_SAVERS[0])
 
 
+@contextmanager
+def watched(trainer: Trainer, run: RunFolder) -> Iterator[None]:
+    """`ranks.watched`, and the run folder tells how it ended."""
+    from esvit_pl import ranks
+
+    def tell(death: ranks.Death) -> None:
+        run.end_early(status="stopped" if death.code > 128 else "failed", error=death.sentence)
+        run_folder.release()
+
+    with ranks.watched(trainer, tell):
+        yield
+
+
 def fit(trainer: Trainer, module: LightningModule, data: ImageDataModule, ckpt_path: str | None) -> None:
-    """Train, from a checkpoint if there is one; a signal ends the process as it does elsewhere.
-
-    Left alone, Lightning ends it with 1 at Ctrl-C, like a failure, and with 0 at SIGTERM, like a success.
-    """
-    from pytorch_lightning.utilities.exceptions import SIGTERMException
-
+    """Train, from a checkpoint if there is one. Ctrl-C is a KeyboardInterrupt, which Lightning would make an exit 1."""
     from esvit_pl.data.at_work import LoadingStopped
 
     if trainer.limit_train_batches == 0:  # Lightning would end at once, as a success
         raise ValueError("trainer.limit_train_batches=0 leaves nothing to train on; raise it, or leave it null")
     try:
         trainer.fit(module, datamodule=data, ckpt_path=ckpt_path, weights_only=True)
-    except SIGTERMException:
-        sys.exit(128 + signal.SIGTERM)
     except RuntimeError as error:  # torch tells of a dead loading process wherever the training is
         batches = getattr(trainer.train_dataloader, "batches", None)
         sentence = None if batches is None else batches.in_words(error)
         if sentence is not None:
             raise LoadingStopped(sentence) from error
-        died = dead_rank(trainer)
-        if died is not None:
-            raise RankDied(died) from error
         raise
     except SystemExit as stop:
         if isinstance(stop.__context__, KeyboardInterrupt):
             raise KeyboardInterrupt from stop
         raise
-
-
-class RankDied(RuntimeError):
-    """Another process of the training has ended, and this one cannot go on alone."""
-
-
-def dead_rank(trainer: Trainer) -> str | None:
-    """Which of the ranks that this process has started failed, if one did; the others are told by their own errors."""
-    for rank, process in enumerate(getattr(trainer.strategy.launcher, "procs", []), start=1):
-        with suppress(subprocess.TimeoutExpired):
-            code = process.wait(timeout=1)
-            if code:
-                how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-                return (
-                    f"rank {rank} (process {process.pid}) {how}, and the others cannot go on without it; go on from "
-                    f"the last checkpoint (ckpt_path=...)"
-                )
-    return None
 
 
 def quiet(cfg: DictConfig) -> Trainer:
@@ -170,12 +155,19 @@ def check_devices(cfg: DictConfig) -> None:
         )
 
 
+def _leave_signals_alone(trainer: Trainer) -> None:
+    """Signals are for `signals.end_in_order` and `TrainingCheckpoints`.
+
+    At SIGTERM Lightning's own handler waits for the other processes, which wait for ever if only one of them got the
+    signal; at SIGUSR1 in a SLURM job it saves in the middle of a step.
+    """
+    trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
+
+
 def quieten() -> None:
     """Keep what Lightning says of itself out of a command's output. An application may; the library never does."""
     for name in ("pytorch_lightning", "lightning_fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    # Says which rank has died, before all others are ended.
-    logging.getLogger("lightning_fabric.strategies.launchers.subprocess_script").setLevel(logging.INFO)
     for message in (
         ".*isinstance.treespec, LeafSpec.*",  # Lightning 2.6 on torch 2.9 and newer
         ".*no `validation_step`.*",  # k-NN is a callback: pretraining has no validation loop

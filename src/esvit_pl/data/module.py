@@ -20,6 +20,7 @@ from esvit_pl.data.loaders import ResumableLoader, limited, stack
 from esvit_pl.data.samplers import EpochSampler, RankShare
 from esvit_pl.data.threads import cores
 from esvit_pl.data.views import EvaluationImages, SupervisedView, TrainingCrops, TrainingViews
+from esvit_pl.data.workers import obey_the_training
 from esvit_pl.datasets import ImageDataset, Splits
 from esvit_pl.printing import say_once
 
@@ -268,6 +269,7 @@ class ImageDataModule(LightningDataModule):
             persistent_workers=self.persistent_workers and self.num_workers > 0,
             pin_memory=self.pin_memory,
             timeout=self.timeout if self.num_workers > 0 else 0,
+            worker_init_fn=obey_the_training,
         )
 
     @property

@@ -19,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from esvit_pl.runs.claim import claimed
 from esvit_pl.runs.lock import NAME as LOCK
 from esvit_pl.secret_values import starred
+from esvit_pl.signals import end_in_order
 from esvit_pl.whole import replacing
 
 PACKAGES = (
@@ -87,16 +88,17 @@ class RunFolder:
         """Write ``status`` into ``results.json``: running, then finished, stopped (Ctrl-C, a signal) or failed."""
         self.update(status="running")
         try:
-            yield
+            with end_in_order():
+                yield
         except (KeyboardInterrupt, SystemExit):
-            self._end_early(status="stopped")
+            self.end_early(status="stopped")
             raise
         except BaseException as error:
-            self._end_early(status="failed", error=f"{type(error).__name__}: {error}")
+            self.end_early(status="failed", error=f"{type(error).__name__}: {error}")
             raise
         self.update(status="finished")
 
-    def _end_early(self, **results: str) -> None:
+    def end_early(self, **results: str) -> None:
         """Write how the run ended. On a full disk the word alone takes the place of the old one, in as many bytes."""
         try:
             self.update(**results)
