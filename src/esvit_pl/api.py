@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from esvit_pl.configs import checks, run_folder
+from esvit_pl.configs import checks, resume_mode, run_folder
 from esvit_pl.configs.compose import compose, composed, dataset_words, list_backbones, settings
 from esvit_pl.configs.config_space import CONFIGS
 from esvit_pl.configs.main_guard import check_guard, check_not_in_a_copy
@@ -234,7 +234,9 @@ def _folder(command: str, out: str | os.PathLike[str] | None, cfg: DictConfig) -
     Raises:
         ValueError: it holds a run already, or another process writes there.
     """
-    asked = out or cfg.out or (run_of(cfg.ckpt_path) if command == "pretrain" else None)
+    named = out or cfg.out
+    resume_mode.settle(cfg, None if named is None else Path(named).expanduser())
+    asked = named or (run_of(cfg.ckpt_path) if command == "pretrain" else None)
     by_time = Path(os.environ.get("ESVIT_LOG_DIR", "logs"), command, "runs", f"{datetime.now():%Y-%m-%d_%H-%M-%S-%f}")
     folder = by_time if asked is None else Path(asked).expanduser()
     if not is_first_process():  # the first one holds the folder for all
@@ -244,7 +246,7 @@ def _folder(command: str, out: str | os.PathLike[str] | None, cfg: DictConfig) -
         claim = run_folder.claim_new(by_time)
     else:
         run_folder.refuse_images(cfg, folder)
-        goes_on = command == "pretrain" and run_folder.goes_on_in(cfg, folder)
+        goes_on = command == "pretrain" and run_folder.keeps_what_is_in(cfg, folder)
         claim = Claim(folder, goes_on=goes_on, overwrite=run_folder.overwrites(cfg, folder))
     if claim.line is not None:
         print(claim.line, flush=True)

@@ -73,6 +73,8 @@ def watched(trainer: Any, tell: Callable[[Death], None]) -> Iterator[None]:
             if found is not None and not over.wait(GRACE):
                 _end(found, others, tell)
 
+    if first is not None and (found := death()) is not None:
+        raise RankDied(found.sentence)
     if starts_others or first is not None:
         threading.Thread(target=watch, daemon=True, name="esvit-ranks").start()
     try:

@@ -98,6 +98,15 @@ def test_of_another_machine_this_one_cannot_know(tmp_path, changed):
         FolderLock(tmp_path).take()
 
 
+def test_a_slurm_job_that_starts_again_ends_its_earlier_start_on_whatever_machine(tmp_path, monkeypatch):
+    monkeypatch.setenv("SLURM_JOB_ID", "77")
+    (tmp_path / NAME).write_text(json.dumps({**identity(), "host": "elsewhere"}))
+    with pytest.raises(FolderInUse, match="this machine cannot see it"):
+        FolderLock(tmp_path).take()
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    assert "its lock is taken over" in str(FolderLock(tmp_path).take())
+
+
 def test_a_full_disk_leaves_no_lock_behind(tmp_path, monkeypatch):
     def full(*args):
         raise OSError(errno.ENOSPC, "No space left on device")

@@ -7,6 +7,7 @@ import time
 import pytest
 from omegaconf import OmegaConf
 
+from esvit_pl.runs.lock import identity
 from esvit_pl.runs.reading import Run, find_runs, read_run
 
 
@@ -73,6 +74,14 @@ def test_who_says_running_and_writes_nothing_is_silent(tmp_path):
     (folder / "checkpoints").mkdir()
     (folder / "checkpoints" / "last.ckpt").touch()
     assert read_run(folder).status == "running"
+
+
+def test_who_says_running_and_whose_process_is_gone_was_killed(tmp_path):
+    folder = write(tmp_path / "run", status="running", rows=["0,0,train/view_loss,1"])
+    (folder / "run.lock").write_text(json.dumps(identity()))
+    assert read_run(folder).status == "running"
+    (folder / "run.lock").write_text(json.dumps({**identity(), "process_started": "0"}))
+    assert read_run(folder).status == "killed"
 
 
 def test_what_is_missing_or_broken_stays_empty(tmp_path):

@@ -24,6 +24,7 @@ EXAMPLES = [
     "esvit-pretrain dataset=imagenet dataset.root=/data/imagenet trainer=ddp   # Swin-T, windows of 7, as published",
     "esvit-pretrain dataset=imagenet dataset.root=/data/imagenet loss=view backbone=swin_small_w14",
     "esvit-pretrain experiment=embedded ckpt_path=RUN/checkpoints/last.ckpt    # go on",
+    "esvit-pretrain experiment=embedded out=logs/mine resume=auto              # begin there, or go on",
     "esvit-pretrain experiment=continued dataset.root=photos/                  # from pretrained weights of timm",
 ]
 
@@ -66,7 +67,7 @@ def pretrain(
         callbacks: beside those of the config.
     """
     from esvit_pl.commands import results
-    from esvit_pl.configs import assemble, trainers, weights
+    from esvit_pl.configs import assemble, resume, trainers, weights
     from esvit_pl.ema import make_teacher
     from esvit_pl.evaluation import NearestImages
     from esvit_pl.runs import bad_images, pictures
@@ -94,7 +95,7 @@ def pretrain(
     trainer = trainers.make(cfg, data, callbacks)
     results.check(probes, learnt, data.num_classes)
     run = RunFolder(cfg.paths.output_dir, writes=trainer.is_global_zero)
-    run.describe(cfg, going_on_after=resumed.step if resumed is not None and resumed.folder else None)
+    run.describe(cfg, going_on_after=resume.steps_kept(cfg, run.path, resumed))
 
     with run.status(), trainers.watched(trainer, run), bad_images.kept(run, splits):
         if run.writes:

@@ -28,7 +28,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import CompactHydraException
 from omegaconf import DictConfig, OmegaConf
 
-from esvit_pl.configs import checks, near_match, pasted, refusals, run_folder, sweep
+from esvit_pl.configs import checks, near_match, pasted, refusals, requeue, run_folder, sweep
 from esvit_pl.configs.checked_loader import checked_loader
 from esvit_pl.configs.config_space import CONFIGS, config_space, flat_keys, version_base
 from esvit_pl.configs.hydra_nodes import Refused
@@ -70,12 +70,12 @@ def command(
     """
 
     def decorate(task: Task) -> Callable[[], None]:
-        started = False
+        started = goes_back = False
 
         @functools.wraps(task)
         def job(cfg: DictConfig) -> Any:
-            nonlocal started
-            started = True
+            nonlocal started, goes_back
+            started, goes_back = True, requeue.is_wanted(cfg)
             with _stderr_again():
                 try:
                     _check_before(cfg, needs, examples, config_package, config_name)
@@ -89,8 +89,8 @@ def command(
 
         @functools.wraps(task)
         def main() -> None:
-            nonlocal started
-            started = False
+            nonlocal started, goes_back
+            started = goes_back = False
             _register_help(config_name, summary, examples)
             sys.argv[1:] = argv = _prepared(sys.argv[1:], bare_words, config_package, config_name)
             refusal = refuses(argv) if refuses is not None else None
@@ -110,6 +110,13 @@ def command(
                         if stop.code == 2 and not started:
                             sys.exit(1)  # argparse has a code of its own
                         raise
+            except SystemExit as stop:
+                if isinstance(stop.code, int) and stop.code > 128:
+                    print(f"\nended by {signal.Signals(stop.code - 128).name}", file=sys.stderr)
+                if goes_back and stop.code == 128 + signal.SIGUSR1:
+                    run_folder.release()  # the job may start on another machine, which cannot see who holds it
+                    requeue.requeue()
+                raise
             except KeyboardInterrupt:
                 print("\ninterrupted", file=sys.stderr)
                 sys.exit(128 + signal.SIGINT)

@@ -13,6 +13,7 @@ from omegaconf import DictConfig
 from esvit_pl.configs.assemble import check_epochs, plain
 from esvit_pl.configs.instantiation import defaults
 from esvit_pl.configs.processes import processes
+from esvit_pl.configs.resume_mode import goes_on_in_its_folder
 from esvit_pl.configs.run_folder import goes_on_in
 from esvit_pl.runs.claim import run_of
 
@@ -98,6 +99,13 @@ def check(cfg: DictConfig, module: Pretrainer, data: ImageDataModule, path: str)
     steps = here.steps_per_epoch * epochs if epochs else cfg.trainer.max_steps
     allowed = tuple(f"allowed to differ: {difference}" for difference in (*found, *moved))
     return Resumed(path, step, steps, here.steps_per_epoch, epochs, run_of(path) if in_place else None, allowed)
+
+
+def steps_kept(cfg: DictConfig, folder: Path, resumed: Resumed | None) -> int | None:
+    """Steps after which a run goes on in its own folder; 0 if one begins there again, None if it is a new run's."""
+    if resumed is not None and resumed.folder is not None:
+        return resumed.step
+    return 0 if goes_on_in_its_folder(cfg) and (folder / "results.json").exists() else None
 
 
 def _refusal(path: str, refused: Sequence[Difference], weights: Sequence[str]) -> str:

@@ -20,6 +20,7 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from esvit_pl.configs import resume_mode
 from esvit_pl.configs.processes import is_first_process
 from esvit_pl.configs.refusals import of_config, of_system
 from esvit_pl.runs.claim import Claim, FolderTaken, claimed, holds_run, run_of
@@ -73,7 +74,7 @@ def claim_of_job(cfg: DictConfig) -> Iterator[None]:
         return
     alone = config.hydra.mode != RunMode.MULTIRUN  # the jobs of a sweep replace nothing: they may share a folder
     overwrite = alone and overwrites(cfg, Path(folder))
-    claim = Claim(folder, goes_on=goes_on_in(cfg, Path(folder)), overwrite=overwrite, notes=True)
+    claim = Claim(folder, goes_on=keeps_what_is_in(cfg, Path(folder)), overwrite=overwrite, notes=True)
     _tell(claim)
     try:
         yield
@@ -93,6 +94,11 @@ def goes_on_in(cfg: DictConfig, folder: Path) -> bool:
     """Whether the run that lies in this folder is the one whose checkpoint is resumed."""
     run = run_of(cfg.ckpt_path) if "resume" in cfg else None  # a command that evaluates does not resume `ckpt_path`
     return run is not None and run.resolve() == folder.resolve()
+
+
+def keeps_what_is_in(cfg: DictConfig, folder: Path) -> bool:
+    """Whether a run that lies in this folder goes on there, or begins there again before its first checkpoint."""
+    return resume_mode.goes_on_in_its_folder(cfg) or goes_on_in(cfg, folder)
 
 
 def overwrites(cfg: DictConfig, folder: Path) -> bool:
@@ -148,6 +154,7 @@ _dry: list[tempfile.TemporaryDirectory[str]] = []
 
 
 def _settle(config: DictConfig) -> None:
+    resume_mode.settle(config, _asked_for(config, "run"))
     if OmegaConf.select(config, "dry_run"):
         _dry.append(tempfile.TemporaryDirectory(prefix="esvit_dry_run_"))
         _move(config, _dry[-1].name)
@@ -163,7 +170,7 @@ def _settle(config: DictConfig) -> None:
     else:
         refuse_images(config, folder)
         overwrite = overwrites(config, folder)
-        _keep(Claim(folder, goes_on=goes_on_in(config, folder), overwrite=overwrite))
+        _keep(Claim(folder, goes_on=keeps_what_is_in(config, folder), overwrite=overwrite))
         _move(config, str(folder))
         _put_off_notes(config, _claims[-1])
 
@@ -201,6 +208,11 @@ def _move(config: DictConfig, folder: str) -> None:
 def _settle_sweep(config: DictConfig) -> None:
     from esvit_pl.configs.compose import word  # which needs command_line, which needs this file
 
+    if resume_mode.goes_on_in_its_folder(config):
+        raise ValueError(
+            f"resume={resume_mode.mode(config)} goes on with one run, and a sweep has many; go on with one of its jobs "
+            "with ckpt_path=SWEEP/0"
+        )
     swept = [text for text in config.hydra.overrides.task if text.startswith("out=") and text != "out=null"]
     if swept and config.get("out") is None:
         raise ValueError(f"{swept[0]}: a sweep has one folder, and each of its jobs one inside; give out=FOLDER")

@@ -34,7 +34,17 @@ _LOGS = re.compile(r"((knn|linear|\d+)/)?(pretrain|knn|linear|train_ddp_process_
 _BEFORE_THE_FIRST_STEP = {"config.yaml", "environment.json", "results.json", "figures/crops.png"}
 _NOTES = re.compile(r"\.hydra/.*")  # of Hydra, written before a run begins
 # Settings that another start of the same training does not repeat.
-_OF_ONE_START = ("ckpt_path", "out", "overwrite", "resume.allow", "resume_from", "paths.output_dir", "init_from")
+_OF_ONE_START = (
+    "ckpt_path",
+    "out",
+    "overwrite",
+    "resume",
+    "resume.allow",
+    "resume.mode",
+    "resume_from",
+    "paths.output_dir",
+    "init_from",
+)
 
 _held: dict[Path, Claim] = {}
 """The folders that this process writes into."""
@@ -215,7 +225,7 @@ def _in_words(folder: Path) -> str:
 
 
 def _status(run: Run) -> str:
-    status = {"running": "not finished", "silent": "not finished", "no results": "without results"}
+    status = {**dict.fromkeys(("running", "killed", "silent"), "not finished"), "no results": "without results"}
     reached = f" after {run.steps} steps" if run.steps else ""
     return status.get(run.status, run.status) + reached
 

@@ -121,8 +121,13 @@ def read_lock(folder: str | os.PathLike[str]) -> dict[str, Any] | None:
 
 
 def identity() -> dict[str, Any]:
-    """What tells this process from all others: machine, number, start time; and its command, for people."""
+    """What tells this process from all others: machine, number, start time; and its command, for people.
+
+    Of a SLURM job also its number and how often it was started, since SLURM ends a job before it starts it again.
+    """
+    job = os.environ.get("SLURM_JOB_ID")
     return {
+        **({} if job is None else {"job": job, "starts": slurm_starts()}),
         "host": socket.gethostname(),
         "namespace": _namespace(),
         "boot": _boot(),
@@ -134,13 +139,22 @@ def identity() -> dict[str, Any]:
 
 
 def is_dead(owner: Mapping[str, Any]) -> bool:
-    """Whether the process of this `identity` ran on this machine and is gone. Its number may be another's by now."""
+    """Whether the process of this `identity` is known to be gone. Its number may be another's by now."""
+    job = owner.get("job")
+    if job is not None and job == os.environ.get("SLURM_JOB_ID") and owner.get("starts") != slurm_starts():
+        return True
     if not _on_this_machine(owner):
         return False
     if owner.get("boot") != _boot():  # the machine was started again
         return True
     started = _process_started(int(owner["pid"]))
     return started is None or started != owner.get("process_started")
+
+
+def slurm_starts() -> int:
+    """How often SLURM has put this job back into its queue."""
+    count = os.environ.get("SLURM_RESTART_COUNT", "0")
+    return int(count) if count.isdecimal() else 0
 
 
 def _on_this_machine(owner: Mapping[str, Any]) -> bool:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from omegaconf import OmegaConf
 
 from esvit_pl.evaluation.names import PRETRAINED, PROBES, main_metric
+from esvit_pl.runs.lock import is_dead, read_lock
 
 _TAIL = 2**17  # this many bytes at the end of metrics.csv are read: thousands of rows, in milliseconds
 
@@ -24,7 +25,8 @@ class Run:
     Attributes:
         overrides: settings of the command line or a sweeper, key -> value as typed; ``~key`` -> "" for a deleted one.
         status: ``finished``, ``stopped`` (Ctrl-C, a signal), ``failed`` or ``running``, as the run wrote it.
-            ``silent``: it is "running", but has written nothing for a long time, so it was killed or is very slow.
+            ``killed``: it is "running", and its process is gone. ``silent``: it is "running", but has written nothing
+            for a long time, and ran on another machine: it was killed or is very slow.
             ``no results``: there is a folder, but no status in it.
         epochs, steps: epochs begun and steps done; None if nothing is logged.
         results: the last value of every metric; accuracies are fractions.
@@ -72,8 +74,12 @@ def read_run(folder: str | os.PathLike[str], *, silent_after: float = 3600.0) ->
     last = _last_logged(folder / "metrics.csv")
     results = {**last.metrics, **_numbers(written.get("metrics")), **_probes(written)}
     status = str(written.get("status", "no results"))
-    if status == "running" and time.time() - _last_write(folder) > silent_after:
-        status = "silent"
+    if status == "running":
+        owner = read_lock(folder)
+        if owner is not None and is_dead(owner):
+            status = "killed"
+        elif time.time() - _last_write(folder) > silent_after:
+            status = "silent"
     error = written.get("error")
     return Run(
         folder,
