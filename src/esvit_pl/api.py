@@ -59,8 +59,9 @@ def pretrain(
         epochs: length of the training.
         overrides: every other setting of the command: an option of a group (``loss="view"``, ``trainer="gpu"``,
             ``experiment="embedded"``), a dict of a group's settings (``optimizer={"lr": 0.001}``), or a dotted name
-            (``**{"loss.num_prototypes": 4096}``). ``ckpt_path="logs/mine"`` goes on with a run, ``resume={"allow":
-            ["optimizer.lr"]}`` lets settings differ from it, ``overwrite=True`` replaces a run that lies in `out`.
+            (``**{"loss.num_prototypes": 4096}``). ``ckpt_path="logs/mine"`` goes on with a run, ``resume="auto"``
+            with the one in `out` if there is one, ``resume={"allow": ["optimizer.lr"]}`` lets settings differ from it,
+            ``overwrite=True`` replaces a run that lies in `out`.
             ``callbacks`` takes names and objects, ``["default", MyCallback()]``; objects alone are added to the default
             ones.
 

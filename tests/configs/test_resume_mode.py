@@ -52,7 +52,9 @@ def test_as_a_function(pictures, copy, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="other settings, and going on with these would not be the same training"):
         esvit_pl.pretrain(str(pictures), out=copy, resume="auto", epochs=7)
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
-    with pytest.raises(ValueError, match=r"SLURM starts this job again \(SLURM_RESTART_COUNT=1\), and the training would"):
+    with pytest.raises(
+        ValueError, match=r"SLURM starts this job again \(SLURM_RESTART_COUNT=1\), and the training would"
+    ):
         esvit_pl.pretrain(str(pictures))
 
 
