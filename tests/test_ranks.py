@@ -80,6 +80,12 @@ class Training:
         return code
 
 
+def _hear_signals() -> None:
+    """Under nohup, and in the background of a shell, a process ignores some signals, and so would this one."""
+    for number in (signal.SIGHUP, signal.SIGINT):
+        signal.signal(number, signal.SIG_DFL)
+
+
 @contextmanager
 def training(folder: Path, words: Sequence[str] = (), **environment: str) -> Iterator[Training]:
     run, log = folder / "run", folder / "log"
@@ -92,6 +98,7 @@ def training(folder: Path, words: Sequence[str] = (), **environment: str) -> Ite
             stdout=file,
             stderr=file,
             start_new_session=True,
+            preexec_fn=_hear_signals,
             env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
         )
         try:

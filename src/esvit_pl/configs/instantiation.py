@@ -228,7 +228,10 @@ def check_target(path: str, target: str, prefixes: Sequence[str] | None = None) 
         )
     thing = _resolve(path, target)
     home = f"{getattr(thing, '__module__', '')}."
-    if not callable(thing) or not home.startswith((*map(_package, prefixes), *_HOMES)):
+    homes = [prefix for prefix in prefixes if prefix.endswith(".")]
+    if target in prefixes:  # a whole name may come from deeper inside its library; other names may not come from there
+        homes.append(f"{target.partition('.')[0]}.")
+    if not callable(thing) or not home.startswith((*homes, *_HOMES)):
         raise ValueError(
             f"{path}: _target_ {target!r} leads to something ({type(thing).__name__}) that is not defined in a "
             "trusted package; name a class or a function, by the module or package that offers it"
@@ -237,11 +240,6 @@ def check_target(path: str, target: str, prefixes: Sequence[str] | None = None) 
 
 def _covered(name: str, prefixes: Sequence[str]) -> bool:
     return any(name.startswith(prefix) if prefix.endswith(".") else name == prefix for prefix in prefixes)
-
-
-def _package(prefix: str) -> str:
-    """``a.b.`` -> itself; ``a.b.Name`` -> ``a.``: an exact name may be re-exported from deeper inside its library."""
-    return prefix if prefix.endswith(".") else f"{prefix.partition('.')[0]}."
 
 
 def _resolve(path: str, target: str) -> Any:
