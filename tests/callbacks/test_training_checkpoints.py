@@ -122,6 +122,24 @@ def test_a_signal_saves_the_step_and_the_training_goes_on_from_it(tmp_path, name
     assert toys.largest_difference(toys.state(whole), toys.state(resumed)) == 0
 
 
+@pytest.mark.parametrize(
+    ("hook", "sent", "saved"), [("on_save_checkpoint", 2, 3), ("on_train_epoch_end", 3, 3)], ids=["save", "epoch's end"]
+)
+def test_a_signal_while_it_saves_or_measures_waits_for_the_end_of_that(tmp_path, monkeypatch, hook, sent, saved):
+    before = getattr(Saves, hook)
+
+    def signalled(self, trainer, *others):
+        before(self, trainer, *others)
+        if trainer.global_step == sent:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(Saves, hook, signalled)
+    with pytest.raises(SystemExit) as stop:
+        fit(tmp_path, TrainingCheckpoints(tmp_path / "kept", every="2steps"), max_epochs=4)
+    assert stop.value.code == 143
+    assert step_of(tmp_path / "kept" / "last.ckpt") == saved
+
+
 def test_a_training_that_fails_gives_the_signals_back(tmp_path):
     def fail():
         raise KeyError("theirs")
