@@ -5,7 +5,7 @@ from dataclasses import asdict
 import yaml
 
 from esvit_pl.augment import Recipe
-from esvit_pl.checkpoints.model_card import model_card, shareable
+from esvit_pl.checkpoints.model_card import model_card
 
 CONFIG = {
     "loss": {"_target_": "esvit_pl.objectives.EsViTObjective", "view_weight": 0.5, "region_weight": 0.5},
@@ -79,12 +79,3 @@ def test_what_must_be_imported_and_how_images_are_prepared():
     assert "norm_layer" not in card
     assert "(`normalize: image`), which timm's transforms cannot do;" in card
     assert "normalize" not in model_card("a/b", described({"name": "cvt"}, Recipe()), architecture="x")
-
-
-def test_nobodys_folders_are_shared():
-    shared = shareable(CONFIG)
-    assert shared["dataset"] == {"_target_": "esvit_pl.datasets.folder", "labels": "auto", "val_fraction": 0.1}
-    assert shared["callbacks"] == {"checkpoint": {"every_n_epochs": 1}, "folders": ["y"]}
-    assert shared["trainer"] == {"max_epochs": 30}
-    assert {"paths", "logger"}.isdisjoint(shared)
-    assert CONFIG["paths"] == {"log_dir": "logs"}  # the given one is as it was

@@ -4,24 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import PurePath, PurePosixPath, PureWindowsPath
 from typing import Any
 
+from esvit_pl.checkpoints.shareable import shareable
 from esvit_pl.evaluation.names import PROBES, ROWS
 from esvit_pl.safe_text import as_code, for_markdown
-from esvit_pl.secret_values import starred
 
-PRIVATE = ("paths", "hydra", "logger", "ckpt_path", "init_from", "root", "tags")
-"""Settings that say where files lie on somebody's machine, or belong to an account."""
-RECIPE: dict[str, tuple[str, ...] | None] = {
-    "loss": None,
-    "optimizer": None,
-    "module": None,
-    "augment": None,
-    "datamodule": ("batch_size", "reduced_decoding"),
-    "trainer": ("max_epochs", "accumulate_grad_batches", "precision", "devices", "num_nodes"),
-}
-"""Groups of the run's config that the card shows -> which of their settings; None for all."""
+RECIPE = ("loss", "optimizer", "module", "augment", "datamodule", "trainer")
+"""Groups of the run's config that the card shows, as far as they are `shareable`."""
 HEAD = """---
 library_name: timm
 pipeline_tag: image-feature-extraction
@@ -103,38 +93,16 @@ pooled, regions, grid = backbone(backbone.transform(image)[None])
 """
 
 
-def shareable(config: Any) -> Any:
-    """A run's config without what says where files lie on a machine, `PRIVATE` and absolute paths; secrets starred."""
-    return _without_places(starred(config))
-
-
-def _without_places(config: Any) -> Any:
-    if isinstance(config, Mapping):
-        kept = {key: value for key, value in config.items() if key not in PRIVATE and not _is_place(value)}
-        return {key: _without_places(value) for key, value in kept.items()}
-    if isinstance(config, Sequence) and not isinstance(config, str):
-        return [_without_places(value) for value in config if not _is_place(value)]
-    return config
-
-
-def _is_place(value: Any) -> bool:
-    if isinstance(value, PurePath):
-        return True
-    return isinstance(value, str) and (
-        value.startswith("~") or PurePosixPath(value).is_absolute() or PureWindowsPath(value).is_absolute()
-    )
-
-
 def _settings(settings: Mapping[str, Any]) -> str:
     return "\n".join(f"- {for_markdown(str(name))}: {_plain(value)}" for name, value in settings.items())
 
 
 def _recipe(config: Mapping[str, Any]) -> str:
-    lines = {}
-    for group, names in RECIPE.items():
-        found = {name: v for name, v in (config.get(group) or {}).items() if names is None or name in names}
-        if found:
-            lines[group] = ", ".join(f"{name} {_words(value)}" for name, value in found.items() if value is not None)
+    lines = {
+        group: ", ".join(f"{name} {_words(value)}" for name, value in config[group].items() if value is not None)
+        for group in RECIPE
+        if config.get(group)
+    }
     return _settings(lines | {name: config[name] for name in ("start_epoch", "seed") if lines and name in config})
 
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from esvit_pl.secret_values import starred
 from esvit_pl.specs import plain
 
 # Settings, or whole groups of them, that leave the trained weights as they are (up to rounding).
@@ -85,7 +86,8 @@ class Difference:
         return self.may_be_allowed and any(is_in(key, entry) for key in self.keys for entry in allow)
 
     def __str__(self) -> str:
-        line = f"{self.name}: {_shown(self.was)} in the checkpoint, {_shown(self.now)} now"
+        was, now = (_shown(starred(value, self.name)) for value in (self.was, self.now))
+        line = f"{self.name}: {was} in the checkpoint, {now} now"
         return f"{line} ({self.note})" if self.note else line
 
 
@@ -137,8 +139,7 @@ def setting_differences(
         specs: ``{"backbone": {...}, "loss": {...}}``, the specs of the parts, then and now.
         defaults: {dotted key: value}, the defaults of the signatures.
     """
-    targets = {f"callbacks.{name}": target for config in (was, now) for name, target in _callbacks(config)}
-    configs = [{key: plain(value) for key, value in flat(tree) if _matters(key, targets)} for tree in (was, now)]
+    configs = [mattering(tree, was, now) for tree in (was, now)]
     built = [{key: plain(value) for key, value in flat(tree)} for tree in specs]
     found = []
     for key in dict.fromkeys([*configs[1], *configs[0]]):
@@ -177,6 +178,17 @@ def image_differences(was: Mapping[str, Any], now: Mapping[str, Any]) -> list[Di
         name, number = "names of the training images (dataset)", f"{was['images']} images"
         return [Difference(("dataset",), name, number, "as many others")]
     return []
+
+
+def mattering(config: Mapping[str, Any], *configs: Mapping[str, Any]) -> dict[str, Any]:
+    """{dotted key: value} of the settings that enter a training.
+
+    Args:
+        config: of the training.
+        configs: beside it, which may say what a callback is.
+    """
+    targets = {f"callbacks.{name}": target for tree in (config, *configs) for name, target in _callbacks(tree)}
+    return {key: plain(value) for key, value in flat(config) if _matters(key, targets)}
 
 
 def flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

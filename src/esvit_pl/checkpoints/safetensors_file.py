@@ -16,6 +16,7 @@ from torch import Tensor
 
 from esvit_pl.augment import Recipe
 from esvit_pl.backbones import Backbone
+from esvit_pl.checkpoints.shareable import shareable_spec
 from esvit_pl.whole import replacing
 
 FORMAT = 1
@@ -32,7 +33,7 @@ def description(backbone: Backbone, about: Mapping[str, Any] | None = None) -> d
     recipe = recipe_of(backbone)
     return {
         "format": FORMAT,
-        "backbone": dict(backbone.spec),
+        "backbone": shareable_spec(backbone.spec),
         "augment": None if recipe is None else asdict(recipe),
         "about": dict(about or {}),
     }

@@ -25,6 +25,7 @@ from esvit_pl.backbones import Backbone
 from esvit_pl.backbones.registry import FIRST_CONV, PREFIX, SIZES
 from esvit_pl.checkpoints import safetensors_file
 from esvit_pl.checkpoints.pickled import read_pickled
+from esvit_pl.checkpoints.shareable import shareable_spec
 
 CONFIG, WEIGHTS, PICKLED = "config.json", "model.safetensors", "pytorch_model.bin"
 SWINS = ("tiny", "small", "base", "large")
@@ -197,7 +198,7 @@ def _ours(spec: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
 def _timms(model: nn.Module) -> tuple[str, dict[str, Any]]:
     args = getattr(model, "_model_args", {})  # timm's own record of the arguments
     kept = {name: value for name, value in args.items() if not name.endswith(("drop_rate", "drop_path_rate"))}
-    return cast(dict[str, Any], model.pretrained_cfg)["architecture"], kept
+    return cast(dict[str, Any], model.pretrained_cfg)["architecture"], shareable_spec(kept)
 
 
 def _layers(first_conv: str, classifier: str) -> dict[str, Any]:

@@ -141,8 +141,8 @@ def push(folder: Path, repo: str, *, private: bool) -> str:
 
 
 def about(cfg: DictConfig, source: Checkpoint) -> dict[str, Any]:
-    """Where the weights come from, as plain JSON and without places on this machine."""
-    from esvit_pl.checkpoints.model_card import shareable
+    """Where the weights come from, as plain JSON: what `checkpoints.shareable` lists, and the file's name."""
+    from esvit_pl.checkpoints.shareable import shareable
 
     finished = source.epoch == ((source.config or {}).get("trainer") or {}).get("max_epochs")
     network = source.resolve(cfg.network)
@@ -151,7 +151,7 @@ def about(cfg: DictConfig, source: Checkpoint) -> dict[str, Any]:
         "format": source.format,
         "network": network if network != "backbone" else None,
         "epoch": source.epoch,
-        "config": shareable(source.config),
+        "config": shareable(source.config or {}) or None,
         "results": results_beside(Path(source.path)) if finished and network == source.resolve("encoder") else None,
     }
     plain = json.loads(json.dumps(known, default=str))
@@ -160,12 +160,13 @@ def about(cfg: DictConfig, source: Checkpoint) -> dict[str, Any]:
 
 def results_beside(checkpoint: Path) -> dict[str, Any] | None:
     """What the run of a checkpoint measured at its end; None if the run did not come to its end."""
+    from esvit_pl.checkpoints.shareable import shareable_results
+
     path = checkpoint.parent.parent / "results.json"
     if not path.is_file():
         return None
     results = json.loads(path.read_text(encoding="utf-8"))
-    kept = {name: results[name] for name in ("knn", "linear", "metrics") if name in results}
-    return kept if results.get("status") == "finished" else None
+    return shareable_results(results) if results.get("status") == "finished" else None
 
 
 def kind(backbone: Backbone) -> str:

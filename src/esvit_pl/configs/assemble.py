@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, cast
 from omegaconf import DictConfig, OmegaConf
 
 from esvit_pl.configs.instantiation import at, build
+from esvit_pl.configs.kept_config import kept
 
 if TYPE_CHECKING:
     from esvit_pl.augment import Recipe
@@ -70,7 +71,7 @@ def pretrainer(cfg: DictConfig, recipe: Recipe) -> Pretrainer:
         seed=cfg.seed,
         start_epoch=cfg.start_epoch,
         transform=EvaluationTransform(recipe, PixelRules.among(plain(cfg).get("dataset"))),
-        config=plain(cfg),
+        config=kept(cfg),
     )
     if module.objective.uses_masks and not recipe.mask_cell:
         raise ValueError(
@@ -143,5 +144,5 @@ def choice(group: str) -> str | None:
 
 
 def plain(cfg: DictConfig) -> dict[str, Any]:
-    """The resolved config as plain Python, fit for a checkpoint."""
+    """The resolved config as plain Python."""
     return cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True))

@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 
 from esvit_pl.configs.assemble import check_epochs, plain
 from esvit_pl.configs.instantiation import defaults
+from esvit_pl.configs.kept_config import kept, recovered
 from esvit_pl.configs.processes import processes
 from esvit_pl.configs.resume_mode import goes_on_in_its_folder
 from esvit_pl.configs.run_folder import goes_on_in
@@ -65,7 +66,8 @@ def check(cfg: DictConfig, module: Pretrainer, data: ImageDataModule, path: str)
     from esvit_pl.checkpoints.resuming import batch_differences, flat, image_differences, is_in, setting_differences
 
     content = read_pickled(path, tensors=False)
-    saved, was, now = content["esvit_pl"], content["esvit_pl"]["config"] or {}, plain(cfg)
+    saved, now = content["esvit_pl"], plain(cfg)
+    was = recovered(saved["config"] or {}, now, kept(cfg))
     found: list[Difference] = []
     if was:
         specs = [{"backbone": saved["backbone"], "loss": saved["loss"]}, _specs(module)]

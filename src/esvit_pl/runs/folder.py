@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import platform
-import re
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -15,10 +14,11 @@ from pathlib import Path
 from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.resolvers import oc
 
 from esvit_pl.runs.claim import claimed
 from esvit_pl.runs.lock import NAME as LOCK
-from esvit_pl.secret_values import starred
+from esvit_pl.secret_values import named, starred
 from esvit_pl.signals import end_in_order
 from esvit_pl.whole import replacing
 
@@ -79,7 +79,7 @@ class RunFolder:
 
     def update(self, **results: Any) -> None:
         """Add entries to ``results.json``, or replace them."""
-        self.results.update(results)
+        self.results.update({name: starred(entry) if name == "error" else entry for name, entry in results.items()})
         if self.writes:
             _write_json(self.path / "results.json", self.results)
 
@@ -111,37 +111,42 @@ class RunFolder:
 
 
 def readable(cfg: DictConfig) -> dict[str, Any]:
-    """The config for others to read: resolved, but what comes from the environment by its name, and secrets starred."""
-    given, raw = (dict(_flat(OmegaConf.to_container(cfg, resolve=resolve))) for resolve in (True, False))
-    named = {path: given[path] for path, text in raw.items() if _ASKS.search(str(text)) and path in given}
-    values = tuple(value for value in named.values() if isinstance(value, str) and value)
-    # A setting that repeats such a setting gives its value away, too.
-    named |= {
-        path: text
-        for path, text in raw.items()
-        if "${" in str(text) and "${hydra:" not in str(text) and any(value in str(given.get(path)) for value in values)
-    }
-    texts = OmegaConf.to_container(cfg, resolve=True)
-    for path in named:
-        *above, last = path
-        node: Any = texts
-        for name in above:
-            node = node[name]
-        node[last] = raw[path]
-    return cast(dict[str, Any], starred(texts))
+    """The config for others to read: resolved, but secrets and what comes from the environment by their names."""
+    return cast(dict[str, Any], named(by_name(cfg)))
 
 
-_ASKS = re.compile(r"\$\{oc\.env:(?!SLURM_|ESVIT_)")
-"""Variables whose values are not for others; SLURM's and our own are numbers and folders."""
+def by_name(cfg: DictConfig) -> dict[str, Any]:
+    """The resolved config with ``${oc.env:X}`` in place of the variable's value, wherever that has come to.
+
+    SLURM's variables and our own are numbers and folders; they have their values.
+    """
+    with _variables_by_name():
+        return cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True))
 
 
-def _flat(node: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], Any]]:
-    """(path, value) of every value."""
-    if isinstance(node, dict | list):
-        for name, child in node.items() if isinstance(node, dict) else enumerate(node):
-            yield from _flat(child, (*path, name))
-    else:
-        yield path, node
+@contextmanager
+def _variables_by_name() -> Iterator[None]:
+    """While this lasts, the environment answers with the question."""
+
+    def env(name: str, *default: Any) -> Any:
+        if name.startswith(("SLURM_", "ESVIT_")):
+            return oc.env(name, *default)
+        return f"${{oc.env:{','.join([name, *('null' if each is None else repr(each) for each in default)])}}}"
+
+    def decode(text: Any, *, _parent_: Any, _node_: Any) -> Any:
+        if "${oc.env:" not in str(text):
+            return oc.decode(text, _parent_, _node_)
+        return f"${{oc.decode:{text if str(text).startswith('${') else repr(text)}}}"
+
+    # Hydra 1.4 comes with an omegaconf that has renamed it.
+    register: Any = getattr(OmegaConf, "register_new_resolver", None) or OmegaConf.register_resolver
+    register("oc.env", env, replace=True)
+    register("oc.decode", decode, replace=True)
+    try:
+        yield
+    finally:
+        register("oc.env", oc.env, replace=True)
+        register("oc.decode", oc.decode, replace=True)
 
 
 def say_removed(folder: Path, removed: Sequence[Path]) -> None:

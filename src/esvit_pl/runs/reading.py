@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 
 from esvit_pl.evaluation.names import PRETRAINED, PROBES, main_metric
 from esvit_pl.runs.lock import is_dead, read_lock
+from esvit_pl.secret_values import starred
 
 _TAIL = 2**17  # this many bytes at the end of metrics.csv are read: thousands of rows, in milliseconds
 
@@ -113,7 +114,7 @@ def _natural(path: Path) -> list[tuple[int, int, str]]:
 
 
 def _overrides(words: Iterable[str]) -> dict[str, str]:
-    pairs = (word.partition("=") for word in words)
+    pairs = (starred(word).partition("=") for word in words)
     settings = {key.lstrip("+"): value for key, _, value in pairs}
     return {key: value for key, value in settings.items() if key not in ("out", "overwrite")}  # of no training
 
