@@ -1,7 +1,10 @@
 # `make help` lists what there is. Another interpreter: `make test PYTHON=python3.12`. More for pip: PIP_FLAGS=...
 # More for a run or a test: `make run ARGS="seed=1"`, `make test ARGS="-k knn"`.
+# Exactly the packages of requirements-locked.txt, in .venv-locked: `make install LOCKED=1`, `make test LOCKED=1`.
 PYTHON ?= python3
-VENV ?= .venv
+LOCKED ?=
+LOCK := requirements-locked.txt
+VENV ?= .venv$(if $(LOCKED),-locked)
 BIN := $(VENV)/bin
 ARGS ?=
 # Processes of `make test`, of one thread each.
@@ -13,7 +16,7 @@ MODULES = $(subst /,.,$(patsubst src/%.py,%,$(filter-out %/__init__.py,$(wildcar
 	$(patsubst src/%/__init__.py,%,$(wildcard src/esvit_pl/*/__init__.py)))
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test test-all test-floors coverage lint types format docs tables attempts resume-matrix audit notebooks bench bench-gpu soak
+.PHONY: help install run test test-all test-floors coverage lint types format docs tables attempts resume-matrix lock audit notebooks bench bench-gpu soak
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -62,10 +65,22 @@ attempts: $(VENV)/.installed-dev  ## try to get code run by a stranger's files, 
 resume-matrix: $(VENV)/.installed-dev  ## kill trainings, go on, and compare with uninterrupted ones (minutes)
 	$(BIN)/python tests/resume_matrix.py $(ARGS)
 
-audit: $(VENV)/.installed  ## ask for known weaknesses of the installed packages (pip-audit; asks the network)
+# The versions are those in .venv, with which the tests have run; `2.14.1+cpu` is `2.14.1` here.
+lock: $(VENV)/.installed-dev  ## write requirements-locked.txt: what is installed for the tests, with hashes (uv; asks the network)
+	$(PYTHON) -m venv .venv-lock
+	.venv-lock/bin/python -m pip install --quiet $(PIP_FLAGS) uv
+	$(BIN)/python -m pip freeze --all | sed -nE 's/^([^ ]+==[^ +]+).*/\1/p' > .venv-lock/installed.txt
+	.venv-lock/bin/uv pip compile setup.cfg --extra dev --constraints .venv-lock/installed.txt --universal \
+		--python-version 3.11 --generate-hashes --no-annotate --no-header --no-emit-index-url --quiet \
+		--output-file .venv-lock/locked.txt $(ARGS)
+	@{ echo "# For Linux on x86-64 and Python 3.11 to 3.13. Written by 'make lock', installed by LOCKED=1."; \
+		cat .venv-lock/locked.txt; } > $(LOCK)
+
+# A package that could not be asked about is an error, too.
+audit:  ## ask for known weaknesses of the packages in requirements-locked.txt (pip-audit; asks the network)
 	$(PYTHON) -m venv .venv-audit
 	.venv-audit/bin/python -m pip install --quiet $(PIP_FLAGS) pip-audit
-	.venv-audit/bin/pip-audit --path $$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))') $(ARGS)
+	.venv-audit/bin/pip-audit --strict --disable-pip --require-hashes --requirement $(LOCK) $(ARGS)
 
 notebooks: $(VENV)/.installed-dev  ## run the scripts in notebooks/ and keep them as notebooks with outputs
 	$(BIN)/python notebooks/execute.py
@@ -96,13 +111,24 @@ bench-gpu: $(VENV)/.installed-dev  ## the tests that need a GPU, then what docs/
 	$(BIN)/esvit-bench $(ON_GPU) recipe module.compile=true datamodule=device_color out=logs/bench/gpu/compiled $(ARGS)
 	$(BIN)/esvit-bench trainer=gpu throughput batch_size=128 repeats=3 out=logs/bench/gpu $(ARGS)
 
+ifdef LOCKED
+# The same packages for everything. `pip check` tells what the lock lacks, on another system or after a change in setup.cfg.
+define install
+	$(BIN)/python -m pip install --quiet $(PIP_FLAGS) --require-hashes --requirement $(LOCK)
+	$(BIN)/python -m pip install --quiet $(PIP_FLAGS) --no-deps --no-build-isolation --editable .
+	$(BIN)/python -m pip check
+endef
+else
+install = $(BIN)/python -m pip install --quiet $(PIP_FLAGS) --editable '.[$(1)]'
+endif
+
 # A stamp says that the installation is as setup.cfg asks; a change there makes it again.
-$(VENV)/.installed: setup.cfg pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --quiet $(PIP_FLAGS) --editable '.[embedded]'
+$(VENV)/.installed: setup.cfg pyproject.toml $(if $(LOCKED),$(LOCK)) | $(BIN)/python
+	$(call install,embedded)
 	@touch $@
 
-$(VENV)/.installed-dev: setup.cfg pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --quiet $(PIP_FLAGS) --editable '.[dev]'
+$(VENV)/.installed-dev: setup.cfg pyproject.toml $(if $(LOCKED),$(LOCK)) | $(BIN)/python
+	$(call install,dev)
 	@touch $@ $(VENV)/.installed
 
 $(BIN)/python:

@@ -10,12 +10,14 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[1]
 SETUP = configparser.ConfigParser()
@@ -132,6 +134,71 @@ def test_what_runs_here_are_the_floors():
             if version not in SpecifierSet(f"=={floor(requirement)}"):
                 newer.append(f"{requirement.name} {version}, not {floor(requirement)}")
     assert not newer
+
+
+# -- requirements-locked.txt, which `make lock` writes and LOCKED=1 installs
+
+
+LOCK = (ROOT / "requirements-locked.txt").read_text(encoding="utf-8")
+LOCKED = {Requirement(line.partition(" \\")[0]): line for line in re.split(r"\n(?=\w)", LOCK)[1:]}
+PYTHONS = ("3.11", "3.12", "3.13")
+
+
+def locked_version(name: str, python: str) -> str | None:
+    """The version that pip takes from the lock; None if it has none."""
+    linux = {"sys_platform": "linux", "platform_machine": "x86_64", "platform_python_implementation": "CPython"}
+    machine = {
+        **linux,
+        "implementation_name": "cpython",
+        "python_version": python,
+        "python_full_version": f"{python}.1",
+    }
+    taken = [
+        each.specifier
+        for each in LOCKED
+        if canonicalize_name(each.name) == canonicalize_name(name)
+        and (each.marker is None or each.marker.evaluate(machine))
+    ]
+    assert len(taken) < 2, f"{name} is locked twice for Python {python}"
+    return str(taken[0]).removeprefix("==") if taken else None
+
+
+@pytest.mark.parametrize("python", PYTHONS)
+def test_the_lock_has_one_version_of_every_dependency(python):
+    wanted = [requirement for requirement in FLOORS if requirement.name != "wandb"]  # of no extra in [dev]
+    versions = {requirement: locked_version(requirement.name, python) for requirement in wanted}
+    wrong = [f"{each}: {version}" for each, version in versions.items() if version not in each.specifier]
+    assert not wrong, "run `make lock`"
+
+
+def test_the_lock_has_what_its_packages_need():
+    """As far as they are installed here: pip refuses a lock that lacks a package."""
+    python = "{}.{}".format(*sys.version_info)
+    lacking = []
+    for package in LOCKED:
+        with suppress(metadata.PackageNotFoundError):
+            if metadata.version(package.name) == locked_version(package.name, python):
+                for needed in map(Requirement, metadata.requires(package.name) or ()):
+                    wanted = needed.marker is None or needed.marker.evaluate({"extra": ""})
+                    if wanted and locked_version(needed.name, python) is None:
+                        lacking.append(f"{package.name} needs {needed}")
+    assert not lacking
+
+
+def test_every_locked_package_has_hashes_and_no_place():
+    for package, lines in LOCKED.items():
+        assert re.fullmatch(r"==[^=,*]+", str(package.specifier)), package
+        assert package.url is None
+        assert re.fullmatch(r"[^\n]+(\\\n    --hash=sha256:[0-9a-f]{64} ?)+\n?", lines), package
+    assert len(LOCKED) > 150
+
+
+def test_locked_installs_take_the_lock_alone():
+    words = ["make", "-n", "install", "LOCKED=1", "VENV=none"]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True, timeout=60).stdout
+    installs = [line for line in done.splitlines() if " pip install " in line]
+    assert ["--require-hashes --requirement requirements-locked.txt" in line for line in installs] == [True, False]
+    assert "--no-deps --no-build-isolation --editable ." in installs[1]
 
 
 # -- the wheel
