@@ -25,6 +25,7 @@ from esvit_pl.configs.config_space import CONFIGS
 from esvit_pl.configs.main_guard import check_guard, check_not_in_a_copy
 from esvit_pl.configs.own_images import settled
 from esvit_pl.configs.processes import is_first_process
+from esvit_pl.printing import say
 from esvit_pl.runs.claim import Claim, claimed, run_of
 
 if TYPE_CHECKING:
@@ -250,7 +251,7 @@ def _folder(command: str, out: str | os.PathLike[str] | None, cfg: DictConfig) -
         goes_on = command == "pretrain" and run_folder.keeps_what_is_in(cfg, folder)
         claim = Claim(folder, goes_on=goes_on, overwrite=run_folder.overwrites(cfg, folder))
     if claim.line is not None:
-        print(claim.line, flush=True)
+        say(claim.line)
     try:
         yield claim.folder
     finally:

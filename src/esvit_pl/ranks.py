@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple, NoReturn
 
 from esvit_pl.distributed import is_of_a_collective
+from esvit_pl.printing import say
 
 EVERY = 0.5
 """Seconds between two looks at the others."""
@@ -126,7 +127,7 @@ def _soon(death: Callable[[], Death | None]) -> Death | None:
 
 def _end(found: Death, others: Sequence[Any], tell: Callable[[Death], None]) -> NoReturn:
     tell(found)
-    print(found.sentence, file=sys.stderr, flush=True)
+    say(found.sentence, to=sys.stderr)
     for process in others:
         process.kill()
     os._exit(found.code)

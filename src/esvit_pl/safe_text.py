@@ -5,6 +5,9 @@ from __future__ import annotations
 import html
 import re
 
+_FORMULA = ("=", "+", "-", "@", "\t", "\r", "＝", "＋", "－", "＠")
+"""How a formula begins, in East Asian spreadsheets also with the wide forms."""
+
 
 def for_terminal(text: str) -> str:
     """One line without control characters, which could move the cursor or colour what follows.
@@ -17,13 +20,27 @@ def for_terminal(text: str) -> str:
     return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in text)
 
 
+def lines_for_terminal(text: str) -> str:
+    """Several lines, each `for_terminal`."""
+    return "\n".join(map(for_terminal, text.split("\n")))
+
+
+def for_figure(text: str) -> str:
+    """Text of a figure in which dollars begin no formula.
+
+    >>> for_figure("$x$")
+    '\\\\$x\\\\$'
+    """
+    return for_terminal(text).replace("$", r"\$")
+
+
 def for_csv(text: str) -> str:
     """A cell that a spreadsheet does not take for a formula. Numbers stay as they are.
 
     >>> [for_csv(cell) for cell in ("a.jpg", "=HYPERLINK(1)", "-1")]
     ['a.jpg', "'=HYPERLINK(1)", '-1']
     """
-    if not text.startswith(("=", "+", "-", "@", "\t", "\r")):
+    if not text.lstrip(" \n").startswith(_FORMULA):
         return text
     try:
         float(text)

@@ -11,6 +11,7 @@ from typing import Any
 from pytorch_lightning.callbacks import ProgressBar, TQDMProgressBar
 
 from esvit_pl.evaluation.names import PROBE_LOSS, PROBES, is_training_loss, loss_title, main_metric
+from esvit_pl.printing import say
 
 
 def shown(metrics: Mapping[str, Any]) -> dict[str, str]:
@@ -85,7 +86,7 @@ class PlainProgress(ProgressBar):
         epochs = _epochs(trainer)
         per_epoch = (monotonic() - self._start) / max(done - self._first_epoch, 1)
         left = None if epochs is None else per_epoch * (epochs - done)
-        print(epoch_line(done, epochs, trainer.callback_metrics, left), flush=True)
+        say(epoch_line(done, epochs, trainer.callback_metrics, left))
 
 
 def _epochs(trainer: Any) -> int | None:

@@ -17,6 +17,7 @@ from pytorch_lightning.callbacks import Checkpoint
 from esvit_pl.callbacks.intervals import Every
 from esvit_pl.distributed import max_over_ranks, num_ranks
 from esvit_pl.late import LateValue
+from esvit_pl.printing import say
 from esvit_pl.signals import Signals
 from esvit_pl.whole import replacing
 
@@ -156,9 +157,7 @@ class TrainingCheckpoints(Checkpoint):
         if not number:
             return
         if trainer.is_global_zero:
-            print(
-                f"{signal.Signals(number).name}: step {trainer.global_step:,} is saved in {self.folder / 'last.ckpt'}"
-            )
+            say(f"{signal.Signals(number).name}: step {trainer.global_step:,} is saved in {self.folder / 'last.ckpt'}")
         if number == signal.SIGINT:
             raise KeyboardInterrupt
         raise SystemExit(128 + number)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig
 
 from esvit_pl.configs.command_line import command
+from esvit_pl.printing import say
 
 if TYPE_CHECKING:
     from esvit_pl.augment import Recipe
@@ -68,10 +69,10 @@ def run(cfg: DictConfig, known: Mapping[str, Benchmark]) -> None:
     for name in cfg.benchmarks:
         reports = []
         for report in known[name](cfg):
-            print(report.title(), flush=True)
+            say(report.title())
             reports.append(report.finished())
-            print(f"\n{report.table()}\n", flush=True)
-        print(f"{write_json(reports, Path(cfg.out) / f'{name}.json')}\n", flush=True)
+            say(f"\n{report.table()}\n")
+        say(f"{write_json(reports, Path(cfg.out) / f'{name}.json')}\n")
 
 
 def memory(cfg: DictConfig) -> Iterator[Report]:
@@ -104,7 +105,7 @@ def memory(cfg: DictConfig) -> Iterator[Report]:
         ),
     )
     there = available_bytes(device(cfg))
-    print(judge(step, recipe, batch=batch_size * accumulate, available_bytes=there, **how), flush=True)
+    say(judge(step, recipe, batch=batch_size * accumulate, available_bytes=there, **how))
 
 
 def recipe(cfg: DictConfig) -> Iterator[Report]:
@@ -204,7 +205,7 @@ def throughput(cfg: DictConfig) -> Iterator[Report]:
     yield Report("published", "the paper's rivals, measured by their authors", {"gpu": "V100"}, RIVALS)
     here = machine(device(cfg))
     path = Path(cfg.out) / "throughput.png"
-    print(save(picture(rows, where=here.get("gpu", as_words(here))), path), flush=True)
+    say(save(picture(rows, where=here.get("gpu", as_words(here))), path))
 
 
 BENCHMARKS: dict[str, Benchmark] = {"memory": memory, "recipe": recipe, "throughput": throughput}

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig
 
 from esvit_pl.configs.command_line import command, requires
+from esvit_pl.printing import say
 
 if TYPE_CHECKING:
     from esvit_pl.backbones import Backbone
@@ -63,7 +64,7 @@ def main(cfg: DictConfig) -> None:
         write_folder(cfg, out)
         return
     _check_place(cfg, out, folder=False)
-    print(f"{out}: {write_file(cfg, out)}", flush=True)
+    say(f"{out}: {write_file(cfg, out)}")
 
 
 def write_file(cfg: DictConfig, path: Path) -> str:
@@ -103,9 +104,9 @@ def write_folder(cfg: DictConfig, out: Path) -> None:
     source = weights.evaluated(cfg)
     backbone = weights.frozen_backbone(cfg, source)
     timm_folder.save(backbone, out, about=about(cfg, source))
-    print(f'{out}: {kind(backbone)}; timm.create_model("local-dir:{out}", pretrained=True) reads it', flush=True)
+    say(f'{out}: {kind(backbone)}; timm.create_model("local-dir:{out}", pretrained=True) reads it')
     if cfg.push is not None:
-        print(push(out, cfg.push, private=cfg.private), flush=True)
+        say(push(out, cfg.push, private=cfg.private))
 
 
 def push(folder: Path, repo: str, *, private: bool) -> str:

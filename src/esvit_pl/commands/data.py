@@ -10,6 +10,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from esvit_pl.configs.command_line import command
+from esvit_pl.printing import say
 
 EXAMPLES = [
     "esvit-data check dataset=folder dataset.root=photos/",
@@ -38,7 +39,7 @@ def main(cfg: DictConfig) -> None:
     from esvit_pl.datasets import check
 
     splits = assemble.construct(cfg, "dataset")
-    print(splits.describe(), flush=True)
+    say(splits.describe())
     out = Path(cfg.out) / f"check_{datetime.now():%Y-%m-%d_%H-%M-%S}.csv"
     out.parent.mkdir(parents=True, exist_ok=True)
     report = check(
@@ -49,7 +50,7 @@ def main(cfg: DictConfig) -> None:
         num_workers=cores() if cfg.workers is None else cfg.workers,
         progress=partial(tqdm, unit=" images", mininterval=0.2 if sys.stderr.isatty() else 10),
     )
-    print(f"\n{report}\n\n{out}", flush=True)
+    say(f"\n{report}\n\n{out}")
     if report.ends:
         sys.exit(1)
 

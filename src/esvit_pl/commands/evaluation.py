@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 from esvit_pl.configs import assemble, evaluated_images, trainers, weights
 from esvit_pl.configs.command_line import Task, command, requires
 from esvit_pl.evaluation.names import is_accuracy
+from esvit_pl.printing import say
 
 if TYPE_CHECKING:
     from pytorch_lightning import Trainer
@@ -93,7 +94,7 @@ def evaluate(job: Job, cfg: DictConfig, images: Splits | None = None) -> Result:
         about = measured.about(cfg, dict.fromkeys(measured.table, cfg.module), recipe)
         run.update(**measured.table, metrics=measured.metrics, evaluation=about)
     if run.writes:
-        print("\n".join(["", measured.text(), report(measured.metrics, run.path)]), flush=True)
+        say("\n".join(["", measured.text(), report(measured.metrics, run.path)]))
     return Result(run.path, backbone.cpu(), Path(cfg.ckpt_path), measured.metrics)
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from omegaconf import DictConfig
 
 from esvit_pl.configs.command_line import command, discard_run_folder
+from esvit_pl.printing import say
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -43,7 +44,7 @@ def main(cfg: DictConfig) -> float | None:
     cfg, images = own_images.of_job(cfg)
     if cfg.dry_run:
         made = plan.make(cfg, images, timed=plan.is_timed(cfg.dry_run))
-        print(f"{made}\n\ndry_run={str(cfg.dry_run).lower()}: nothing was started")
+        say(f"{made}\n\ndry_run={str(cfg.dry_run).lower()}: nothing was started")
         discard_run_folder()
         trainers.check_devices(cfg)  # the plan may be for another machine; what this one would refuse is said last
         return None
@@ -115,7 +116,7 @@ def pretrain(
             if measured and looks:
                 pictures.draw_neighbours(run.path / "figures", looks["nearest"].found, measured.splits, recipe)
     if run.writes:
-        print(summary(trainer, metrics, measured.text() if measured else "", run.path), flush=True)
+        say(summary(trainer, metrics, measured.text() if measured else "", run.path))
     backbone = learnt.cpu().eval().requires_grad_(False)
     return Result(run.path, backbone, newest_checkpoint(run.path), metrics | final)
 

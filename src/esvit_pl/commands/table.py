@@ -7,6 +7,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from esvit_pl.configs.command_line import command
+from esvit_pl.printing import say
 from esvit_pl.runs.reading import find_runs
 from esvit_pl.runs.table import goal, ranked, report, run_table, write_csv
 
@@ -43,9 +44,9 @@ def main(cfg: DictConfig) -> None:
     if sort is not None and any(sort in run.results for run in runs):
         columns.insert(0, sort)
     base = folders[0] if len(folders) == 1 else "."
-    print(report(runs, columns, base=base))
+    say(report(runs, columns, base=base))
     if cfg.out is not None:
-        print(f"\n{write_csv(run_table(runs, columns, base=base), cfg.out)}")
+        say(f"\n{write_csv(run_table(runs, columns, base=base), cfg.out)}")
 
 
 if __name__ == "__main__":

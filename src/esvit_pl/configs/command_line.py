@@ -34,6 +34,7 @@ from esvit_pl.configs.config_space import CONFIGS, config_space, flat_keys, vers
 from esvit_pl.configs.hydra_nodes import Refused
 from esvit_pl.configs.instantiation import hydra_has_whitelist, import_plugins, trusted_patterns
 from esvit_pl.configs.quoting import quote_paths
+from esvit_pl.printing import say
 from esvit_pl.runs.folder import remove_empty
 from esvit_pl.signals import end_in_order
 
@@ -97,7 +98,7 @@ def command(
             if refusal is not None:
                 _stop(refusal, 1)
             for line in pasted.given_twice(pasted.settings_in(argv)):
-                print(f"note: {line}", file=sys.stderr)
+                say(f"note: {line}", to=sys.stderr)
             try:
                 with end_in_order(), checked_loader(), _stderr_held_back() as held:
                     try:
@@ -106,19 +107,19 @@ def command(
                         told = _told(stop, held.getvalue(), started, config_package, config_name)
                         if told is not None:
                             held.forget()
-                            print(told, file=held.real)
+                            say(told, to=held.real)
                         if stop.code == 2 and not started:
                             sys.exit(1)  # argparse has a code of its own
                         raise
             except SystemExit as stop:
                 if isinstance(stop.code, int) and stop.code > 128:
-                    print(f"\nended by {signal.Signals(stop.code - 128).name}", file=sys.stderr)
+                    say(f"\nended by {signal.Signals(stop.code - 128).name}", to=sys.stderr)
                 if goes_back and stop.code == 128 + signal.SIGUSR1:
                     run_folder.release()  # the job may start on another machine, which cannot see who holds it
                     requeue.requeue()
                 raise
             except KeyboardInterrupt:
-                print("\ninterrupted", file=sys.stderr)
+                say("\ninterrupted", to=sys.stderr)
                 sys.exit(128 + signal.SIGINT)
             except ValueError as error:  # from Hydra, about flags that exclude one another
                 if started or _wants_everything():
@@ -258,7 +259,7 @@ def _told(stop: SystemExit, held: str, started: bool, package: str, name: str) -
 
 
 def _stop(sentence: str, code: int) -> NoReturn:
-    print(sentence, file=sys.stderr)
+    say(sentence, to=sys.stderr)
     sys.exit(code)
 
 
@@ -346,7 +347,7 @@ def _prepared(argv: Sequence[str], bare_words: str | None, package: str, config_
     if rerun:  # in full or in part, as argparse takes it
         _stop(f"{rerun[0]}: reads a pickle, which runs the code in it; --help says how to run a past run again", 1)
     if "--version" in argv:
-        print(f"esvit_pl {version('esvit_pl')}, Hydra {version('hydra-core')}")
+        say(f"esvit_pl {version('esvit_pl')}, Hydra {version('hydra-core')}")
         sys.exit(0)
     words = pasted.bare_words_as_setting(argv, bare_words) if bare_words is not None else argv
     return quote_paths(pasted.null_means_none(pasted.flags_first(words), package))

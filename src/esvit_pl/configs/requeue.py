@@ -10,6 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from esvit_pl.configs.processes import is_first_process
 from esvit_pl.configs.resume_mode import goes_on_in_its_folder
+from esvit_pl.printing import say
 
 
 def is_wanted(cfg: DictConfig) -> bool:
@@ -29,6 +30,6 @@ def requeue() -> None:
     except (OSError, subprocess.TimeoutExpired) as error:
         wrong = str(error)
     if wrong:
-        print(f"could not put SLURM job {job} back into the queue: scontrol requeue {job}: {wrong}", file=sys.stderr)
+        say(f"could not put SLURM job {job} back into the queue: scontrol requeue {job}: {wrong}", to=sys.stderr)
     else:
-        print(f"SLURM job {job} goes back into the queue, and goes on when it starts again", flush=True)
+        say(f"SLURM job {job} goes back into the queue, and goes on when it starts again")

@@ -7,6 +7,7 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from esvit_pl.configs.processes import is_first_process
+from esvit_pl.printing import say
 from esvit_pl.runs.claim import run_of
 from esvit_pl.runs.lock import slurm_starts
 
@@ -58,4 +59,4 @@ def settle(config: DictConfig, folder: Path | None) -> None:
         raise ValueError(f"resume=must: {folder} holds no checkpoint; resume=auto would begin a new training there")
     elif is_first_process():
         begins = "a new training begins there" if named is None else f"the training goes on from ckpt_path={named}"
-        print(f"resume={asked}: {folder} holds no checkpoint; {begins}", flush=True)
+        say(f"resume={asked}: {folder} holds no checkpoint; {begins}")

@@ -23,6 +23,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from esvit_pl.configs import resume_mode
 from esvit_pl.configs.processes import is_first_process
 from esvit_pl.configs.refusals import of_config, of_system
+from esvit_pl.printing import say
 from esvit_pl.runs.claim import Claim, FolderTaken, claimed, holds_run, run_of
 from esvit_pl.runs.folder import say_removed
 from esvit_pl.runs.lock import FolderInUse
@@ -269,7 +270,7 @@ def _keep(claim: Claim) -> None:
 
 def _tell(claim: Claim) -> None:
     if claim.line is not None:
-        print(claim.line, flush=True)
+        say(claim.line)
 
 
 @contextmanager
@@ -279,5 +280,5 @@ def _sentences_end_the_command() -> Iterator[None]:
         yield
     except (ValueError, OSError) as error:
         release()
-        print(of_system(error) if isinstance(error, OSError) else of_config(error) or error, file=sys.stderr)
+        say(of_system(error) if isinstance(error, OSError) else of_config(error) or error, to=sys.stderr)
         raise SystemExit(1) from None  # nothing more is to be said about it

@@ -22,6 +22,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from esvit_pl.configs.processes import processes
+from esvit_pl.printing import say
 from esvit_pl.runs.folder import RunFolder, remove_empty
 from esvit_pl.runs.reading import Run, find_runs
 from esvit_pl.runs.table import COLUMNS, dots, goal, ranked, report, run_table, smaller_is_better, write_csv
@@ -43,7 +44,7 @@ class SweepTable(Callback):
         launcher = str(OmegaConf.select(config, "hydra.launcher._target_")).rpartition(".")[2]
         problem = refusal(config) if launcher in _LOCAL_LAUNCHERS else None
         if problem is not None:
-            print(f"\n{problem}", file=sys.stderr)
+            say(f"\n{problem}", to=sys.stderr)
             sys.exit(1)  # Hydra turns any other exception of a callback into a warning
         _open[:] = [Path(config.hydra.sweep.dir)]
 
@@ -76,7 +77,7 @@ def close() -> None:
         folder = _open.pop()
         runs = find_runs(folder) if folder.is_dir() else []
         if runs:
-            print(f"\n{summary(folder, runs)}", flush=True)
+            say(f"\n{summary(folder, runs)}")
         else:
             _discard(folder)
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
+from esvit_pl import printing
 from esvit_pl.configs.assemble import construct, plain
 from esvit_pl.configs.instantiation import at
 
@@ -94,7 +95,7 @@ def naming(key: str) -> Iterator[None]:
 def say(line: str) -> None:
     """Print a line, in the first of several processes alone."""
     if os.environ.get("LOCAL_RANK", "0") == "0":
-        print(line, flush=True)
+        printing.say(line)
 
 
 def setting_text(value: Any) -> str:

@@ -21,6 +21,7 @@ from esvit_pl.datasets.interface import Picture
 from esvit_pl.datasets.metadata import without_metadata
 from esvit_pl.datasets.pillow_settings import PillowSettings
 from esvit_pl.datasets.pixels import PixelError, PixelRules, UnreadableMetadata, orientation, rule_of, upright_tensor
+from esvit_pl.safe_text import for_terminal
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM")
 """Pillow's names of the formats that are read, whatever a file is called. Others are not tried: Pillow would start
@@ -95,7 +96,7 @@ def size_of(path: str, rules: PixelRules | None = None) -> tuple[int, int]:
 
 def _read(path: str | bytes, rules: PixelRules, told: Told | None, use: Callable[[Image.Image], T]) -> T:
     """``use(image)`` of the opened file; without its metadata if they stand in the way."""
-    name = f"'{path}'" if isinstance(path, str) else f"<{len(path):,} bytes>"
+    name = f"'{for_terminal(path)}'" if isinstance(path, str) else f"<{len(path):,} bytes>"
     with _naming(path, name):
         if isinstance(path, str):
             _check_is_a_file(path)
@@ -121,7 +122,9 @@ def _read(path: str | bytes, rules: PixelRules, told: Told | None, use: Callable
                 unknown = isinstance(error, UnidentifiedImageError)  # Pillow says no more than that
                 notes = ["Pillow stops at it" if unknown else f"{type(error).__name__}: {error}"]
     if notes:
-        (told or _warn)(f"the metadata of {name} cannot be read ({notes[0]}); its pixels are taken as they lie there")
+        (told or _warn)(
+            f"the metadata of {name} cannot be read ({for_terminal(notes[0])}); its pixels are taken as they lie there"
+        )
     return result
 
 
@@ -167,11 +170,13 @@ def _naming(path: str | bytes, name: str) -> Iterator[None]:
     except MemoryError:
         raise
     except PixelError as error:
-        raise ValueError(f"cannot read the image file {name}: {error}") from error
+        raise ValueError(f"cannot read the image file {name}: {for_terminal(str(error))}") from error
     except UnidentifiedImageError as error:
         raise ValueError(f"cannot read the image file {name}: {type(error).__name__}: {_what_it_is(path)}") from error
     except Exception as error:  # Pillow's plugins raise many kinds for a broken file
-        raise ValueError(f"cannot read the image file {name}: {type(error).__name__}: {error}") from error
+        raise ValueError(
+            f"cannot read the image file {name}: {type(error).__name__}: {for_terminal(str(error))}"
+        ) from error
 
 
 def _what_it_is(path: str | bytes) -> str:

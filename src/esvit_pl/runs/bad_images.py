@@ -11,7 +11,9 @@ from typing import IO
 from esvit_pl.datasets import UNREADABLE_METADATA, Splits
 from esvit_pl.datasets.listing import shown
 from esvit_pl.distributed import num_ranks, rank
+from esvit_pl.printing import say
 from esvit_pl.runs.folder import RunFolder
+from esvit_pl.safe_text import for_csv
 
 SHOWN = 5
 
@@ -26,7 +28,8 @@ def kept(run: RunFolder, splits: Splits) -> Iterator[None]:
         raise
     found = _write(run, splits)
     if run.writes:
-        print("".join(f"{line}\n" for line in lines(found, run.path)), end="", flush=True)
+        for line in lines(found, run.path):
+            say(line)
 
 
 def lines(found: list[tuple[str, str, str]], folder: Path) -> list[str]:
@@ -50,7 +53,7 @@ def lines(found: list[tuple[str, str, str]], folder: Path) -> list[str]:
 def _write(run: RunFolder, splits: Splits) -> list[tuple[str, str, str]]:
     # Each process has met images of its own, and so has the run that is resumed.
     path = run.path / ("bad_images.csv" if run.writes else f"bad_images_{rank()}.csv")
-    found = {(split, image): sentence for split, image, sentence in splits.problems()}
+    found = {(split, for_csv(image)): for_csv(sentence) for split, image, sentence in splits.problems()}
     if path.is_file():
         with _opened(path, "r") as file:
             found = {(split, image): sentence for split, image, sentence in list(csv.reader(file))[1:]} | found

@@ -16,6 +16,7 @@ from typing import Any, cast
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.resolvers import oc
 
+from esvit_pl.printing import say
 from esvit_pl.runs.claim import claimed
 from esvit_pl.runs.lock import NAME as LOCK
 from esvit_pl.secret_values import named, starred
@@ -71,7 +72,7 @@ class RunFolder:
                 from esvit_pl.runs.set_aside import set_aside  # which loads torch
 
                 for line in set_aside(self.path, going_on_after):
-                    print(line, flush=True)
+                    say(line)
             if claim is not None and claim.note is not None:
                 claim.note(self.path)
             OmegaConf.save(OmegaConf.create(readable(cfg)), self.path / "config.yaml")
@@ -154,7 +155,7 @@ def say_removed(folder: Path, removed: Sequence[Path]) -> None:
     if removed:
         others = sorted(path.name for path in folder.iterdir() if path.name != LOCK and path.suffix != ".log")
         rest = f"; left alone: {', '.join(others)}" if others else ""
-        print(f"overwrite=true: removed the {len(removed)} files of an earlier run in {folder}{rest}", flush=True)
+        say(f"overwrite=true: removed the {len(removed)} files of an earlier run in {folder}{rest}")
 
 
 def remove_empty(folder: Path) -> None:

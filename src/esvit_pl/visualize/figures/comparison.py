@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from esvit_pl.evaluation.names import PRETRAINED, PRETRAINED_SUBSET, PROBES, ROWS, figure_title
+from esvit_pl.safe_text import for_figure
 from esvit_pl.visualize.figures.style import BLUE, GREY, new_figure
 
 if TYPE_CHECKING:
@@ -28,13 +29,13 @@ def comparison(results: Mapping[str, Any], *, probes: Sequence[str] = tuple(PROB
     figure = new_figure(1 + 3.2 * len(tables), 1 + 0.45 * longest)
     panels = figure.subplots(1, len(tables), squeeze=False, sharex=True)[0]
     for axes, (probe, table) in zip(panels, tables.items(), strict=True):
-        names = [figure_title(name) for name in table]
+        names = [for_figure(figure_title(name)) for name in table]
         values = [100 * value for value in table.values()]
         colours = [BLUE if name in (PRETRAINED, PRETRAINED_SUBSET) else GREY for name in table]
         bars = axes.barh(names, values, color=colours, height=0.65)
         axes.bar_label(bars, fmt="%.1f", padding=3, fontsize=9)
         axes.invert_yaxis()
-        axes.set_title(PROBES.get(probe, probe), fontsize=10)
+        axes.set_title(for_figure(PROBES.get(probe, probe)), fontsize=10)
         axes.set_xlabel("top-1 accuracy (%)")
         axes.margins(x=0.15)
         axes.spines[["top", "right"]].set_visible(False)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from esvit_pl.evaluation.names import KNN_TOP1, PROBES, TRAINING_LOSSES, figure_title, is_training_loss, loss_title
+from esvit_pl.safe_text import for_figure
 from esvit_pl.visualize.figures.style import COLOURS, GREEN, GREY, new_figure, tidy
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ def learning_curve(
         for name, colour in zip(losses, itertools.cycle(COLOURS)):
             steps, values = curves[name]
             if len(steps):
-                _line(axes[0], steps / per_epoch, values, colour, loss_title(name))
+                _line(axes[0], steps / per_epoch, values, colour, for_figure(loss_title(name)))
         tidy(axes[0], "loss")
         if axes[0].lines:
             axes[0].legend(frameon=False)
@@ -61,7 +62,7 @@ def learning_curve(
             mark = "o" if len(steps) <= 30 else None
             axes[-1].plot(steps / per_epoch, 100 * values, color=GREEN, marker=mark, markersize=4, label="pretraining")
         _baselines(axes[-1], {figure_title(name): 100 * value for name, value in (baselines or {}).items()})
-        tidy(axes[-1], f"{PROBES['knn']} top-1 accuracy (%)" if accuracy == KNN_TOP1 else f"{accuracy} (%)")
+        tidy(axes[-1], f"{PROBES['knn']} top-1 accuracy (%)" if accuracy == KNN_TOP1 else for_figure(f"{accuracy} (%)"))
         highest = 100 * max([*values, *(baselines or {}).values()], default=1.0)
         axes[-1].set_ylim(0, 1.1 * highest if highest > 0 else 1)
     axes[-1].locator_params(axis="x", integer=True)
@@ -99,4 +100,6 @@ def _baselines(axes: Axes, values: Mapping[str, float]) -> None:
         axes.axhline(value, color=GREY, linestyle="--", linewidth=1)
         height = max(value, height + gap)
         beside = ("axes fraction", "data")
-        axes.annotate(f"{name} {value:.0f}", (1.01, height), xycoords=beside, va="center", fontsize=8, color=GREY)
+        axes.annotate(
+            for_figure(f"{name} {value:.0f}"), (1.01, height), xycoords=beside, va="center", fontsize=8, color=GREY
+        )

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from esvit_pl.evaluation.names import is_accuracy
+from esvit_pl.safe_text import for_figure
 from esvit_pl.visualize.figures.style import BLUE, GREY, RED, new_figure
 
 if TYPE_CHECKING:
@@ -37,9 +38,9 @@ def sweep(groups: Mapping[str, Sequence[float]], metric: str, *, smaller_is_bett
             axes.plot([values.mean()], [height], "|", color=RED, markersize=15, markeredgewidth=2)
         elif not len(values):
             axes.annotate("no value", (0.01, height), xycoords=("axes fraction", "data"), va="center", color=GREY)
-    axes.set_yticks(range(len(names)), [_cut(name, 70) for name in names], fontsize=9)
+    axes.set_yticks(range(len(names)), [for_figure(_cut(name, 70)) for name in names], fontsize=9)
     axes.set_ylim(len(names) - 0.4, -0.6)  # the first one on top
-    axes.set_xlabel(f"{metric} (%)" if factor == 100 else metric)
+    axes.set_xlabel(for_figure(f"{metric} (%)" if factor == 100 else metric))
     axes.grid(color="0.92")
     axes.set_axisbelow(True)
     axes.spines[["top", "right", "left"]].set_visible(False)
