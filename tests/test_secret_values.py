@@ -76,8 +76,11 @@ def run(commands, pictures):
         patch.setenv("MY_TOKEN", FROM_ENVIRONMENT)
         patch.setenv("SERVICE_API_KEY", EXPANDED)
         patch.setenv("WAY", "cosine")
+        patch.setenv("MY_PICTURES", str(pictures))
         words = ["trainer.max_epochs=1", "optimizer.warmup_epochs=0", "optimizer.lr_schedule=${oc.env:WAY}", *SECRETS]
-        outcome = commands.pretrain(pictures, *words, "evaluation.probes=[knn]", "callbacks.checkpoint.every=1steps")
+        outcome = commands.pretrain(
+            "${oc.env:MY_PICTURES}", *words, "evaluation.probes=[knn]", "callbacks.checkpoint.every=1steps"
+        )
     assert outcome.code == 0, outcome.err
     return outcome, words
 
@@ -89,10 +92,10 @@ def holding(folder: Path, *secrets: str) -> set[str]:
     return {path.relative_to(folder).as_posix() for path in found}
 
 
-def test_no_file_of_a_run_but_hydras_own_notes_holds_a_secret(run):
+def test_no_file_of_a_run_but_hydras_own_notes_holds_a_secret(run, pictures):
     outcome, _ = run
     assert (outcome.folder / "checkpoints" / "last.ckpt").is_file()
-    assert not holding(outcome.folder, FROM_ENVIRONMENT)
+    assert not holding(outcome.folder, FROM_ENVIRONMENT, str(pictures))
     held = holding(outcome.folder, LITERAL, EXPANDED)
     assert held  # the search finds what is there
     assert {name.partition("/")[0] for name in held} == {".hydra"}

@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from esvit_pl.configs import assemble, evaluated_images, trainers, weights
+from esvit_pl.configs.kept_config import shown
 from esvit_pl.datasets import Splits, Subset
 from esvit_pl.evaluation import Baselines, GreyHistogram, RawPixels
 from esvit_pl.evaluation.interval import FEW, wilson
@@ -189,8 +190,7 @@ class Measured:
 
 
 def _settings(node: Any) -> dict[str, Any]:
-    plain: Any = OmegaConf.to_container(node, resolve=True)
-    return {name: value for name, value in plain.items() if name != "_target_"}
+    return {name: value for name, value in shown(node).items() if name != "_target_"}
 
 
 def num_classes(splits: Splits) -> int | None:

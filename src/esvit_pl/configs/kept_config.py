@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Mapping
 from hashlib import pbkdf2_hmac
-from typing import Any
+from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -27,14 +27,19 @@ def kept(cfg: DictConfig) -> dict[str, Any]:
 
     values: Any = OmegaConf.to_container(cfg, resolve=True)
     texts = _with_numbers(by_name(cfg), values)
-    config: dict[str, Any] = named(texts)
     now, asked = dict(flat(values)), dict(flat(texts))
+    config = shown(cfg)
     digests = {
         key: digest(key, now[key])
         for key, text in mattering(config).items()
         if text == asked[key] != now.get(key, text) and not any(map(is_secret, re.findall(r"oc\.env:(\w+)", str(text))))
     }
     return {**config, DIGESTS: digests} if digests else config
+
+
+def shown(cfg: DictConfig) -> dict[str, Any]:
+    """The same without digests, also of a node of a config."""
+    return cast(dict[str, Any], named(_with_numbers(by_name(cfg), OmegaConf.to_container(cfg, resolve=True))))
 
 
 def recovered(was: Mapping[str, Any], now: Mapping[str, Any], named_now: Mapping[str, Any]) -> dict[str, Any]:
