@@ -132,7 +132,9 @@ def test_a_kept_config_has_the_numbers_of_the_environment_and_recovers_its_texts
         monkeypatch.setenv(name, value)
     cfg = OmegaConf.create(
         {
-            "optimizer": {"lr": "${oc.decode:${oc.env:LR}}", "way": "${oc.env:WAY}", "api_key": "abc"},
+            "optimizer": {"lr": "${oc.decode:${oc.env:LR}}", "way": "${oc.env:WAY}"},
+            "callbacks": {"mine": {"_target_": "a.B", "api_key": "abc"}},
+            "backbone": {"mask_token": "zeros"},
             "augment": {
                 "sides": "${oc.decode:${oc.env:SIDES}}",
                 "note": "${optimizer.way} x",
@@ -143,14 +145,16 @@ def test_a_kept_config_has_the_numbers_of_the_environment_and_recovers_its_texts
     )
     config = kept(cfg)
     assert (config["optimizer"]["lr"], config["augment"]["sides"]) == (0.1, [1, 2])
-    assert config["optimizer"]["api_key"] == "${oc.env:OPTIMIZER_API_KEY}"
+    assert config["callbacks"]["mine"]["api_key"] == "${oc.env:CALLBACKS_MINE_API_KEY}"
     assert config["augment"]["note"] == "${oc.env:WAY} x"
-    assert set(config[DIGESTS]) == {"optimizer.way", "augment.note"}  # no secrets, and what enters the training alone
+    # no secrets, and what enters the training alone
+    assert set(config[DIGESTS]) == {"optimizer.way", "augment.note", "backbone.mask_token"}
     assert not re.search("cosine|sesame|abc", json.dumps(config))
     values = OmegaConf.to_container(cfg, resolve=True)
     assert recovered(config, values, config) == values
-    other = {**values, "optimizer": {**values["optimizer"], "way": "linear"}}
+    other = {**values, "optimizer": {**values["optimizer"], "way": "linear"}, "backbone": {"mask_token": "mean"}}
     assert recovered(config, other, config)["optimizer"]["way"] == "${oc.env:WAY}"
+    assert recovered(config, other, config)["backbone"]["mask_token"] != "mean"
     assert recovered(values, values, config) == values  # of an older checkpoint
 
 
