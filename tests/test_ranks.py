@@ -32,11 +32,12 @@ def test_a_rank_that_died_is_found_among_those_that_were_started():
         return started
 
     killed, failed, ended = "import os; os.kill(os.getpid(), 9)", "raise SystemExit(3)", "raise SystemExit(143)"
+    early = "import os; os.kill(os.getpid(), 15)"
     assert "rank 2 (process " in death_of(ranks("", killed)).sentence
     assert "was killed by SIGKILL, and the others cannot go on" in death_of(ranks(killed)).sentence
     assert "rank 2 (process " in death_of(ranks(failed, killed)).sentence, "the others fail because it was killed"
     assert "ended with exit code 3" in death_of(ranks(failed)).sentence
-    assert [death_of(ranks(script)).code for script in (killed, failed, ended)] == [1, 1, 143]
+    assert [death_of(ranks(script)).code for script in (killed, failed, ended, early)] == [1, 1, 143, 143]
     assert death_of(ranks("")) is None
     assert death_of([]) is None
 

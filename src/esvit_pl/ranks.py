@@ -30,7 +30,7 @@ class Death(NamedTuple):
 
     Attributes:
         sentence: which one, and how.
-        code: exit code for the others: that of a process that a signal has ended in order, else 1.
+        code: exit code for the others: 128 plus the signal that has asked the process to end, else 1.
     """
 
     sentence: str
@@ -102,6 +102,8 @@ def death_of(processes: Sequence[Any]) -> Death | None:
         f"rank {rank} (process {process.pid}) {how}, and the others cannot go on without it; go on from the last "
         "checkpoint (ckpt_path=...)"
     )
+    if -code in (signal.SIGTERM, signal.SIGINT):  # before it could end in order
+        code = 128 - code
     return Death(sentence, code if code > 128 else 1)
 
 
