@@ -16,7 +16,7 @@ MODULES = $(subst /,.,$(patsubst src/%.py,%,$(filter-out %/__init__.py,$(wildcar
 	$(patsubst src/%/__init__.py,%,$(wildcard src/esvit_pl/*/__init__.py)))
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test test-all test-floors coverage lint types format docs tables attempts resume-matrix lock audit notebooks bench bench-gpu soak
+.PHONY: help install run test test-all test-faults test-floors coverage lint types format docs tables attempts resume-matrix lock audit notebooks bench bench-gpu soak
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -31,6 +31,9 @@ test: $(VENV)/.installed-dev  ## the tests that CI runs
 
 test-all: $(VENV)/.installed-dev  ## every test, whole runs included
 	$(BIN)/pytest $(ARGS)
+
+test-faults: $(VENV)/.installed-dev  ## the tests of the table of faults in docs/reliability.md (minutes)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m fault -n $(WORKERS) --dist loadfile $(ARGS)
 
 # `torch>=2.10` in setup.cfg is `torch==2.10` in floors.txt. Some of these versions have no wheel for Python 3.13.
 test-floors:  ## `make test` in .venv-floors, with the oldest dependencies that setup.cfg allows

@@ -1,11 +1,13 @@
 """``make tables`` writes the tables of docs/ and the expected accuracies of conf/experiment.
 
-The published numbers come from `esvit_pl.profiling.published`, sizes from the backbones, settings from conf/. A page
+The published numbers come from `esvit_pl.profiling.published`, sizes from the backbones, settings from conf/, what
+happens when something breaks from the marks ``@pytest.mark.fault(what, happens)`` of the tests that show it. A page
 marks the place of a table with a line ``<!-- table: NAME -->``; the table ends at the next empty line.
 """
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -43,6 +45,7 @@ def written() -> dict[Path, str]:
         "recipe": table(RUNS, map(run_cells, published.RECIPE)),
         "two crops": table(RUNS, map(run_cells, published.TWO_CROPS)),
         "other images": table(RUNS, map(run_cells, published.OTHER_IMAGES)),
+        "faults": table("| fault | what happens |", sorted(faults(DOCS.parent / "tests"))),
         "rivals": report.as_markdown(published.RIVALS),
     }
     pages = {path: with_tables(path.read_text(encoding="utf-8"), tables) for path in sorted(DOCS.glob("*.md"))}
@@ -70,6 +73,16 @@ def with_accuracy(experiment: str) -> str:
 def table(head: str, rows: Iterable[Iterable[object]]) -> str:
     lines = [head, "|" + "---|" * (head.count("|") - 1)]
     return "\n".join([*lines, *(f"| {' | '.join(map(str, row))} |" for row in rows)])
+
+
+def faults(tests: Path) -> set[tuple[str, ...]]:
+    """(what breaks, what happens) of every mark in a folder of tests, read without importing them."""
+    found = set()
+    for path in tests.rglob("test_*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "pytest.mark.fault":
+                found.add(tuple(ast.literal_eval(argument) for argument in node.args))
+    return found
 
 
 RUNS = "| experiment | GPUs | batch | epochs | L_R joins | linear / k-NN |"

@@ -163,6 +163,10 @@ class BadOnRankOne(toys.Noise):
         return item
 
 
+@pytest.mark.fault(
+    "loss: not finite on one of two processes",
+    "all end with `NonFiniteLoss` and its step; nothing is saved from that step on",
+)
 def test_a_loss_that_is_not_finite_on_one_rank_stops_all_and_nothing_is_saved(tmp_path):
     module = toys.pretrainer()
     module.__class__ = Witness

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from docs.tables import backbone_cells, run_cells, with_tables, written
+from docs.tables import DOCS, backbone_cells, faults, run_cells, table, with_tables, written
 
 
 @pytest.mark.slow
@@ -30,3 +30,17 @@ def test_rows_by_hand():
     assert [backbone_cells(name)[4] for name in ("resnet50", "vit_base_p16")] == ["none", "full"]
     assert run_cells("swin_small_w14_view")[1:5] == ["2 x 16 x 16", 512, 300, "-"]
     assert run_cells("swin_tiny_w7_view_region")[4] == 0
+
+
+def test_what_happens_is_said_by_the_marks_of_tests_alone(tmp_path):
+    rows = faults(DOCS.parent / "tests")
+    page = with_tables((DOCS / "reliability.md").read_text(encoding="utf-8"), {"faults": "THE TABLE"})
+    shown = table("| fault | what happens |", sorted(rows))
+    assert page.replace("THE TABLE", shown) == (DOCS / "reliability.md").read_text(encoding="utf-8"), (
+        "run `make tables`"
+    )
+    assert all(len(row) == 2 and all(text and "|" not in text for text in row) for row in rows)
+    (tmp_path / "test_one.py").write_text(
+        "import pytest\n@pytest.mark.fault('a', 'b')\n@pytest.mark.slow\ndef test(): ...\nfault('c', 'd')\n"
+    )
+    assert faults(tmp_path) == {("a", "b")}

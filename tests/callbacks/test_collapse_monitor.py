@@ -119,6 +119,10 @@ def latest(trainer: pl.Trainer) -> dict[str, float]:
 # Alarms
 
 
+@pytest.mark.fault(
+    "loss: the training collapses (all images get the same answer)",
+    "a warning that names the measure, its bounds and likely causes; `callbacks.collapse.stop=true` ends the training",
+)
 def test_a_teacher_that_is_the_student_is_noticed_and_can_stop_the_training(tmp_path) -> None:
     monitor = CollapseMonitor(every_n_steps=4, window=2, stop=True)
     with pytest.warns(UserWarning, match="CollapseMonitor") as said:

@@ -105,6 +105,10 @@ def shell(*words: str, **options) -> subprocess.CompletedProcess:
     return subprocess.run([program, *words[1:]], capture_output=True, text=True, timeout=300, check=False, **options)
 
 
+@pytest.mark.fault(
+    "output folder: it cannot be made or written",
+    "refused before anything is read: why, and to give another with `out=`",
+)
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
@@ -137,6 +141,7 @@ def test_a_missing_folder_is_told_before_torch_is_loaded(here):
     assert (done.returncode, done.stdout) == (1, "False\n"), done.stderr
 
 
+@pytest.mark.fault("disk: full when a run begins", "refused: which folder cannot be written; nothing is trained")
 def test_a_file_that_may_not_be_written_is_named(here):
     """A limit of the process stands for a full disk: the system refuses both in the same way."""
     done = shell(

@@ -228,6 +228,10 @@ def test_another_seed_may_be_allowed_at_the_end_of_an_epoch(pretrained, commands
     assert resumed.metric("train/view_loss") != pretrained.metric("train/view_loss")[1:]
 
 
+@pytest.mark.fault(
+    "output folder: it holds a run",
+    "refused, nothing is changed, and the command that goes on is told; `overwrite=true` removes that run alone",
+)
 def test_a_folder_that_holds_a_run_is_refused_and_overwritten_by_word(commands, pictures, tmp_path):
     folder = tmp_path / "mine"
     words = commands.tiny_pretraining(pictures, *CHEAP, f"out={folder}")
@@ -559,6 +563,10 @@ def test_three_epochs_need_no_further_setting(commands, pictures):
 # -- what is refused, before training starts
 
 
+@pytest.mark.fault(
+    "number: one that cannot be (no images in a batch, no epochs, no devices, a momentum of 2, a seed of -1)",
+    "refused before the first step: the setting, its value, and what is wanted",
+)
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -572,6 +580,15 @@ def test_three_epochs_need_no_further_setting(commands, pictures):
         (["trainer.max_epochs=0"], r"trainer.max_epochs must be a whole number, 1 or more, got 0"),
         (["trainer.limit_train_batches=0"], r"trainer.limit_train_batches=0 leaves nothing to train on"),
         (["seed=-1"], r"seed must be a whole number from 0 to 4294967295, got -1"),
+        (["seed=4294967296"], r"seed must be a whole number from 0 to 4294967295, got 4294967296"),
+        (["trainer.max_steps=0"], r"trainer.max_steps must be 1 or more, or -1 .*, got 0"),
+        (["trainer.max_time=-1"], r"trainer.max_time must be days:hours:minutes:seconds, such as .*, got -1"),
+        (["trainer.max_time='00:00:00:00'"], r"trainer.max_time must be days:hours:minutes:seconds, .*, got 00:00"),
+        (["trainer.devices=0"], r"trainer.devices=0 is not a number of devices"),
+        (["trainer.devices=[]"], r"trainer.devices=\[\] leaves no device; give 1 or more"),
+        (["datamodule.batch_size=0"], r"datamodule.batch_size must be 1 or more, got 0"),
+        (["loss.num_prototypes=0"], r"loss: EsViTObjective needs a positive num_prototypes, got 0"),
+        (["module.momentum=2"], r"module: the teacher needs momentum between 0 and 1, got 2"),
         (["trainer.max_epochs=-1"], r"training without an end has no schedules; set trainer.max_epochs"),
         (["optimizer.lr=-1"], r"optimizer needs lr of 0 or more, got -1"),
         (["augment.num_local=-1"], r"augment.num_local must be 0 or more, got -1"),
@@ -617,6 +634,9 @@ def test_a_wrong_setting_is_refused_before_the_first_step(commands, pictures, mo
     assert not list(outcome.folder.rglob("*.ckpt"))
 
 
+@pytest.mark.fault(
+    "folder of images: not there, empty, or without images", "refused before anything is built: what was looked for"
+)
 @pytest.mark.parametrize(
     ("files", "said"),
     [
@@ -646,6 +666,10 @@ def test_without_images_it_says_what_it_needs(commands):
     assert not outcome.folder.exists()
 
 
+@pytest.mark.fault(
+    "images: one cannot be read",
+    "the run ends and names it and the reason; `esvit-data check` lists all such images before",
+)
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_corrupt_image_is_named(commands, tmp_path, pictures, workers):
     for path in pictures.rglob("*.jpg"):
@@ -661,6 +685,7 @@ def test_a_corrupt_image_is_named(commands, tmp_path, pictures, workers):
     assert "Traceback" not in outcome.err
 
 
+@pytest.mark.fault("GPU: asked for, and not there", "refused: which setting asks for it, and `trainer=cpu`")
 def test_a_gpu_that_is_not_there_is_refused(commands, pictures, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
@@ -673,6 +698,10 @@ def test_a_gpu_that_is_not_there_is_refused(commands, pictures, monkeypatch):
 # -- a loss that is not finite
 
 
+@pytest.mark.fault(
+    "loss: not finite",
+    "the run ends with `NonFiniteLoss` and its step; the last checkpoint is the state to resume from",
+)
 def test_a_loss_that_is_not_finite_leaves_the_last_good_checkpoint(commands, pictures, pretrained, monkeypatch):
     forward = EsViTObjective.forward
 
@@ -693,6 +722,7 @@ def test_a_loss_that_is_not_finite_leaves_the_last_good_checkpoint(commands, pic
     assert sorted(path.name for path in outcome.last.parent.iterdir()) == ["epoch_000.ckpt", "last.ckpt"]
 
 
+@pytest.mark.fault("number: `optimizer.lr=1e30`", "the run ends with `NonFiniteLoss`; nothing is saved")
 def test_a_learning_rate_out_of_all_bounds_fails_as_a_loss_that_is_not_finite(commands, pictures):
     outcome = commands.pretrain(pictures, *CHEAP, "optimizer.lr=1e30")
     assert outcome.code == 1

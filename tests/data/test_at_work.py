@@ -58,6 +58,14 @@ FAULTS = {
 }
 
 
+@pytest.mark.fault(
+    "loading process: it hangs (a drive that does not answer, a data set of your own that waits for ever)",
+    "after `datamodule.timeout=` seconds (300; 0 waits for ever) the run ends and names the images at which they are",
+)
+@pytest.mark.fault(
+    "loading process: it is killed, by the system when memory or `/dev/shm` is full, or by a crash in a library",
+    "the run ends at once: the signal, the image that it was at (or had just finished), and settings that need less",
+)
 @pytest.mark.parametrize("fault", FAULTS)
 @pytest.mark.parametrize("loader", ["train", "bank"])
 def test_the_image_is_named(fault, loader):

@@ -332,6 +332,9 @@ def test_what_is_left_out_is_said_once_and_by_rank_0(capsys):
     )
 
 
+@pytest.mark.fault(
+    "number: fewer images than one step has", "refused: the terms of the step, and the largest batch that fits"
+)
 def test_fewer_images_than_one_step_is_an_error():
     message = (
         r"one step needs 64 images \(batch_size 16 x 2 ranks x 2 accumulated batches\), and there are 22: "

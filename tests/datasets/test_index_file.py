@@ -145,6 +145,9 @@ def test_a_folder_that_changed_a_moment_ago_is_not_trusted(tmp_path, monkeypatch
     assert kept(tmp_path) == []
 
 
+@pytest.mark.fault(
+    "kept list of images: no place for it (no space, read-only)", "a line, and every process lists for itself"
+)
 def test_without_a_place_for_the_file(tmp_path, monkeypatch, capsys):
     (tmp_path / "cache").touch()
     root = touch(tmp_path / "photos", *SHAPES["splits"])
@@ -162,6 +165,9 @@ DAMAGE = {
 }
 
 
+@pytest.mark.fault(
+    "kept list of images: damaged, cut short or another file", "it is passed over, and the folder is listed again"
+)
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_a_damaged_file_is_never_believed(tmp_path, damage):
     root = touch(tmp_path / "photos", *SHAPES["classes"])
@@ -221,6 +227,7 @@ FORGED = {
 }
 
 
+@pytest.mark.fault("kept list of images: forged", "it is passed over, and the folder is listed again")
 @pytest.mark.parametrize("forgery", [None, *FORGED])
 def test_a_forged_file_is_not_used(tmp_path, monkeypatch, forgery):
     root = touch(tmp_path / "photos", *TWO)

@@ -28,6 +28,10 @@ def test_a_run_ends_at_a_bad_image_and_says_what_else_could_be_done(commands, so
     assert len((outcome.folder / "bad_images.csv").read_text().splitlines()) == 2
 
 
+@pytest.mark.fault(
+    "images: one cannot be read, and `dataset.on_bad_image=skip`",
+    "another image takes its place; `bad_images.csv` and a line name them; more than `bad_image_budget=` end the run",
+)
 def test_a_run_that_skips_bad_images_names_them_at_its_end(commands, some_bad):
     outcome = commands.pretrain(some_bad, "dataset.on_bad_image=skip", "dataset.bad_image_budget=0.1")
     assert outcome.code == 0, outcome.err

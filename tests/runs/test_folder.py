@@ -71,6 +71,10 @@ def test_status_of_a_run_that_ends_early(tmp_path, error, status):
     assert results(run) == {"metrics": {}, **status}
 
 
+@pytest.mark.fault(
+    "disk: full when a run ends",
+    "`results.json` says failed or stopped all the same: the word takes the place of the old one",
+)
 @pytest.mark.parametrize(("error", "status"), [(KeyboardInterrupt(), "stopped"), (OSError(errno.ENOSPC, ""), "failed")])
 def test_a_full_disk_does_not_leave_a_run_that_seems_to_go_on(tmp_path, monkeypatch, error, status):
     run = RunFolder(tmp_path)

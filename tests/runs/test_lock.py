@@ -51,6 +51,10 @@ def test_the_file_says_who_writes_there_and_goes_at_the_end(tmp_path):
     assert list((tmp_path / "run").iterdir()) == []
 
 
+@pytest.mark.fault(
+    "output folder: two runs at once in one folder",
+    "the second is refused and names the process of the first; the lock of a process that was killed is taken over",
+)
 def test_a_living_process_keeps_its_folder_and_a_killed_one_loses_it(tmp_path):
     other = start(tmp_path)
     assert first_line(other) == "taken\n"

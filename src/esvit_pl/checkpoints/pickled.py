@@ -34,7 +34,7 @@ def read_pickled(path: str | Path, *, tensors: bool = True) -> Any:
         names = _offending(path, str(error))
         if not names:
             first = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
-            if "weights" in first:  # torch's advice is to run what is in the file
+            if not isinstance(error, OSError) and "too old" not in first:  # torch advises to run what is in the file
                 first = "torch.save did not write it, or it is damaged; download it again, or save the weights anew"
             raise ValueError(f"{path} cannot be read as a checkpoint: {first}") from error
         raise ValueError(

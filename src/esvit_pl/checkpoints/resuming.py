@@ -126,6 +126,27 @@ class Batches:
         return f"{self.window} ({self.batch_size} x {self.ranks} processes x {self.accumulate} accumulated)"
 
 
+def lacking(content: Mapping[str, Any]) -> list[str]:
+    """What a checkpoint lacks to go on with its training, in words: weights alone lack everything.
+
+    >>> lacking({"global_step": 3, "loops": {}, "pytorch-lightning_version": "2.6"})
+    ['the counters of the loops', 'the state of an optimizer', 'the state of the schedules']
+    """
+    optimizers = content.get("optimizer_states")
+    names = content.get("esvit_pl", {}).get("parameters")
+    groups = optimizers[0].get("param_groups", []) if optimizers else []
+    whole = bool(groups) and (names is None or sum(len(group["params"]) for group in groups) == len(names))
+    there = {
+        "the number of steps": "global_step" in content,
+        "the counters of the loops": "fit_loop" in content.get("loops", ()),
+        "the state of an optimizer": bool(optimizers),
+        "a part of the optimizer's state": whole or not optimizers,
+        "the state of the schedules": "lr_schedulers" in content,
+        "the version of Lightning": "pytorch-lightning_version" in content,
+    }
+    return [what for what, is_there in there.items() if not is_there]
+
+
 def setting_differences(
     was: Mapping[str, Any], now: Mapping[str, Any], specs: Sequence[Mapping[str, Any]], defaults: Mapping[str, Any]
 ) -> list[Difference]:
@@ -189,6 +210,14 @@ def mattering(config: Mapping[str, Any], *configs: Mapping[str, Any]) -> dict[st
     """
     targets = {f"callbacks.{name}": target for tree in (config, *configs) for name, target in _callbacks(tree)}
     return {key: plain(value) for key, value in flat(config) if _matters(key, targets)}
+
+
+def content_differences(was: Mapping[str, Any], now: Mapping[str, Any]) -> list[Difference]:
+    """The content of images that have kept their names, from two `ImageDataModule.state_dict`; older ones have none."""
+    both = [state.get("content") for state in (was, now)]
+    if None in both or both[0] == both[1] or image_differences(was, now):
+        return []
+    return [Difference(("dataset",), "content of the training images (dataset)", "one", "another under the same names")]
 
 
 def flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -35,7 +35,7 @@ def main(cfg: DictConfig) -> None:
     from tqdm import tqdm
 
     from esvit_pl.configs import assemble
-    from esvit_pl.data.threads import cores
+    from esvit_pl.data.threads import default_workers
     from esvit_pl.datasets import check
 
     splits = assemble.construct(cfg, "dataset")
@@ -47,7 +47,7 @@ def main(cfg: DictConfig) -> None:
         out,
         smallest=cfg.smallest,
         longest=cfg.longest,
-        num_workers=cores() if cfg.workers is None else cfg.workers,
+        num_workers=default_workers() if cfg.workers is None else cfg.workers,
         progress=partial(tqdm, unit=" images", mininterval=0.2 if sys.stderr.isatty() else 10),
     )
     say(f"\n{report}\n\n{out}")

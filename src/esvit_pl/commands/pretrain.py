@@ -73,6 +73,7 @@ def pretrain(
     from esvit_pl.evaluation import NearestImages
     from esvit_pl.runs import bad_images, pictures
     from esvit_pl.runs.folder import RunFolder
+    from esvit_pl.runs.kept_folder import KeptFolder
     from esvit_pl.runs.result import Result, newest_checkpoint
 
     trainers.check_devices(cfg)
@@ -97,6 +98,7 @@ def pretrain(
     results.check(probes, learnt, data.num_classes)
     run = RunFolder(cfg.paths.output_dir, writes=trainer.is_global_zero)
     run.describe(cfg, going_on_after=resume.steps_kept(cfg, run.path, resumed))
+    trainer.callbacks.append(KeptFolder(run))  # type: ignore[attr-defined]
 
     with run.status(), trainers.watched(trainer, run), bad_images.kept(run, splits):
         if run.writes:

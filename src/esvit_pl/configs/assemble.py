@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any, cast
 
 from omegaconf import DictConfig, OmegaConf
@@ -51,6 +52,7 @@ def pretrainer(cfg: DictConfig, recipe: Recipe) -> Pretrainer:
     from esvit_pl.datasets import PixelRules
 
     epochs = check_epochs(cfg)
+    check_end(cfg)
     if epochs is None and cfg.trainer.max_steps in (None, -1):
         raise ValueError("a training without an end has no schedules; set trainer.max_epochs or trainer.max_steps")
     if cfg.start_epoch and cfg.init_from is None and cfg.ckpt_path is None:
@@ -100,6 +102,18 @@ def check_epochs(cfg: DictConfig) -> int | None:
     if not isinstance(epochs, int) or epochs < 1:
         raise ValueError(f"trainer.max_epochs must be a whole number, 1 or more, got {epochs}")
     return epochs
+
+
+def check_end(cfg: DictConfig) -> None:
+    """Refuse a number of steps or a limit of time that leaves nothing to train, or that Lightning cannot read."""
+    steps, time = cfg.trainer.get("max_steps"), cfg.trainer.get("max_time")
+    if steps is not None and steps != -1 and steps < 1:
+        raise ValueError(f"trainer.max_steps must be 1 or more, or -1 for as many as the epochs have, got {steps}")
+    is_time = re.fullmatch(r"\d+:\d\d:\d\d:\d\d", str(time)) and re.search("[1-9]", str(time))
+    if time is not None and not isinstance(time, DictConfig) and not is_time:
+        raise ValueError(
+            f"trainer.max_time must be days:hours:minutes:seconds, such as '00:12:00:00' for twelve hours, got {time}"
+        )
 
 
 def check_crops(recipe: Recipe, backbone: Backbone) -> None:

@@ -85,7 +85,7 @@ def command(
                         return task(cfg)
                 except Exception as error:
                     if is_for_people(error) and not isinstance(error, UserError):
-                        raise UserError(in_words(error)) from (error if _wants_everything() else None)
+                        raise UserError(in_words(error, cfg)) from (error if _wants_everything() else None)
                     raise
 
         @functools.wraps(task)
@@ -154,7 +154,7 @@ def is_for_people(error: BaseException) -> bool:
         return True
     if isinstance(error, FileNotFoundError | PermissionError):
         return True
-    if refusals.is_of_system(error) or refusals.is_missing_key(error):
+    if refusals.is_of_system(error) or refusals.is_missing_key(error) or refusals.is_of_memory(error):
         return True
     told = isinstance(error, ValueError | NotImplementedError)
     return told and (_raised_by_us(error) or _in_worker(error) is not None)
@@ -176,8 +176,10 @@ def _raised_by_us(error: BaseException) -> bool:
     return str(trace.tb_frame.f_globals.get("__name__", "")).partition(".")[0] == "esvit_pl"
 
 
-def in_words(error: BaseException) -> str:
+def in_words(error: BaseException, cfg: DictConfig) -> str:
     """The message of an error that `is_for_people`."""
+    if refusals.is_of_memory(error):
+        return refusals.of_memory(error, cfg)
     if refusals.is_of_system(error) and isinstance(error, OSError):
         return refusals.of_system(error)
     if refusals.is_missing_key(error):

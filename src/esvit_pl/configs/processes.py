@@ -28,6 +28,8 @@ def is_first_process(environment: Mapping[str, str] = os.environ) -> bool:
 def _devices(devices: object, accelerator: str) -> int:
     """The number of devices in a setting as Lightning reads it: ``auto`` and -1 mean all, ``0,1`` means two."""
     if OmegaConf.is_list(devices) or isinstance(devices, list | tuple):
+        if not devices:
+            raise ValueError("trainer.devices=[] leaves no device; give 1 or more, or auto for all")
         return len(devices)  # type: ignore[arg-type]
     text = "auto" if devices is None else str(devices).strip()
     if text in ("auto", "-1"):

@@ -8,6 +8,7 @@ import re
 from collections.abc import Sequence
 
 from hydra.errors import HydraException, OverrideParseException
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, InterpolationResolutionError, OmegaConfBaseException
 from yaml import YAMLError
 from yaml.error import MarkedYAMLError
@@ -134,6 +135,7 @@ _MEANT = (
     errno.EFBIG,
     errno.ENAMETOOLONG,
     errno.EMFILE,
+    errno.EEXIST,
 )
 
 
@@ -175,6 +177,8 @@ def of_system(error: OSError) -> str:
             )
         case errno.ENOTDIR:
             return _about(name, "a part of this path is a file where a folder is wanted")
+        case errno.EEXIST:
+            return _about(name, "a file of this name is in the way; move it elsewhere")
         case errno.EISDIR:
             return _about(name, "this is a folder, and a file is wanted")
         case errno.EMFILE:
@@ -182,6 +186,54 @@ def of_system(error: OSError) -> str:
                 name, "too many files are open; raise the limit (ulimit -n 65535), or lower datamodule.num_workers"
             )
     return _about(name, error.strerror or str(error))
+
+
+_NO_MEMORY = re.compile(r"out of memory|(can't|cannot|unable to) allocate|not enough memory", re.IGNORECASE)
+_FEWER_PROCESSES = "fewer loading processes (datamodule.num_workers)"
+# Setting -> what to write for it; not where it is 0, true or that already.
+_LESS_MEMORY = {
+    "module.grad_checkpointing": "module.grad_checkpointing=true",
+    "trainer.precision": "trainer.precision=bf16-mixed",
+    "augment.num_local": "fewer or smaller views (augment.num_local, augment.global_size)",
+    "datamodule.eval_batch_size": "where it was measuring, a smaller datamodule.eval_batch_size",
+    "datamodule.num_workers": _FEWER_PROCESSES,
+}
+
+
+def is_of_memory(error: BaseException) -> bool:
+    """Whether memory has run out: a GPU's, or the machine's, here or in a loading process."""
+    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
+        return True
+    return isinstance(error, RuntimeError) and _NO_MEMORY.search(str(error).partition("\n")[0]) is not None
+
+
+def of_memory(error: BaseException, cfg: DictConfig) -> str:
+    """Which memory is full, and settings that need less than those of this config.
+
+    >>> cfg = OmegaConf.create({"datamodule": {"batch_size": 64}, "trainer": {"accumulate_grad_batches": 1}})
+    >>> of_memory(RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has"), cfg)[:63]
+    "the GPU's memory is full (Tried to allocate 2.00 GiB); what hel"
+    """
+    text = str(error)
+    tried = re.search(r"tried to allocate [\d.,]+ ?\w+", text, re.IGNORECASE)
+    said = tried[0] if tried else (text.strip().splitlines() or ["no more can be had"])[-1][:120]
+    batch, parts = (OmegaConf.select(cfg, key) for key in ("datamodule.batch_size", "trainer.accumulate_grad_batches"))
+    helps = []
+    if isinstance(batch, int) and batch > 1:
+        same = (
+            f"datamodule.batch_size={batch // 2} trainer.accumulate_grad_batches={2 * (parts or 1)} for the same step"
+        )
+        helps.append(f"a smaller datamodule.batch_size than {batch}" if batch % 2 or parts is None else same)
+    gpu = "CUDA" in text
+    helps += [
+        less
+        for key, less in _LESS_MEMORY.items()
+        if str(OmegaConf.select(cfg, key, default="0")) not in ("0", "True", "bf16-mixed")
+        and not (gpu and less == _FEWER_PROCESSES)
+    ]
+    plan = "; dry_run=true says which batch fits" if "dry_run" in cfg else ""
+    whose = "the GPU's memory" if gpu else "memory"
+    return f"{whose} is full ({said}); what helps: {', '.join(helps)}{plan}"
 
 
 def _about(name: str | None, sentence: str) -> str:

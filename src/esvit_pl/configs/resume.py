@@ -63,9 +63,22 @@ def check(cfg: DictConfig, module: Pretrainer, data: ImageDataModule, path: str)
     """
     from esvit_pl.checkpoints.load_weights import misfits
     from esvit_pl.checkpoints.pickled import read_pickled
-    from esvit_pl.checkpoints.resuming import batch_differences, flat, image_differences, is_in, setting_differences
+    from esvit_pl.checkpoints.resuming import (
+        batch_differences,
+        content_differences,
+        flat,
+        image_differences,
+        is_in,
+        lacking,
+        setting_differences,
+    )
 
     content = read_pickled(path, tensors=False)
+    if lacks := lacking(content):
+        raise ValueError(
+            f"{path} lacks {', '.join(lacks)}, so there is no training to go on with; take another checkpoint of the "
+            "run, or begin a new training from its weights with init_from= in place of ckpt_path="
+        )
     saved, now = content["esvit_pl"], plain(cfg)
     was = recovered(saved["config"] or {}, now, kept(cfg))
     found: list[Difference] = []
@@ -77,6 +90,9 @@ def check(cfg: DictConfig, module: Pretrainer, data: ImageDataModule, path: str)
     moved: list[Difference] = []
     if there is not None:
         moved = image_differences(content["ImageDataModule"], data.state_dict())
+        if other := content_differences(content["ImageDataModule"], data.state_dict()):
+            found += other
+            data.accepts_other_content = True  # resume.allow decides, below
         moved += batch_differences(there, here, was, now)
     allow = [cfg.resume.allow] if isinstance(cfg.resume.allow, str) else list(cfg.resume.allow or [])
     known = {key for config in (was, now) for key, _ in flat(config)}

@@ -24,6 +24,9 @@ class ResumableLoader(DataLoader[dict[str, Any]]):
         self.batches = Batches(self, super().__iter__())
         return self.batches
 
+    def check_worker_number_rationality(self) -> None:
+        """torch's warning about more processes than cores; `ImageDataModule` says it once, in a line."""
+
     def state_dict(self) -> dict[str, Any]:
         return {}
 

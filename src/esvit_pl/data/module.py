@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from esvit_pl.augment import Batch, Recipe, finish_views
 from esvit_pl.data.loaders import ResumableLoader, limited, stack
 from esvit_pl.data.samplers import EpochSampler, RankShare
-from esvit_pl.data.threads import cores
+from esvit_pl.data.threads import cores, default_workers
 from esvit_pl.data.views import EvaluationImages, SupervisedView, TrainingCrops, TrainingViews
 from esvit_pl.data.workers import obey_the_training
 from esvit_pl.datasets import ImageDataset, Splits
@@ -78,6 +78,7 @@ class ImageDataModule(LightningDataModule):
     Attributes:
         accepts_other_images: a resumed training may have other images or another batch than its checkpoint; whoever
             sets this sees to it that the epochs are counted anew (`Pretrainer.counts_anew`).
+        accepts_other_content: it may have other pixels under the same names.
 
     Raises:
         ValueError: a number out of range; supervised training on data without labels; from `train_dataloader()`: fewer
@@ -120,11 +121,11 @@ class ImageDataModule(LightningDataModule):
         self.dataset, self.recipe, self.seed, self.train = dataset, recipe, seed, train
         self.color_on, self.reduced_decoding = color_on, reduced_decoding
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
-        self.num_workers = cores() if num_workers is None else num_workers
+        self.num_workers = default_workers() if num_workers is None else num_workers
         self.persistent_workers, self.timeout = persistent_workers, timeout
         self.pin_memory = torch.cuda.is_available() if pin_memory is None else pin_memory
         self.train_subset = train_subset or ("all" if train == "multi_crop" else "bank")
-        self.accepts_other_images = False
+        self.accepts_other_images = self.accepts_other_content = False
         self._epoch = 0
 
     @property
@@ -145,6 +146,11 @@ class ImageDataModule(LightningDataModule):
 
     def setup(self, stage: str | None = None) -> None:
         self._say(self.dataset.describe())
+        if self.num_workers > cores():
+            self._say(
+                f"note: num_workers={self.num_workers} loading processes on {cores()} CPU cores: more processes than "
+                "cores load no faster, and each takes memory"
+            )
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch that the next pass over a training loader gives when no Trainer is training."""
@@ -218,6 +224,7 @@ class ImageDataModule(LightningDataModule):
         return {
             "images": len(self.train_images),
             "names": self._fingerprint,
+            **({} if self._content is None else {"content": self._content}),
             "batch_size": self.batch_size,
             "ranks": self._ranks,
             "accumulate": self._accumulate,
@@ -237,6 +244,8 @@ class ImageDataModule(LightningDataModule):
         if self.accepts_other_images or (self.trainer is not None and not self.trainer.training):
             return
         was, mine = dict(state_dict), self.state_dict()
+        if self.accepts_other_content or "content" not in mine:
+            was.pop("content", None)
         if math.prod(was[key] for key in _WINDOW) == math.prod(mine[key] for key in _WINDOW):
             was |= {key: mine[key] for key in _WINDOW}
         other = [f"{key} was {value} and is {mine.get(key)}" for key, value in was.items() if mine.get(key) != value]
@@ -249,6 +258,10 @@ class ImageDataModule(LightningDataModule):
     @cached_property
     def _fingerprint(self) -> str:
         return self.train_images.digest()
+
+    @cached_property
+    def _content(self) -> str | None:
+        return self.train_images.content_digest()
 
     def _evaluation_loader(self, images: ImageDataset) -> DataLoader[dict[str, Any]]:
         share = RankShare(len(images), rank=self._rank, ranks=self._ranks)

@@ -27,6 +27,10 @@ def as_in_a_worker() -> AbstractContextManager[None]:
 
 
 def cores() -> int:
-    """CPU cores that this process may use, 8 at most."""
-    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
-    return min(available, 8)
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+
+
+def default_workers() -> int:
+    """Loading processes where nobody has chosen a number: one for each core, 8 at most."""
+    return min(cores(), 8)

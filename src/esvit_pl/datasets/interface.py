@@ -23,6 +23,8 @@ from torch.utils.data import Dataset
 from esvit_pl.datasets.names import digest_of
 
 UNREADABLE_METADATA = "unreadable metadata"
+SAMPLE = 256
+"""How many images are looked at to notice that their content has changed."""
 
 
 class Picture(NamedTuple):
@@ -89,6 +91,13 @@ class ImageDataset(Dataset[tuple[Tensor, "int | None"]], ABC):
     def digest(self) -> str:
         """A hash of all names. Every checkpoint holds it, because a training goes on with the same images only."""
         return digest_of(map(self.name, range(len(self))))
+
+    def content_digest(self) -> str | None:
+        """A hash of what a sample of the images holds, without decoding any; None where that cannot be told.
+
+        Every checkpoint holds it, beside the `digest` of the names. An override can use `sampled`.
+        """
+        return None
 
     def places(self) -> np.ndarray:
         """A number in 0-1 for each image, see `places_of`."""
@@ -159,6 +168,9 @@ class ArrayDataset(LabelledDataset):
     def name(self, index: int) -> str:
         return self._names[index]
 
+    def content_digest(self) -> str:
+        return sampled(len(self), lambda index: self._images[index].numpy().tobytes())
+
 
 class Subset(ImageDataset):
     """The images of `dataset` at `indices`, in that order.
@@ -201,6 +213,9 @@ class Subset(ImageDataset):
     @property
     def has_labels(self) -> bool:
         return self.dataset.has_labels
+
+    def content_digest(self) -> str | None:
+        return self.dataset.content_digest()
 
     def problems(self) -> list[tuple[str, str]]:
         return self.dataset.problems()
@@ -288,6 +303,14 @@ def split_by_name(dataset: ImageDataset, fraction: float) -> tuple[Subset, Subse
     order = np.argsort(places, kind="stable")
     cut = min(max(int((places < fraction).sum()), 1), len(dataset) - 1)
     return Subset(dataset, np.sort(order[cut:])), Subset(dataset, np.sort(order[:cut]))
+
+
+def sampled(images: int, content: Callable[[int], bytes]) -> str:
+    """A hash of the content of `SAMPLE` images at most, evenly spread over all; the same for the same images."""
+    digest = blake2b(digest_size=8)
+    for index in np.linspace(0, images - 1, min(images, SAMPLE)).astype(int):
+        digest.update(blake2b(content(int(index))).digest())
+    return digest.hexdigest()
 
 
 def places_of(names: Iterable[str]) -> np.ndarray:

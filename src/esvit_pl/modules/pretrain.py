@@ -220,6 +220,8 @@ class Pretrainer(LightningModule):
             f"{self.total_steps} steps in {epochs:g} epochs, "
             f"peak lr {scaled_lr(self.optimizer.lr, self.global_batch):.4g} ({self.optimizer.lr:g} per 256 images)"
         )
+        if not self.optimizer.lr:
+            self.print("optimizer.lr=0: nothing is learnt")
 
     @property
     def durations(self) -> dict[str, Duration]:

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
@@ -218,6 +219,8 @@ def _check(spec: dict[str, Any]) -> None:
     ):
         if spec[name] <= 0:
             raise ValueError(f"EsViTObjective needs a positive {name}, got {spec[name]}")
+    if spec["num_prototypes"] == 1:
+        warnings.warn("loss.num_prototypes=1: with one prototype the loss is always 0; nothing is learnt", stacklevel=3)
     if (spec["teacher_temp_warmup_epochs"] or 0) < 0:
         got = spec["teacher_temp_warmup_epochs"]
         raise ValueError(f"EsViTObjective needs teacher_temp_warmup_epochs of 0 or more, got {got}")

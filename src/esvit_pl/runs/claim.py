@@ -155,6 +155,8 @@ def run_of(checkpoint: str | os.PathLike[str] | None) -> Path | None:
 
 def is_training_checkpoint(path: Path) -> bool:
     """Whether a file is a checkpoint of esvit-pretrain, from a look at its table of contents; torch is not loaded."""
+    if not path.is_file():  # whoever opens a named pipe waits for a writer
+        return False
     try:
         with ZipFile(path) as archive:
             names = [name for name in archive.namelist() if name.endswith("/data.pkl")]

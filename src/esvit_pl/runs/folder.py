@@ -53,6 +53,7 @@ class RunFolder:
     def __init__(self, path: str | Path, *, writes: bool = True) -> None:
         self.path, self.writes = Path(path), writes
         self.results: dict[str, Any] = {}
+        self._notes: dict[Path, bytes] = {}
 
     def describe(self, cfg: DictConfig, *, going_on_after: int | None = None) -> None:
         """Write the resolved ``config.yaml`` (`readable`) and ``environment.json``: the run begins.
@@ -77,10 +78,26 @@ class RunFolder:
                 claim.note(self.path)
             OmegaConf.save(OmegaConf.create(readable(cfg)), self.path / "config.yaml")
             _write_json(self.path / "environment.json", environment())
+            files = [self.path / name for name in ("config.yaml", "environment.json", LOCK)]
+            files += (self.path / ".hydra").glob("*")
+            self._notes = {path: path.read_bytes() for path in files if path.is_file()}
+
+    def make_again(self) -> None:
+        """If somebody has removed the folder meanwhile: say so, and write again what the run began with."""
+        if not self._notes or (self.path / "config.yaml").exists():
+            return
+        for path, content in self._notes.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+        say(
+            f"note: {self.path} was removed while the run goes on; it is made again, with config.yaml. The rows of "
+            "metrics.csv, checkpoints and figures of before are gone",
+        )
 
     def update(self, **results: Any) -> None:
         """Add entries to ``results.json``, or replace them."""
         self.results.update({name: starred(entry) if name == "error" else entry for name, entry in results.items()})
+        self.make_again()
         if self.writes:
             _write_json(self.path / "results.json", self.results)
 
