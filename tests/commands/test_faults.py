@@ -333,11 +333,13 @@ def test_memory_that_no_machine_has(commands, pictures):
 
 @pytest.mark.fault("number: `loss.num_prototypes=1`", "a warning: the loss is always 0, and nothing is learnt")
 @pytest.mark.fault("number: `optimizer.lr=0`", "a line: nothing is learnt")
+@pytest.mark.fault("number: `module.momentum=1`", "a line: the teacher keeps the weights that it begins with")
 def test_numbers_with_which_nothing_is_learnt(commands, pictures):
     with pytest.warns(UserWarning, match="loss.num_prototypes=1: with one prototype the loss is always 0"):
-        outcome = commands.pretrain(pictures, *CHEAP, "loss.num_prototypes=1", "optimizer.lr=0")
+        outcome = commands.pretrain(pictures, *CHEAP, "loss.num_prototypes=1", "optimizer.lr=0", "module.momentum=1")
     assert outcome.code == 0, outcome.err
     assert "\noptimizer.lr=0: nothing is learnt\n" in outcome.out
+    assert "\nmodule.momentum=1: the teacher keeps the weights that it begins with\n" in outcome.out
 
 
 @pytest.mark.fault("number: more loading processes than cores", "a line with both numbers, once")

@@ -222,6 +222,8 @@ class Pretrainer(LightningModule):
         )
         if not self.optimizer.lr:
             self.print("optimizer.lr=0: nothing is learnt")
+        if self.teacher is not None and self.step.momentum == self.step.momentum_end == 1:
+            self.print("module.momentum=1: the teacher keeps the weights that it begins with")
 
     @property
     def durations(self) -> dict[str, Duration]:
