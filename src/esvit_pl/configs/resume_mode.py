@@ -15,7 +15,7 @@ BY_NAME, AUTO, MUST, NEVER = "by_name", "auto", "must", "never"
 
 
 def mode(config: DictConfig) -> str | None:
-    """Of a config; None for commands that do not train."""
+    """The ``resume=`` that a config asks for; None if its command does not train."""
     found: str | None = OmegaConf.select(config, "resume.mode")
     return found
 
