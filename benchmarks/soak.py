@@ -139,7 +139,7 @@ def draw(samples: Mapping[str, Sequence[float]], path: Path) -> Path:
         else:
             values = np.array(samples[name]) / (MIB if name.endswith("memory") else 1)
             axes.plot(minutes, values, color=BLUE)
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, 1.15 * axes.get_ylim()[1])
         tidy(axes, f"{name}, MiB" if name.endswith("memory") else name)
     for axes in panels[-2:]:
         axes.set_xlabel("minutes")

@@ -106,11 +106,13 @@ def watched(trainer: Trainer, run: RunFolder) -> Iterator[None]:
 def fit(trainer: Trainer, module: LightningModule, data: ImageDataModule, ckpt_path: str | None) -> None:
     """Train, from a checkpoint if there is one. Ctrl-C is a KeyboardInterrupt, which Lightning would make an exit 1."""
     from esvit_pl.data.at_work import LoadingStopped
+    from esvit_pl.data.workers import sharing_memory
 
     if trainer.limit_train_batches == 0:  # Lightning would end at once, as a success
         raise ValueError("trainer.limit_train_batches=0 leaves nothing to train on; raise it, or leave it null")
     try:
-        trainer.fit(module, datamodule=data, ckpt_path=ckpt_path, weights_only=True)
+        with sharing_memory():
+            trainer.fit(module, datamodule=data, ckpt_path=ckpt_path, weights_only=True)
     except RuntimeError as error:  # torch tells of a dead loading process wherever the training is
         batches = getattr(trainer.train_dataloader, "batches", None)
         sentence = None if batches is None else batches.in_words(error)

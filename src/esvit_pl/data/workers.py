@@ -1,10 +1,31 @@
-"""What a loading process does with signals."""
+"""What a loading process does with signals, and what it shares with the training."""
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+@contextmanager
+def sharing_memory() -> Iterator[None]:
+    """Loading processes that are started inside share the objects that there are now, for as long as they live.
+
+    Python's collector writes into every object that it looks at, and a page that one process has written to is shared
+    no more: with two loading processes a training would grow by more than 100 MiB at its first full collection.
+    """
+    if gc.get_freeze_count():  # somebody else has frozen theirs
+        yield
+        return
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 def obey_the_training(worker: int = 0) -> None:
