@@ -55,8 +55,11 @@ def test_any_input_gives_its_regions(height, width, grid):
 
 def test_attention_rows_sum_to_one_and_shifted_windows_hide_strangers():
     attention = build("swin", **TINY).attention(torch.randn(2, 3, 32, 32), block=1)
-    assert attention.grid == (2, 2)
+    assert attention.grid == (8, 8)
     assert attention.weights.shape == (2, 4, 1, 16, 16)
+    # the map is rolled by 2: the last window holds its four corners
+    assert attention.keys[3].tolist() == [54, 55, 48, 49, 62, 63, 56, 57, 6, 7, 0, 1, 14, 15, 8, 9]
+    assert torch.equal(attention.queries, attention.keys)
     assert torch.allclose(attention.weights.sum(-1), torch.ones(2, 4, 1, 16), atol=1e-5)
     # in the last window the map's four corners meet: token 0 and token 15 were never neighbours
     assert attention.weights[:, 3, :, 0, 15].max() < 1e-6

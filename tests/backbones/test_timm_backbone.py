@@ -215,8 +215,11 @@ def test_last_blocks_of_a_vit_are_normed_class_tokens_and_of_stages_means_of_map
 def test_attention_weights_are_those_that_the_block_uses(name, prefix):
     backbone = small(name).eval()
     x = torch.randn(2, 3, 96, 80)
-    weights, grid = backbone.attention(x, block=-2)
-    assert grid == (6, 5)
+    attention = backbone.attention(x, block=-2)
+    assert attention.grid == (6, 5)
+    weights = torch.cat([attention.prefix, attention.weights[:, 0]], dim=2)
+    assert attention.queries.tolist() == [list(range(30))]
+    assert attention.keys.tolist() == [[-1] * prefix + list(range(30))]
     attn = backbone.model.blocks[-2].attn
     assert weights.shape == (2, attn.num_heads, prefix + 30, prefix + 30)
     torch.testing.assert_close(weights.sum(-1), torch.ones(weights.shape[:-1]))
@@ -231,7 +234,7 @@ def test_attention_weights_are_those_that_the_block_uses(name, prefix):
 
 @pytest.mark.parametrize("name", ["test_resnet", "swin_tiny_patch4_window7_224", "eva02_tiny_patch14_224"])
 def test_families_without_plain_attention_name_those_that_have_it(name):
-    with pytest.raises(NotImplementedError, match=f"{name} has no attention weights to show; ViT and DeiT have, Swin"):
+    with pytest.raises(NotImplementedError, match=f"{name} has no attention weights to show; Swin, CvT, ViL, ViT"):
         small(name).attention(torch.randn(1, 3, 96, 96))
 
 

@@ -137,12 +137,31 @@ def test_attention_of_full_blocks():
     for block in (-1, 1):
         attention = backbone.attention(x, block)
         assert attention.grid == (3, 4)
-        assert attention.weights.shape == (2, 2, 14, 14)
-        assert torch.allclose(attention.weights.sum(-1), torch.ones(2, 2, 14), atol=1e-5)
+        assert attention.weights.shape == (2, 1, 2, 12, 14)
+        assert attention.prefix.shape == (2, 2, 2, 14)
+        assert torch.allclose(attention.weights.sum(-1), torch.ones(2, 1, 2, 12), atol=1e-5)
+        assert torch.allclose(attention.prefix.sum(-1), torch.ones(2, 2, 2), atol=1e-5)
     assert not torch.allclose(backbone.attention(x, 1).weights, backbone.attention(x, 2).weights)
-    for block in (0, -3):
-        with pytest.raises(NotImplementedError, match=rf"block {block} attends within.*full attention: \[1, 2\]"):
-            backbone.attention(x, block)
+
+
+def test_attention_of_sliding_blocks_tells_which_chunks_a_token_sees():
+    backbone = tiny(num_globals=[2, 0], depths=[1, 1]).eval()
+    side = backbone.stages[0].blocks[0][0].attn.side
+    x = torch.randn(1, 3, 4 * (3 * side + 1), 4 * side)
+    attention = backbone.attention(x, 0)
+    h, w = attention.grid
+    assert (h, w) == (3 * side + 1, side)
+    assert torch.allclose(attention.weights.sum(-1), torch.ones(()), atol=1e-5)
+    assert attention.prefix.shape == (1, backbone.spec["num_heads"][0], 2, 2 + h * w)
+    for chunk in range(4):
+        rows = [row for row in range(h) if row // side == chunk]
+        near = [row for row in range(h) if abs(row // side - chunk) <= 1]
+        asks, sees = attention.queries[chunk].tolist(), attention.keys[chunk].tolist()
+        assert sorted(set(asks) - {-1}) == [row * w + column for row in rows for column in range(w)]
+        assert sees[:2] == [-1, -1]
+        assert sorted(set(sees) - {-1}) == [row * w + column for row in near for column in range(w)]
+        hidden = attention.keys[chunk, 2:] < 0
+        assert attention.weights[0, chunk, :, :, 2:][..., hidden].abs().sum() == 0
 
 
 def test_a_draw_of_each_attention_while_training_and_mode_0_in_evaluation():

@@ -73,6 +73,26 @@ def evaluation_view(recipe: Recipe, image: Tensor, *, normalized: bool = True) -
     return (normalize(recipe, view, moments) if normalized else view)[0]
 
 
+def whole_view(recipe: Recipe, image: Tensor, *, side: int | None = None, multiple: int = 1) -> Tensor:
+    """The whole `image` uint8 (3 h w), prepared like `evaluation_view` but for the cut: float32 (c h' w').
+
+    Args:
+        side: pixels of the shorter side; None is `recipe.eval_crop`.
+        multiple: both sides are rounded to a multiple of so many pixels, so that the image falls into whole regions.
+
+    Raises:
+        ValueError: the image is so long that its longer side would be huge.
+    """
+    height, width = image.shape[-2:]
+    short = min(height, width)
+    if max(height, width) > LONGEST * short:
+        raise ValueError(f"an image of {width} x {height} pixels is too long to be shown whole; cut a part out of it")
+    wanted = recipe.eval_crop if side is None else side
+    size = [max(round(wanted * length / short / multiple), 1) * multiple for length in (height, width)]
+    view = to_channels(recipe, to_unit(resize(image, (size[0], size[1]), recipe.eval_interpolation))[None])
+    return normalize(recipe, view, image_moments(recipe, image))[0]
+
+
 def _not_too_long(image: Tensor) -> Tensor:
     """The middle of an image that is very long: one of 1 x 30,000 pixels would be resized to billions."""
     height, width = image.shape[-2:]

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from esvit_pl.augment.evaluation import evaluation_view
+from esvit_pl.augment.evaluation import evaluation_view, whole_view
 from esvit_pl.augment.recipe import Recipe
 from esvit_pl.datasets.pixels import PixelRules, upright_tensor
 
@@ -36,6 +36,14 @@ class EvaluationTransform:
         Raises:
             ValueError: `image` is something else, or nothing says which of its values are black and white.
         """
+        return evaluation_view(self.recipe, self.as_tensor(image))
+
+    def whole(self, image: Image.Image | Tensor, *, side: int | None = None, multiple: int = 1) -> Tensor:
+        """The same without the cut (`augment.whole_view`): float32 (c h w), for maps that lie over the whole image."""
+        return whole_view(self.recipe, self.as_tensor(image), side=side, multiple=multiple)
+
+    def as_tensor(self, image: Image.Image | Tensor) -> Tensor:
+        """uint8 (3 h w), with the errors of `__call__`."""
         if isinstance(image, Image.Image):
             image = upright_tensor(image, self.pixels)
         if not isinstance(image, Tensor):
@@ -45,4 +53,4 @@ class EvaluationTransform:
                 f"the transform takes a uint8 tensor (3 h w), got {image.dtype} {tuple(image.shape)}; "
                 "give one image with values 0-255, channels first"
             )
-        return evaluation_view(self.recipe, image)
+        return image

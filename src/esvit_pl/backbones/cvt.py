@@ -20,7 +20,7 @@ from timm.layers.drop import DropPath
 from timm.layers.norm import LayerNorm2d
 from torch import Tensor, nn
 
-from esvit_pl.backbones.interface import Attention, Features
+from esvit_pl.backbones.interface import Attention, Features, places_in_windows
 from esvit_pl.backbones.recompute import Recomputable
 from esvit_pl.backbones.stages import StagedBackbone, check_sizes, drop_path_rates
 from esvit_pl.specs import spec_of
@@ -155,7 +155,7 @@ class Block(Recomputable):
         return out
 
     def attention(self, x: Tensor) -> Attention:
-        """(b c h w) -> the block's attention weights (b windows heads w2 w2) and its map of windows."""
+        """(b c h w) -> the block's attention weights."""
         return self.attn.weights(self.norm1(x))
 
 
@@ -182,10 +182,12 @@ class WindowAttention(nn.Module):
         return out
 
     def weights(self, x: Tensor) -> Attention:
-        """(b c h w) -> the attention weights (b windows heads w2 w2) and the map of windows."""
-        (query, key, _), grid = self.query_key_value(x)
-        weights = (query @ key.mT * self.scale).softmax(-1)
-        return Attention(torch.unflatten(weights, 0, (len(x), -1)), grid)
+        """(b c h w) -> the attention weights of whole windows, padding too."""
+        grid = (x.shape[2], x.shape[3])
+        (query, key, _), _ = self.query_key_value(x)
+        weights = torch.unflatten((query @ key.mT * self.scale).softmax(-1), 0, (len(x), -1))
+        places = places_in_windows(grid, isqrt(weights.shape[-1]), device=x.device)
+        return Attention(weights, places, places, grid)
 
     def query_key_value(self, x: Tensor) -> tuple[tuple[Tensor, ...], tuple[int, int]]:
         """(b c h w) -> three of (b*windows heads w2 d), and the map of windows (p/s, q/s)."""

@@ -8,9 +8,14 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from esvit_pl.backbones.recompute import Recomputable
+
+HAVE_ATTENTION = (
+    "Swin, CvT, ViL, ViT and DeiT have (backbone=swin_tiny_w7, cvt_tiny_w7, vil_tiny, vit_base_p16, deit_small_p16)"
+)
 
 
 class Features(NamedTuple):
@@ -25,12 +30,30 @@ class Features(NamedTuple):
 
 
 class Attention(NamedTuple):
-    """Attention weights of one block, after the softmax."""
+    """Attention weights of one block, after the softmax, and where its tokens lie.
 
+    Tokens that see each other make a window. A block where all see all has one.
+    """
+
+    # p prefix tokens | q queries of a window | k keys that they see
     weights: Tensor
-    """(b heads n n); for windowed blocks (b windows heads w2 w2), windows row by row."""
+    """(b windows heads q k), of the tokens of the map."""
+    queries: Tensor
+    """(windows q) long: which token of the map asks, row by row; -1 where the window reaches beyond the map."""
+    keys: Tensor
+    """(windows k) long: which token of the map is seen; -1 for padding, and for prefix tokens, which come first."""
     grid: tuple[int, int]
-    """(h, w) of the token map, or of the map of windows."""
+    """(h, w) of the token map."""
+    prefix: Tensor | None = None
+    """(b heads p p+n), of the tokens before the map (class, registers, globals), which see all; None without them."""
+
+    @classmethod
+    def of_all(cls, weights: Tensor, grid: tuple[int, int]) -> Attention:
+        """Of a block where all tokens see all: (b heads p+n p+n), prefix tokens first."""
+        n = grid[0] * grid[1]
+        p = weights.shape[-1] - n
+        places = torch.arange(-p, n, device=weights.device).clamp(min=-1)[None]
+        return cls(weights[:, None, :, p:], places[:, p:], places, grid, weights[:, :, :p] if p else None)
 
 
 class Backbone(nn.Module):
@@ -105,11 +128,13 @@ class Backbone(nn.Module):
         raise NotImplementedError
 
     def attention(self, x: Tensor, block: int = -1) -> Attention:
-        """Attention weights of one block, counted over all stages; -1 is the last."""
-        raise NotImplementedError(
-            f"{type(self).__name__} has no attention weights to show; Swin, CvT, ViL's full blocks, ViT and DeiT have "
-            "(backbone=swin_tiny_w7, cvt_tiny_w7, vil_tiny, vit_base_p16, deit_small_p16)"
-        )
+        """Attention weights of one block, counted over all stages; -1 is the last.
+
+        Raises:
+            NotImplementedError: the family has no attention.
+            ValueError: there is no such block.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no attention weights to show; {HAVE_ATTENTION}")
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Let backward compute each block again instead of keeping what is inside: less memory, one more forward.
@@ -134,6 +159,15 @@ class Backbone(nn.Module):
         Raises:
             ValueError: the reason, and what to do.
         """
+
+
+def places_in_windows(grid: tuple[int, int], side: int, *, shift: int = 0, device: torch.device) -> Tensor:
+    """(windows side*side) long: which token of a map lies where, after the map is padded right and bottom, rolled up
+    and left by `shift`, and cut; -1 for padding."""
+    h, w = grid
+    places = F.pad(torch.arange(h * w, device=device).view(h, w), (0, -w % side, 0, -h % side), value=-1)
+    places = torch.unflatten(places.roll((-shift, -shift), (0, 1)), 1, (-1, side))
+    return torch.unflatten(places, 0, (-1, side)).transpose(1, 2).flatten(2).flatten(0, 1)
 
 
 def hide(tokens: Tensor, mask: Tensor, vector: Tensor | None, *, factor: int = 1) -> Tensor:

@@ -26,7 +26,7 @@ from timm.models.swin_transformer import (
 )
 from torch import Tensor, nn
 
-from esvit_pl.backbones.interface import Attention, Features, hide
+from esvit_pl.backbones.interface import Attention, Features, hide, places_in_windows
 from esvit_pl.backbones.recompute import Recomputable
 from esvit_pl.backbones.stages import StagedBackbone, check_sizes
 from esvit_pl.backbones.swin_windows import Strip, WindowGroup, WindowPlan, shifted_window_mask, window_plan
@@ -236,12 +236,13 @@ class SwinBlock(Recomputable):
         return bias.repeat(group.num_windows, 1, 1) if group.mask is None else bias.flatten(0, 1)
 
     def attention(self, x: Tensor) -> Attention:
-        """(b h w c) -> attention weights of whole windows, padding too (b windows heads w2 w2), and their grid."""
+        """(b h w c) -> attention weights of whole windows, padding too."""
+        grid = (x.shape[1], x.shape[2])
         windows, padded = self.windows(self.norm1(x))
         query, key, _ = self.query_key_value(windows)
         weights = (query @ key.mT * self.attn.scale + self.bias(padded, x)).softmax(-1)
-        grid = (padded[0] // self.window, padded[1] // self.window)
-        return Attention(weights.unflatten(1, (grid[0] * grid[1], self.attn.num_heads)), grid)
+        places = places_in_windows(grid, self.window, shift=self.shift, device=x.device)
+        return Attention(weights.unflatten(1, (len(places), self.attn.num_heads)), places, places, grid)
 
     def windows(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
         """(b h w c) -> (b windows w2 c), and the map's (p, q) after padding: zeros, after the norm, before the roll."""

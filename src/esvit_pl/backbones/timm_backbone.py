@@ -17,7 +17,7 @@ from timm.layers.norm_act import BatchNormAct2d, SyncBatchNormAct
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from esvit_pl.backbones.interface import Attention, Backbone, Features, check_block_count, hide
+from esvit_pl.backbones.interface import HAVE_ATTENTION, Attention, Backbone, Features, check_block_count, hide
 from esvit_pl.backbones.recompute import hold_statistics
 from esvit_pl.backbones.stages import check_block
 from esvit_pl.backbones.timm_errors import check_spec
@@ -178,7 +178,7 @@ class TimmBackbone(Backbone):
             )
 
     def attention(self, x: Tensor, block: int = -1) -> Attention:
-        """Attention weights of one block of a plain ViT or DeiT, (b heads k+n k+n): the k prefix tokens come first.
+        """Attention weights of one block of a plain ViT or DeiT.
 
         Raises:
             NotImplementedError: for every other family.
@@ -186,10 +186,7 @@ class TimmBackbone(Backbone):
         found = self.model.blocks if isinstance(self.model, VisionTransformer) else ()
         blocks = [getattr(item, "attn", None) for item in found]
         if not blocks or any(type(item) is not FullAttention for item in blocks):
-            raise NotImplementedError(
-                f"timm's {self.spec['name']} has no attention weights to show; ViT and DeiT have, Swin, CvT and ViL's "
-                "full blocks (backbone=vit_base_p16, deit_small_p16, swin_tiny_w7, cvt_tiny_w7, vil_tiny)"
-            )
+            raise NotImplementedError(f"timm's {self.spec['name']} has no attention weights to show; {HAVE_ATTENTION}")
         check_block(block, len(blocks))
         wanted = cast(FullAttention, blocks[block])
         inputs: list[Tensor] = []
@@ -200,7 +197,7 @@ class TimmBackbone(Backbone):
             hook.remove()
         query, key, _ = wanted.qkv(inputs[0]).unflatten(-1, (3, wanted.num_heads, -1)).permute(2, 0, 3, 1, 4)
         scores = wanted.q_norm(query) @ wanted.k_norm(key).mT * wanted.scale
-        return Attention(scores.softmax(-1), grid)
+        return Attention.of_all(scores.softmax(-1), grid)
 
 
 def _per_channel(values: tuple[float, ...], channels: int) -> tuple[float, ...]:

@@ -114,25 +114,14 @@ class ViL(StagedBackbone):
             yield self.pool(self.norm(tokens) if stage is self.stages[-1] else tokens, stage)
 
     def attention(self, x: Tensor, block: int = -1) -> Attention:
-        """Weights of a block with full attention, (b heads g+n g+n): the stage's g global tokens come first.
-
-        Raises:
-            NotImplementedError: for a block with sliding attention, whose weights are not a matrix of tokens by tokens.
-        """
         branches = [branch for stage in self.stages for branch, _ in stage.blocks]
         check_block(block, len(branches))
         wanted = branches[block]
-        if not isinstance(wanted.attn, FullAttention):
-            full = [index for index, branch in enumerate(branches) if isinstance(branch.attn, FullAttention)]
-            raise NotImplementedError(
-                f"block {block} attends within sliding chunks and has no matrix of tokens by tokens to show; "
-                f"blocks with full attention: {full or 'none in this ViL'}"
-            )
         for stage in self.stages:
             tokens, grid = stage.embed(x)
             for branch, mlp in stage.blocks:
                 if branch is wanted:
-                    return Attention(wanted.attn.weights(branch.norm(tokens), grid), grid)
+                    return wanted.attn.weights(branch.norm(tokens), grid)
                 tokens = mlp(branch(tokens, grid))
             x = stage.as_map(tokens, grid)
         raise AssertionError("the wanted block is in one of the stages")

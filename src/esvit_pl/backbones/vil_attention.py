@@ -11,12 +11,14 @@ No matrix of n x n is made: every chunk gets a copy of the keys that it sees.
 from __future__ import annotations
 
 from itertools import product
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from esvit_pl.backbones.constants import cached_constant
+from esvit_pl.backbones.interface import Attention
 
 Grid = tuple[int, int]
 Offsets = tuple[tuple[int, int], ...]
@@ -71,23 +73,40 @@ def sliding_attention(
     Returns:
         (b m n d)
     """
-    h, w = grid
-    num_globals = key.shape[2] - query.shape[2]
-    p, q = -(-h // side), -(-w // side)
-    # In a map with a single row of chunks, those above and below would all be masked.
-    offsets = tuple((row, column) for row, column in offsets if abs(row) < p and abs(column) < q)
+    num_globals, offsets = key.shape[2] - query.shape[2], existing(offsets, grid, side)
     queries = chunks(query, grid, side)  # (b m p q s2 d)
     keys, values = (seen(tokens, num_globals, grid, side, offsets) for tokens in (key, value))  # (b m p q k d)
-    bias: Tensor | None = None  # (m p*q s2 k)
-    if table is not None:
-        bias = relative_bias(table, global_bias, side, offsets)[:, None].expand(-1, p * q, -1, -1)
-    mask = absent(grid, side, offsets, num_globals, query.device, query.dtype)
-    if mask is not None:
-        bias = mask.expand(query.shape[1], -1, -1, -1) if bias is None else bias + mask
+    bias = chunk_bias(query, num_globals, grid=grid, side=side, offsets=offsets, table=table, global_bias=global_bias)
     # Heads and chunks are joined in one axis, so that one bias broadcasts over all images.
     bias = None if bias is None else bias.flatten(0, 1)
     mixed = attend(queries.flatten(1, 3), keys.flatten(1, 3), values.flatten(1, 3), bias)
-    return unchunked(torch.unflatten(mixed, 1, (-1, p, q)), grid, side)
+    return unchunked(torch.unflatten(mixed, 1, (-1, *queries.shape[2:4])), grid, side)
+
+
+def existing(offsets: Offsets, grid: Grid, side: int) -> Offsets:
+    """Those that any chunk of the map has: in a map with a single row of chunks there are none above and below."""
+    p, q = (-(-length // side) for length in grid)
+    return tuple((row, column) for row, column in offsets if abs(row) < p and abs(column) < q)
+
+
+def chunk_bias(
+    query: Tensor,
+    num_globals: int,
+    *,
+    grid: Grid,
+    side: int,
+    offsets: Offsets,
+    table: Tensor | None,
+    global_bias: Tensor | None,
+) -> Tensor | None:
+    """(m p*q s2 k), -inf for keys outside the map, or None where nothing is added; arguments as `sliding_attention`."""
+    bias: Tensor | None = None
+    if table is not None:
+        bias = relative_bias(table, global_bias, side, offsets)[:, None]
+    mask = absent(grid, side, offsets, num_globals, query.device, query.dtype)
+    if mask is None:
+        return None if bias is None else bias.expand(-1, -(-grid[0] // side) * -(-grid[1] // side), -1, -1)
+    return mask.expand(query.shape[1], -1, -1, -1) if bias is None else bias + mask
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Tensor:
@@ -98,8 +117,14 @@ def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Te
     if bias is None or bias.is_cuda or not bias.requires_grad:
         mask = None if bias is None else bias[None].to(query.dtype)
         return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
-    weights: Tensor = (query * query.shape[-1] ** -0.5 @ key.mT + bias).softmax(-1)
-    return weights @ value
+    return attention_weights(query, key, bias) @ value
+
+
+def attention_weights(query: Tensor, key: Tensor, bias: Tensor | None) -> Tensor:
+    """softmax(d^-0.5 query key^T + bias)"""
+    logits = query * query.shape[-1] ** -0.5 @ key.mT
+    weights: Tensor = (logits if bias is None else logits + bias).softmax(-1)
+    return weights
 
 
 def chunks(x: Tensor, grid: Grid, side: int) -> Tensor:
@@ -252,16 +277,7 @@ class SlidingAttention(BiasedAttention):
         """(b g+n c) -> (b g+n c)"""
         key, value = self.split(self.kv(x), 2)
         (query,) = self.split(self.query(x[:, self.num_globals :]), 1)
-        mixed = sliding_attention(
-            query,
-            key,
-            value,
-            grid=grid,
-            side=self.side,
-            offsets=chunk_offsets(self.mode, self.training),
-            table=self.local_relative_position_bias_table,
-            global_bias=self.towards_globals(),
-        )
+        mixed = sliding_attention(query, key, value, **self.chunks_of(grid, training=self.training))
         local: Tensor = self.proj(_merge(mixed))
         if not self.num_globals:
             return local
@@ -270,6 +286,36 @@ class SlidingAttention(BiasedAttention):
         (query,) = self.split(self.query_global(x[:, : self.num_globals]), 1)
         mixed = attend(query, key, value, self.from_globals(grid[0] * grid[1]))
         return torch.cat([self.proj_global(_merge(mixed)), local], dim=1)
+
+    def weights(self, x: Tensor, grid: Grid) -> Attention:
+        """(b g+n c) -> attention weights, where mode 1 is mode 0."""
+        g, how = self.num_globals, self.chunks_of(grid, training=False)
+        offsets = existing(how.pop("offsets"), grid, self.side)
+        key, _ = self.split(self.kv(x), 2)
+        (query,) = self.split(self.query(x[:, g:]), 1)
+        queries = chunks(query, grid, self.side).flatten(2, 3)
+        keys = seen(key, g, grid, self.side, offsets).flatten(2, 3)
+        weights = attention_weights(queries, keys, chunk_bias(query, g, offsets=offsets, **how))  # (b m p*q s2 k)
+        # The same cutting tells which token lies where: counted from 1, because zeros stand for padding.
+        number = torch.arange(1 - g, x.shape[1] + 1 - g, device=x.device).clamp(min=0)[None, None, :, None]
+        asks = chunks(number[:, :, g:], grid, self.side).flatten(0, 3)[..., 0] - 1
+        sees = seen(number, g, grid, self.side, offsets).flatten(0, 3)[..., 0] - 1
+        prefix: Tensor | None = None
+        if g:
+            key, _ = self.split(self.kv_global(x), 2)
+            (query,) = self.split(self.query_global(x[:, :g]), 1)
+            prefix = attention_weights(query, key, self.from_globals(grid[0] * grid[1]))
+        return Attention(weights.transpose(1, 2), asks, sees, grid, prefix)
+
+    def chunks_of(self, grid: Grid, *, training: bool) -> dict[str, Any]:
+        """What `sliding_attention` has to know of a map."""
+        return {
+            "grid": grid,
+            "side": self.side,
+            "offsets": chunk_offsets(self.mode, training),
+            "table": self.local_relative_position_bias_table,
+            "global_bias": self.towards_globals(),
+        }
 
 
 class FullAttention(BiasedAttention):
@@ -293,12 +339,10 @@ class FullAttention(BiasedAttention):
         out: Tensor = self.proj(_merge(attend(query, key, value, self.bias(grid[0] * grid[1]))))
         return out
 
-    def weights(self, x: Tensor, grid: Grid) -> Tensor:
-        """(b g+n c) -> (b m g+n g+n) attention weights."""
+    def weights(self, x: Tensor, grid: Grid) -> Attention:
+        """(b g+n c) -> attention weights."""
         query, key, _ = self.split(self.qkv(x), 3)
-        logits: Tensor = query * query.shape[-1] ** -0.5 @ key.mT
-        bias = self.bias(grid[0] * grid[1])
-        return (logits if bias is None else logits + bias).softmax(-1)
+        return Attention.of_all(attention_weights(query, key, self.bias(grid[0] * grid[1])), grid)
 
     def bias(self, n: int) -> Tensor | None:
         """(m g+n g+n), or None.
