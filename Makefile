@@ -16,7 +16,7 @@ MODULES = $(subst /,.,$(patsubst src/%.py,%,$(filter-out %/__init__.py,$(wildcar
 	$(patsubst src/%/__init__.py,%,$(wildcard src/esvit_pl/*/__init__.py)))
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test test-all test-faults test-floors coverage lint types format docs tables attempts resume-matrix lock audit notebooks bench bench-gpu soak
+.PHONY: help install run test test-all test-faults test-floors coverage lint types format docs tables attempts resume-matrix lock audit notebooks bench bench-gpu soak does-l-r-help
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -98,6 +98,9 @@ bench: $(VENV)/.installed  ## measure losses, tokens, steps, crops, memory, thro
 
 soak: $(VENV)/.installed  ## train for an hour and say whether memory, handles, threads and speed stay (ARGS="minutes=15")
 	$(BIN)/python -m benchmarks.soak $(ARGS)
+
+does-l-r-help: $(VENV)/.installed  ## six trainings of experiment=does_l_r_help, for hours; goes on where it was stopped (ARGS="jobs=2")
+	$(BIN)/python -m benchmarks.does_l_r_help $(ARGS)
 
 ON_GPU = trainer=gpu batch_size=64 repeats=5
 bench-gpu: $(VENV)/.installed-dev  ## the tests that need a GPU, then what docs/benchmarks.md shows of one

@@ -284,7 +284,7 @@ def test_help_loads_nothing_heavy_and_shows_examples(shell, command):
     assert words.startswith(f"{command}: ")
     assert f"For example:\n  {command} " in words
     assert ("trainer: cpu, ddp" in words) == (
-        command not in ("esvit-table", "esvit-convert", "esvit-bench", "esvit-data")
+        command not in ("esvit-table", "esvit-convert", "esvit-bench", "esvit-data", "esvit-visualize")
     )
     assert HEAVY & set(loaded.split()) == set()  # about a second; with torch and Lightning seven
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +108,19 @@ def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, float]]:
                 values["epoch"] = int(row["epoch"])
             values[name] = value
     return [steps[step] for step in sorted(steps)]
+
+
+def curve(rows: Sequence[Mapping[str, float]], name: str) -> tuple[list[float], list[float]]:
+    """Epochs that are done, and a metric after each, the last value of an epoch; empty if nobody logged it.
+
+    >>> curve([{"step": 9, "epoch": 0, "knn/top1": 0.4}, {"step": 19, "epoch": 1, "knn/top1": 0.5}], "knn/top1")
+    ([1, 2], [0.4, 0.5])
+
+    Args:
+        rows: of `read_metrics`.
+    """
+    values = {row["epoch"] + 1: row[name] for row in rows if name in row and "epoch" in row}
+    return list(values), list(values.values())
 
 
 def cut_metrics(path: str | os.PathLike[str], step: int, *, aside: str | os.PathLike[str]) -> int:

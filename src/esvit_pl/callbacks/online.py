@@ -17,7 +17,8 @@ from esvit_pl.isolation import undisturbed
 
 
 class OnlineEvaluation(Callback):
-    """Base class of `OnlineKNN` and `OnlineLinear`, which describe its arguments; a subclass writes `measure`.
+    """Base class of `OnlineKNN`, `OnlineLinear`, `CorrespondenceAccuracy`, which describe its arguments; a subclass
+    writes `measure`.
 
     Args:
         loaders: {"bank": ..., "query": ...}, each a loader or its name.
@@ -74,7 +75,7 @@ class OnlineEvaluation(Callback):
             if name not in self._made:  # kept, so that workers may persist
                 self._made[name] = find_loader(self.owner, trainer, pl_module, loader)()
         with undisturbed(pl_module):
-            bank, query = self._made.get("bank"), self._made["query"]
+            bank, query = self._made.get("bank"), self._made.get("query")
             data = EvaluationData(bank, query, unpack=self.unpack, place=place_of(trainer))
             self.last = self.measure(trainer, pl_module, data)
         for name, value in self.last.items():

@@ -19,7 +19,7 @@ from esvit_pl.augment import Batch, Recipe, finish_views
 from esvit_pl.data.loaders import ResumableLoader, limited, stack
 from esvit_pl.data.samplers import EpochSampler, RankShare
 from esvit_pl.data.threads import cores, default_workers
-from esvit_pl.data.views import EvaluationImages, SupervisedView, TrainingCrops, TrainingViews
+from esvit_pl.data.views import EvaluationImages, PairsOfViews, SupervisedView, TrainingCrops, TrainingViews
 from esvit_pl.data.workers import obey_the_training
 from esvit_pl.datasets import ImageDataset, Splits
 from esvit_pl.printing import say_once
@@ -142,7 +142,9 @@ class ImageDataModule(LightningDataModule):
 
     @property
     def train_images(self) -> ImageDataset:
-        return self.dataset.train if self.train_subset == "all" else self.dataset.bank
+        if self.train_subset == "bank":
+            return self.dataset.bank
+        return self.dataset.train if self.train == "supervised" else self.dataset.seen or self.dataset.train
 
     def setup(self, stage: str | None = None) -> None:
         self._say(self.dataset.describe())
@@ -186,6 +188,23 @@ class ImageDataModule(LightningDataModule):
 
     def query_dataloader(self) -> DataLoader[dict[str, Any]]:
         return self._evaluation_loader(self.dataset.query)
+
+    def pairs_dataloader(
+        self, *, same_box: bool = False, color: bool = True, seed: int | None = None
+    ) -> DataLoader[dict[str, Any]]:
+        """Two global views of every query image, in order: `views`, `boxes`, `flipped`, `index` (see `augment.Batch`).
+
+        Of the images `dataset.paired`, where there are any.
+
+        Args:
+            same_box: both views show the same part of the image.
+            color: with the changes of colour that the training makes.
+            seed: of the views; None is that of the module.
+        """
+        seed = self.seed if seed is None else seed
+        paired = self.dataset.paired or self.dataset.query
+        images = PairsOfViews(paired, self.recipe, same_box=same_box, color=color, seed=seed)
+        return self._loader(images, self.batch_size, RankShare(len(images), rank=self._rank, ranks=self._ranks))
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         # Not in `on_after_batch_transfer`: the parameters are still in main memory here, so that no GPU is waited for.

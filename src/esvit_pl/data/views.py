@@ -16,10 +16,12 @@ from esvit_pl.augment import (
     ViewRecipe,
     cut_views,
     draw,
+    draw_pair,
     evaluation_view,
     image_moments,
     largest_reduction,
     make_views,
+    pair_recipe,
 )
 from esvit_pl.data.at_work import AtWork
 from esvit_pl.data.threads import as_in_a_worker
@@ -72,6 +74,23 @@ class TrainingViews(Dataset[dict[str, Any]]):
     def tensors(self, image: Tensor, drawn: ViewParameters) -> dict[str, Any]:
         """Entries of the batch for one image, without the batch's dimension."""
         return {"views": make_views(self.recipe, image, drawn), **_places(drawn)}
+
+
+class PairsOfViews(TrainingViews):
+    """Two global views of each image, the same in every epoch.
+
+    Args:
+        same_box: both show the same part of the image.
+        color: with the changes of colour that the training makes.
+    """
+
+    def __init__(self, images: ImageDataset, recipe: Recipe, *, same_box: bool, color: bool, seed: int) -> None:
+        recipe = pair_recipe(recipe, color=color)
+        super().__init__(images, recipe, recipe.views, seed)
+        self.same_box = same_box
+
+    def draw(self, image_size: Sequence[int], epoch: int, index: int) -> ViewParameters:
+        return draw_pair(self.recipe, image_size, same_box=self.same_box, seed=self.seed, index=index)
 
 
 class TrainingCrops(TrainingViews):

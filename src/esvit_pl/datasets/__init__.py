@@ -14,6 +14,7 @@ from esvit_pl.datasets.interface import (
     Subset,
     split_by_name,
 )
+from esvit_pl.datasets.mosaics import Mosaics, photograph_mosaics
 from esvit_pl.datasets.own import splits_of
 from esvit_pl.datasets.photographs import FREE_TO_SHOW, photographs
 from esvit_pl.datasets.pixels import PixelRules, UnreadableMetadata
@@ -26,6 +27,7 @@ __all__ = [
     "CheckReport",
     "FolderDataset",
     "ImageDataset",
+    "Mosaics",
     "Picture",
     "PixelRules",
     "Reading",
@@ -38,6 +40,7 @@ __all__ = [
     "decode",
     "folder",
     "imagenet",
+    "photograph_mosaics",
     "photographs",
     "readable",
     "split_by_name",

@@ -242,6 +242,10 @@ class Splits:
     val_fraction: float = 0.1
     notes: tuple[str, ...] = ()
     """Further lines for the user: how the data were read, what was left out."""
+    seen: ImageDataset | None = None
+    """What pretraining sees in place of `train`: scenes that are made of it."""
+    paired: ImageDataset | None = None
+    """Of which pairs of views are made whose correspondence is measured, in place of the query."""
 
     def __post_init__(self) -> None:
         if not 0 < self.val_fraction < 1:

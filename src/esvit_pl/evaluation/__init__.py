@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from esvit_pl.evaluation.baselines import Baselines as Baselines
     from esvit_pl.evaluation.baselines import GreyHistogram as GreyHistogram
     from esvit_pl.evaluation.baselines import RawPixels as RawPixels
+    from esvit_pl.evaluation.correspondence import RegionCorrespondence as RegionCorrespondence
+    from esvit_pl.evaluation.correspondence import RegionRetrieval as RegionRetrieval
     from esvit_pl.evaluation.data import EvaluationData as EvaluationData
     from esvit_pl.evaluation.data import Place as Place
     from esvit_pl.evaluation.data import Training as Training
@@ -45,7 +47,9 @@ _HOMES = {
     "Place": "data",
     "RankMe": "label_free",
     "RawPixels": "baselines",
+    "RegionCorrespondence": "correspondence",
     "RegionDiversity": "label_free",
+    "RegionRetrieval": "correspondence",
     "Training": "data",
     "extract_features": "features",
     "knn_accuracy_over_ranks": "knn",

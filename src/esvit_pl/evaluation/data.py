@@ -97,6 +97,8 @@ class EvaluationData:
             it. Of a loader that does not know the ranks each rank takes every n-th batch.
         query: images that are classified, likewise.
         train: for probes that learn from augmented images.
+        pairs: (same_box, color, seed) -> batches of two views of query images, as those of
+            ``ImageDataModule.pairs_dataloader``.
         num_classes: needed by probes that learn.
         unpack: batch -> (images, labels).
         place: device and precision; None is the CPU.
@@ -108,12 +110,13 @@ class EvaluationData:
         query: Source | None = None,
         *,
         train: Callable[[], Training] | None = None,
+        pairs: Callable[..., Iterable[Any]] | None = None,
         num_classes: int | None = None,
         unpack: Unpack = unpack_batch,
         place: Place | None = None,
     ) -> None:
         self._sources = {"bank": bank, "query": query}
-        self._train = train
+        self._train, self._pairs = train, pairs
         self.num_classes = num_classes
         self.unpack = unpack
         self.place = place or Place(torch.device("cpu"))
@@ -128,6 +131,12 @@ class EvaluationData:
             raise ValueError("a probe that learns needs training images; give EvaluationData train=")
         self._training = self._training or self._train()
         return self._training
+
+    def pairs(self, *, same_box: bool, color: bool, seed: int) -> Iterable[Any]:
+        """Batches of two views of the query images: views (two of (b c h w)), boxes (b 2 4), flipped (b 2)."""
+        if self._pairs is None:
+            raise ValueError("this evaluator needs pairs of views; give EvaluationData pairs=")
+        return self._pairs(same_box=same_box, color=color, seed=seed)
 
     def features(self, encoder: Encoder, which: Literal["bank", "query"], kind: Kind = "pooled") -> Extracted:
         """This rank's features and labels; (0 0) where this rank has no image."""

@@ -17,7 +17,13 @@ PROBES = {"knn": "k-NN", "linear": "linear"}
 """Probe, as in results.json and in the config, -> its title. A probe of somebody else's is called by its name."""
 
 
-TITLES = {"effective_rank": "effective rank", "rankme": "RankMe", "region_diversity": "region diversity", **PROBES}
+TITLES = {
+    "effective_rank": "effective rank",
+    "rankme": "RankMe",
+    "region_diversity": "region diversity",
+    "correspondence": "region correspondence",
+    **PROBES,
+}
 
 
 class Titles(NamedTuple):

@@ -12,12 +12,25 @@ from esvit_pl.metrics.collapse import (
     region_diversity,
     region_statistics,
 )
+from esvit_pl.metrics.correspondence import (
+    MEASURES,
+    Correspondences,
+    RegionMap,
+    correspond,
+    correspondence_sums,
+    retrieved,
+)
 from esvit_pl.metrics.knn import TopK, knn_accuracy, knn_correct, knn_predict, nearest
 
 __all__ = [
     "HEALTHY",
+    "MEASURES",
+    "Correspondences",
     "Healthy",
+    "RegionMap",
     "TopK",
+    "correspond",
+    "correspondence_sums",
     "diversity",
     "effective_rank",
     "entropy_share",
@@ -30,4 +43,5 @@ __all__ = [
     "rankme",
     "region_diversity",
     "region_statistics",
+    "retrieved",
 ]

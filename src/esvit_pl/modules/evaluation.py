@@ -50,6 +50,7 @@ class Evaluation(LightningModule):
             self._loader("bank"),
             lambda: cast(Any, trainer.test_dataloaders if trainer.testing else trainer.val_dataloaders),
             train=self._training,
+            pairs=getattr(getattr(trainer, "datamodule", None), "pairs_dataloader", None),
             num_classes=getattr(getattr(trainer, "datamodule", None), "num_classes", None),
             unpack=self.unpack,
             place=place_of(trainer),

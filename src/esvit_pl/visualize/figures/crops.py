@@ -16,7 +16,13 @@ if TYPE_CHECKING:
 
 
 def crops(
-    image: Any, boxes: Any, views: Sequence[Any], *, num_global: int = 2, flipped: Sequence[bool] | None = None
+    image: Any,
+    boxes: Any,
+    views: Sequence[Any],
+    *,
+    num_global: int = 2,
+    flipped: Sequence[bool] | None = None,
+    cell: int | None = None,
 ) -> Figure:
     """An image with the boxes of its crops, and the crops as the network sees them.
 
@@ -26,6 +32,7 @@ def crops(
         views: v of (c h w), global ones first, of any size; normalised ones are stretched to their own range.
         num_global: how many are global.
         flipped: v, which views were mirrored; said in their titles.
+        cell: side of a region in pixels, for lines between the regions of each view.
     """
     from matplotlib.patches import Rectangle
 
@@ -43,8 +50,8 @@ def crops(
     axes.set_title("image", fontsize=9)
     axes.axis("off")
     grid = list(right.subplots(lines, columns, squeeze=False).flat)
-    for cell in grid:
-        cell.axis("off")
+    for place in grid:
+        place.axis("off")
     for index, (view, box) in enumerate(zip(views, boxes, strict=True)):
         is_global = index < num_global
         colour = BLUE if is_global else ORANGE
@@ -54,14 +61,22 @@ def crops(
         name = _crop_name(index, num_global)
         tag = {"color": "white", "fontsize": 7, "bbox": {"facecolor": colour, "edgecolor": "none", "pad": 1}}
         axes.annotate(name[0] + name.split()[1], corner, (2, -2), textcoords="offset points", va="top", **tag)
-        cell = grid[index]
-        cell.imshow(pixels(view), cmap="gray", vmin=0, vmax=1)
-        cell.set_title(name + (", mirrored" if flipped is not None and bool(flipped[index]) else ""), fontsize=8)
-        cell.axis("on")
-        cell.set(xticks=[], yticks=[])
-        for spine in cell.spines.values():
+        place = grid[index]
+        place.imshow(pixels(view), cmap="gray", vmin=0, vmax=1)
+        place.set_title(name + (", mirrored" if flipped is not None and bool(flipped[index]) else ""), fontsize=8)
+        place.axis("on")
+        place.set(xticks=[], yticks=[])
+        for line in range(cell or side_of(view), side_of(view), cell or side_of(view)):
+            place.axhline(line - 0.5, color="white", linewidth=0.6)
+            place.axvline(line - 0.5, color="white", linewidth=0.6)
+        for spine in place.spines.values():
             spine.set(color=colour, linewidth=2)
     return figure
+
+
+def side_of(view: Any) -> int:
+    """Of a square view (c s s)."""
+    return int(view.shape[-1])
 
 
 def _crop_name(index: int, num_global: int) -> str:

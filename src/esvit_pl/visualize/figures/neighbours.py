@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from esvit_pl.visualize.figures.style import BLUE, new_figure, pixels
+from esvit_pl.visualize.figures.style import BLUE, ORANGE, new_figure, pixels
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+    from esvit_pl.visualize.regions import NearRegion
 
 # q query images | k neighbours of each
 
@@ -41,6 +43,32 @@ def neighbours(queries: Sequence[Any], nearest: Sequence[Sequence[Any]], cosines
             spine.set(color=BLUE, linewidth=2.5)
         for cell, image, cosine in zip(row[1:], images, values, strict=False):
             _show(cell, image, f"{cosine:.2f}")
+    return figure
+
+
+def draw_near_regions(rows: Sequence[tuple[Any, tuple[float, float], Sequence[tuple[Any, NearRegion]]]]) -> Figure:
+    """One row for each place of an image: the image with the place, then the images with the regions most like it.
+
+    Args:
+        rows: (image (c h w), x, y of the place in pixels, [(image (c h w) as the backbone saw it, its region)]).
+    """
+    from matplotlib.patches import Rectangle
+
+    if not rows or not all(found for _, _, found in rows):
+        raise ValueError("draw_near_regions needs a place or more, and regions that are like it")
+    columns = 1 + max(len(found) for _, _, found in rows)
+    figure = new_figure(1.5 * columns, 1.75 * len(rows))
+    grid = np.asarray(figure.subplots(len(rows), columns, squeeze=False))
+    for cell in grid.flat:
+        cell.axis("off")
+    for cells, (image, query, found) in zip(grid, rows, strict=True):
+        _show(cells[0], image, "query")
+        cells[0].plot(*query, marker="X", color=ORANGE, markeredgecolor="black", markersize=9)
+        for cell, (near, region) in zip(cells[1:], found, strict=False):
+            _show(cell, near, f"{region.cosine:.2f}")
+            height, width = (side / number for side, number in zip(near.shape[-2:], region.grid, strict=True))
+            corner = (region.cell[1] * width - 0.5, region.cell[0] * height - 0.5)
+            cell.add_patch(Rectangle(corner, width, height, fill=False, edgecolor=ORANGE, linewidth=2))
     return figure
 
 
