@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import doctest
 import inspect
+import signal
 from importlib import import_module
 from pathlib import Path
 
@@ -32,6 +33,7 @@ def examples(path: Path) -> list[doctest.DocTest]:
 @pytest.mark.filterwarnings("ignore:.*LeafSpec.*deprecated")  # Lightning 2.6 on torch 2.14
 def test_examples_do_what_they_say(path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # for what an example writes
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a Trainer that failed before has left its handler
     runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)
     said: list[str] = []
     for test in examples(path):

@@ -153,13 +153,8 @@ def film(cfg: DictConfig) -> None:
     frames = sorted(map(Path, glob(str(cfg.draw.frames))))
     if not frames:
         raise ValueError(f"draw.frames={cfg.draw.frames} names no picture")
-    say(
-        write(
-            frames,
-            Path(cfg.out) / f"{word(Path(cfg.draw.frames).parent.parent.name or 'film')}.gif",
-            seconds=cfg.draw.seconds,
-        )
-    )
+    name = word(frames[0].parent.name)
+    say(write(frames, Path(cfg.out) / f"{name}.gif", seconds=cfg.draw.seconds))
 
 
 DRAWINGS: dict[str, Callable[[DictConfig], None]] = {

@@ -43,7 +43,7 @@ def problem(cfg: DictConfig, *, package: str, config_name: str, choices: Mapping
     if early is not None:
         return early
     defaults = config_space.defaults(package, config_name, choices) if choices else {}
-    return _taken_away(cfg, defaults) or _wrong_values(cfg, tree, defaults)
+    return _taken_away(cfg, defaults) or _wrong_values(cfg, tree, defaults, config_name)
 
 
 def _taken_away(cfg: DictConfig, defaults: Mapping[str, Any]) -> str | None:
@@ -59,11 +59,11 @@ def _taken_away(cfg: DictConfig, defaults: Mapping[str, Any]) -> str | None:
     return None
 
 
-def _wrong_values(cfg: DictConfig, tree: Mapping[str, Any], defaults: Mapping[str, Any]) -> str | None:
-    wrong = typed_values.problems(tree, defaults)
+def _wrong_values(cfg: DictConfig, tree: Mapping[str, Any], defaults: Mapping[str, Any], command: str) -> str | None:
+    wrong = typed_values.problems(tree, defaults, command=command)
     of_others = {key: other for key in wrong if (other := _refers_to(cfg, key)) is not None}
     if len(of_others) == len(wrong):
-        wrong = typed_values.problems(tree, defaults, of_others)
+        wrong = typed_values.problems(tree, defaults, of_others, command)
     else:
         wrong = {key: sentence for key, sentence in wrong.items() if key not in of_others}
     return "\n".join(dict.fromkeys(wrong.values())) or None

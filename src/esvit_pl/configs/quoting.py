@@ -13,7 +13,21 @@ from typing import Any
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
-PATHS = ("ckpt_path", "init_from", "root", "out", "file", "dir", "dirpath", "output_dir", "log_dir", "save_dir")
+PATHS = (
+    "ckpt_path",
+    "init_from",
+    "root",
+    "out",
+    "file",
+    "dir",
+    "dirpath",
+    "output_dir",
+    "log_dir",
+    "save_dir",
+    "image",
+    "image2",
+    "frames",
+)
 """Last names of the settings whose value is a path."""
 _KEY = re.compile(r"\+{0,2}[A-Za-z_][\w./@:-]*")
 

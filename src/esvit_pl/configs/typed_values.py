@@ -39,11 +39,25 @@ _UNSAID = {  # settings that no target takes, and whose default does not say wha
     "seed": Kinds(frozenset({"int"})),
     "size": Kinds(frozenset({"int"})),
 }
+_UNSAID_IN = {  # the same, of one command alone
+    "visualize": {
+        "ckpt_path": Kinds(frozenset({"str", "list", "dict"})),
+        "image": Kinds(frozenset({"str", "list"})),
+        "image2": Kinds(frozenset({"str"})),
+        "query": Kinds(frozenset({"list"})),
+        "draw.metrics": Kinds(frozenset({"list", "str"})),
+        "draw.runs": Kinds(frozenset({"list", "dict", "str"})),
+        "draw.side": Kinds(frozenset({"int"})),
+    },
+}
 _BOOLEANS = "on, off, yes, no, true and false"
 
 
 def problems(
-    tree: Mapping[str, Any], defaults: Mapping[str, Any] | None = None, of_others: Mapping[str, str] | None = None
+    tree: Mapping[str, Any],
+    defaults: Mapping[str, Any] | None = None,
+    of_others: Mapping[str, str] | None = None,
+    command: str = "",
 ) -> dict[str, str]:
     """Key -> a sentence, for values of `tree` of a wrong type, arguments that do not exist, and names that are no text.
 
@@ -51,14 +65,18 @@ def problems(
         tree: a resolved config as plain Python; ``???`` is left alone.
         defaults: the same config before anybody changed a value. What is equal in both is not looked at.
         of_others: key -> the setting whose value it takes over; the sentence names that one.
+        command: whose config it is.
 
     >>> problems({"optimizer": {"lr": "abc"}}, {"optimizer": {"lr": 0.0005}})
     {'optimizer.lr': 'optimizer.lr=abc is no number; write one such as optimizer.lr=0.0005'}
     """
-    return dict(_walk(tree, defaults or {}, "", of_others or {}))
+    unsaid = _UNSAID | _UNSAID_IN.get(command, {})
+    return dict(_walk(tree, defaults or {}, "", of_others or {}, unsaid))
 
 
-def _walk(node: Mapping[Any, Any], defaults: Any, path: str, of_others: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+def _walk(
+    node: Mapping[Any, Any], defaults: Any, path: str, of_others: Mapping[str, str], unsaid: Mapping[str, Kinds]
+) -> Iterator[tuple[str, str]]:
     defaults = defaults if isinstance(defaults, Mapping) else {}
     called: Signature | None = None
     for name, value in node.items():
@@ -75,10 +93,10 @@ def _walk(node: Mapping[Any, Any], defaults: Any, path: str, of_others: Mapping[
             yield key, _no_such_argument(path, name, value, called)
             continue
         if isinstance(value, Mapping) and ("_target_" in value or isinstance(default, Mapping)):
-            yield from _walk(value, default, key, of_others)
+            yield from _walk(value, default, key, of_others, unsaid)
             continue
         kinds = called.arguments.get(name, ANY) if called is not None else ANY
-        kinds = _UNSAID.get(key, kinds)
+        kinds = unsaid.get(key, kinds)
         if not kinds.known:
             if isinstance(default, str) and default.startswith("${"):
                 continue  # another setting's value, of which this file knows no kind
@@ -86,7 +104,7 @@ def _walk(node: Mapping[Any, Any], defaults: Any, path: str, of_others: Mapping[
         if not fits(value, kinds) and not (value is None and default is None):
             yield key, sentence(of_others.get(key, key), value, kinds, None if key in of_others else default)
         elif isinstance(value, Mapping):
-            yield from _walk(value, default, key, of_others)
+            yield from _walk(value, default, key, of_others, unsaid)
 
 
 def fits(value: Any, kinds: Kinds) -> bool:
