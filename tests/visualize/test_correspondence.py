@@ -30,14 +30,14 @@ def spots(place, size=64):
 
 
 def test_two_pictures_are_matched_by_what_they_show():
-    """64 px become 32: the spot of 8 px is one region of 4, in pixels of the view."""
+    """64 px become 32 for the network, so the spot of 8 px is one region of 4; and 224 to look at, 7 for each of 32."""
     matched = matched_views(by_colour, spots((1, 6)), spots((5, 2)), transform=TRANSFORM, k=64)
     pairs = dict(zip(map(tuple, matched.starts.tolist()), matched.ends.tolist(), strict=True))
-    assert pairs[26.0, 6.0] == [10.0, 22.0]
+    assert pairs[7 * 26.0, 7 * 6.0] == [7 * 10.0, 7 * 22.0]
     assert matched.steps is None
     assert kinds_of(matched) == ["unknown"] * 64
     assert sorted(matched.cosines, reverse=True) == matched.cosines.tolist()
-    assert [tuple(view.shape) for view in matched.views] == [(3, 32, 32)] * 2
+    assert [tuple(view.shape) for view in matched.views] == [(3, 224, 224)] * 2
 
 
 def test_two_views_of_one_picture_tell_right_from_wrong():
@@ -55,7 +55,7 @@ def test_two_views_of_one_picture_tell_right_from_wrong():
 def test_the_global_features_regions_are_marked_in_both_views():
     matched = matched_views(by_colour, spots((1, 6)), spots((5, 2)), transform=TRANSFORM)
     own, others = matched.likest[0]
-    assert own.tolist() != [26.0, 6.0]  # grey is brighter than red
+    assert own.tolist() != [7 * 26.0, 7 * 6.0]  # grey is brighter than red
     assert own.tolist() == others.tolist()
 
 

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -15,6 +16,9 @@ from esvit_pl.augment import EvaluationTransform, draw_pair, evaluation_view, ma
 from esvit_pl.backbones import Backbone, Features
 from esvit_pl.metrics import RegionMap, correspond
 from esvit_pl.visualize.looking import Picture, bytes_of, device_of, still, transform_of
+
+SHOWN = 224
+"""Pixels of a view that is to be looked at, at least; the network may see a smaller one."""
 
 
 class MatchedViews(NamedTuple):
@@ -65,11 +69,14 @@ def matched_views(
         recipe = pair_recipe(transform.recipe, color=color)
         drawn = draw_pair(recipe, pixels[0].shape[-2:], same_box=same_box, seed=seed)
         prepared = make_views(recipe, pixels[0], drawn)
-        shown = make_views(recipe, pixels[0], drawn, normalized=False)
+        finer = drawn._replace(size=tuple(max(side, SHOWN) for side in drawn.size))
+        shown = make_views(recipe, pixels[0], finer, normalized=False)
         boxes, flipped = drawn.boxes, drawn.flipped
     else:
         prepared = [transform(picture) for picture in pixels]
-        shown = [evaluation_view(transform.recipe, picture, normalized=False) for picture in pixels]
+        times = max(1, round(SHOWN / transform.recipe.eval_crop))
+        sides = {name: times * getattr(transform.recipe, name) for name in ("eval_resize", "eval_crop")}
+        shown = [evaluation_view(replace(transform.recipe, **sides), picture, normalized=False) for picture in pixels]
         boxes, flipped = torch.tensor([[0.0, 0.0, 1.0, 1.0]] * 2), torch.tensor([False, False])
     with still(backbone):
         first, second = (backbone(view[None].to(device_of(backbone))) for view in prepared)
