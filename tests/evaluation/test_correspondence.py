@@ -7,7 +7,7 @@ from esvit_pl.augment import Recipe
 from esvit_pl.backbones import Features
 from esvit_pl.data import ImageDataModule
 from esvit_pl.datasets import ArrayDataset, Splits
-from esvit_pl.evaluation import EvaluationData, RegionCorrespondence
+from esvit_pl.evaluation import EvaluationData, RegionCorrespondence, RegionRetrieval
 
 RECIPE = Recipe(global_size=32, local_size=16, num_local=1, normalize="dataset", mean=(0.5,) * 3, std=(0.5,) * 3)
 
@@ -71,3 +71,22 @@ def test_what_is_missing_is_said():
     pairs = EvaluationData(pairs=module_of(gradients()).pairs_dataloader)
     with pytest.raises(ValueError, match="gives Features with regions and a grid, got Tensor"):
         RegionCorrespondence().run(lambda x: x.flatten(1), pairs)
+
+
+def test_retrieval_finds_image_and_place_among_all_images():
+    torch.manual_seed(0)
+    noise = torch.randint(0, 255, (6, 3, 16, 16)).byte().repeat_interleave(4, 2).repeat_interleave(4, 3)
+    data = EvaluationData(pairs=module_of(noise).pairs_dataloader)
+
+    def encoder(x):
+        patches = torch.nn.functional.unfold(x, 4, stride=4).mT
+        return Features(patches.mean(1), patches, (8, 8))
+
+    right = RegionRetrieval(5, same_box=True, color=False).run(encoder, data)
+    assert right["retrieval/image"] > 0.9
+    assert right["retrieval/image_chance"] == 1 / 5
+    assert right["retrieval/place_chance"] == 1 / (5 * 64)
+    blind = RegionRetrieval(5, same_box=True, color=False).run(lambda x: encoder(torch.zeros_like(x)), data)
+    assert blind["retrieval/image"] == 1 / 5  # all are equal, and the first is taken
+    with pytest.raises(ValueError, match="1 image or more, got 0"):
+        RegionRetrieval(0)

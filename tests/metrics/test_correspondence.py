@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from esvit_pl.metrics import MEASURES, RegionMap, correspond, correspondence_sums
+from esvit_pl.metrics import MEASURES, RegionMap, correspond, correspondence_sums, retrieved
 
 WHOLE = torch.tensor([[0.0, 0.0, 1.0, 1.0]])
 PLAIN, MIRRORED = torch.tensor([False]), torch.tensor([True])
@@ -86,3 +86,14 @@ def test_pairs_of_a_batch_do_not_mix():
         )
         for whole, part in zip(both, one, strict=True):
             torch.testing.assert_close(whole[i : i + 1], part)
+
+
+def test_retrieval_by_hand():
+    """Two images of two regions. The second image's first region looks like the first image's first one."""
+    boxes, flips = WHOLE.expand(2, 4), torch.tensor([False, False])
+    first = RegionMap(torch.tensor([[[1.0, 0, 0], [0, 1, 0]], [[0, 0, 1], [1, 1, 0]]]), (1, 2), boxes, flips)
+    second = RegionMap(torch.tensor([[[1.0, 0, 0], [0, 0.1, 1]], [[0, 0, 1], [0, 1, 0]]]), (1, 2), boxes, flips)
+    # image 0: its regions find (0, 0) and (1, 1); image 1: (1, 0), and (1, 1) and (0, 0) are equally near, so the first
+    assert retrieved(first, second).tolist() == [4, 2, 2]
+    away = second._replace(boxes=torch.tensor([[0.0, 0.0, 1.0, 1.0], [0.0, 0.0, 0.5, 1.0]]))
+    assert retrieved(first, away).tolist() == [3, 2, 1]  # of image 1 the right half is not shown; its left is wide now

@@ -212,3 +212,8 @@ def test_neighbours_show_the_query_then_its_nearest_images(tmp_path) -> None:
     drawn(figure, tmp_path / "neighbours.png")
     with pytest.raises(ValueError, match="a row of nearest images and cosines for each query, got 1 queries, 2 rows"):
         neighbours([red], [[red], [blue]], [[1.0]])
+
+
+def test_a_notebook_shows_a_figure_without_further_ado():
+    shown = comparison({"knn": TABLE})._repr_png_()
+    assert shown.startswith(b"\x89PNG")

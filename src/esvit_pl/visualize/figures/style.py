@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,13 +19,26 @@ COLOURS = (BLUE, ORANGE, GREEN, RED, GREY)
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """A figure of so many inches, drawn without a window whatever the user's backend is."""
+    """A figure of so many inches, drawn without a window whatever the user's backend is; a notebook shows it."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height), layout="constrained")
+    figure = _figure_class()(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure
+
+
+@cache
+def _figure_class() -> type[Figure]:
+    """A figure that a notebook shows, also where matplotlib's own way to do so is not switched on."""
+    from matplotlib.figure import Figure
+
+    class ShownFigure(Figure):
+        def _repr_png_(self) -> bytes:
+            picture = BytesIO()
+            self.savefig(picture, format="png", dpi=80)
+            return picture.getvalue()
+
+    return ShownFigure
 
 
 def tidy(axes: Axes, label: str) -> None:
