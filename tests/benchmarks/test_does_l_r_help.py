@@ -26,8 +26,8 @@ def test_the_table_compares_seed_by_seed(tmp_path):
 
 @pytest.mark.slow
 def test_what_was_stopped_goes_on_and_what_is_finished_is_left_alone(tmp_path, capsys):
-    words = [f"out={tmp_path}/runs", "jobs=2", "dataset.train_patches=8", "dataset.test_patches=4", "trainer.max_epochs=2",
-             "optimizer.warmup_epochs=1", "callbacks.correspondence.retrieval=16"]  # fmt: skip
+    sizes = ["dataset.train_patches=8", "dataset.test_patches=4", "callbacks.correspondence.retrieval=16"]
+    words = [f"out={tmp_path}/runs", "jobs=2", "trainer.max_epochs=2", "optimizer.warmup_epochs=1", *sizes]
     assert main(words) == 0
     printed = capsys.readouterr().out
     assert "regions find their place" in printed
