@@ -37,6 +37,7 @@ FLOORS = [
         "augment",
         "datasets",
         "metrics",
+        "metrics_file",
     ],
     # first: parts put together
     ["network", "objectives", "pretraining", "evaluation", "visualize", "profiling", "checkpoints"],

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities import rank_zero_only
 
+from esvit_pl.metrics_file import HEADER
+from esvit_pl.metrics_file import curve as curve
+from esvit_pl.metrics_file import read_metrics as read_metrics
 from esvit_pl.safe_text import for_csv
 from esvit_pl.visualize import save
-
-HEADER = ["step", "epoch", "name", "value"]
 
 
 class MetricsCSV(Logger):
@@ -89,38 +90,6 @@ class MetricsCSV(Logger):
         with self.path.open("rb") as file:
             file.seek(-1, os.SEEK_END)
             return file.read() == b"\n"
-
-
-def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, float]]:
-    """The file of `MetricsCSV` as one dict a step, ``{"step": ..., "epoch": ..., name: value, ...}``, sorted by step.
-
-    If a metric has several values at one step, the last counts. Incomplete rows, of a run that was killed, are skipped.
-    """
-    steps: dict[int, dict[str, float]] = {}
-    with Path(path).open(newline="", encoding="utf-8") as file:
-        for row in csv.DictReader(file):
-            try:
-                step, name, value = int(row["step"]), row["name"], float(row["value"])
-            except (TypeError, ValueError):
-                continue
-            values = steps.setdefault(step, {"step": step})
-            if row["epoch"]:
-                values["epoch"] = int(row["epoch"])
-            values[name] = value
-    return [steps[step] for step in sorted(steps)]
-
-
-def curve(rows: Sequence[Mapping[str, float]], name: str) -> tuple[list[float], list[float]]:
-    """Epochs that are done, and a metric after each, the last value of an epoch; empty if nobody logged it.
-
-    >>> curve([{"step": 9, "epoch": 0, "knn/top1": 0.4}, {"step": 19, "epoch": 1, "knn/top1": 0.5}], "knn/top1")
-    ([1, 2], [0.4, 0.5])
-
-    Args:
-        rows: of `read_metrics`.
-    """
-    values = {row["epoch"] + 1: row[name] for row in rows if name in row and "epoch" in row}
-    return list(values), list(values.values())
 
 
 def cut_metrics(path: str | os.PathLike[str], step: int, *, aside: str | os.PathLike[str]) -> int:

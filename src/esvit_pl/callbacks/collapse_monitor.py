@@ -15,15 +15,12 @@ from esvit_pl.callbacks.lookup import find_part
 from esvit_pl.distributed import gather_uneven, mean_over_ranks
 from esvit_pl.evaluation.features import pooled
 from esvit_pl.metrics.collapse import (
-    HEALTHY,
-    Healthy,
     diversity,
     effective_rank,
     feature_spread,
-    measure_of,
     region_statistics,
-    symptom,
 )
+from esvit_pl.metrics.health import HEALTHY, Healthy, measure_of, symptom
 
 FROM_EMBEDDING = ("feature_spread", "effective_rank")
 

@@ -113,7 +113,7 @@ def views(cfg: DictConfig) -> None:
 
 
 def curves(cfg: DictConfig) -> None:
-    from esvit_pl.loggers import curve, read_metrics
+    from esvit_pl.metrics_file import curve, read_metrics
     from esvit_pl.visualize import draw_curves
 
     trainings = {

@@ -1,47 +1,63 @@
-"""Pure measures of features; nothing here learns."""
+"""Pure measures of features; nothing here learns.
 
-from esvit_pl.metrics.collapse import (
-    HEALTHY,
-    Healthy,
-    diversity,
-    effective_rank,
-    entropy_share,
-    feature_spread,
-    largest_entropy,
-    rankme,
-    region_diversity,
-    region_statistics,
-)
-from esvit_pl.metrics.correspondence import (
-    MEASURES,
-    Correspondences,
-    RegionMap,
-    correspond,
-    correspondence_sums,
-    retrieved,
-)
-from esvit_pl.metrics.knn import TopK, knn_accuracy, knn_correct, knn_predict, nearest
+Loaded name by name (PEP 562): `metrics.health` is read by commands that load no torch.
+"""
 
-__all__ = [
-    "HEALTHY",
-    "MEASURES",
-    "Correspondences",
-    "Healthy",
-    "RegionMap",
-    "TopK",
-    "correspond",
-    "correspondence_sums",
-    "diversity",
-    "effective_rank",
-    "entropy_share",
-    "feature_spread",
-    "knn_accuracy",
-    "knn_correct",
-    "knn_predict",
-    "largest_entropy",
-    "nearest",
-    "rankme",
-    "region_diversity",
-    "region_statistics",
-    "retrieved",
-]
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from esvit_pl.metrics.collapse import diversity as diversity
+    from esvit_pl.metrics.collapse import effective_rank as effective_rank
+    from esvit_pl.metrics.collapse import entropy_share as entropy_share
+    from esvit_pl.metrics.collapse import feature_spread as feature_spread
+    from esvit_pl.metrics.collapse import largest_entropy as largest_entropy
+    from esvit_pl.metrics.collapse import rankme as rankme
+    from esvit_pl.metrics.collapse import region_diversity as region_diversity
+    from esvit_pl.metrics.collapse import region_statistics as region_statistics
+    from esvit_pl.metrics.correspondence import MEASURES as MEASURES
+    from esvit_pl.metrics.correspondence import Correspondences as Correspondences
+    from esvit_pl.metrics.correspondence import RegionMap as RegionMap
+    from esvit_pl.metrics.correspondence import correspond as correspond
+    from esvit_pl.metrics.correspondence import correspondence_sums as correspondence_sums
+    from esvit_pl.metrics.correspondence import retrieved as retrieved
+    from esvit_pl.metrics.health import HEALTHY as HEALTHY
+    from esvit_pl.metrics.health import Healthy as Healthy
+    from esvit_pl.metrics.knn import TopK as TopK
+    from esvit_pl.metrics.knn import knn_accuracy as knn_accuracy
+    from esvit_pl.metrics.knn import knn_correct as knn_correct
+    from esvit_pl.metrics.knn import knn_predict as knn_predict
+    from esvit_pl.metrics.knn import nearest as nearest
+
+_HOMES = {
+    "Correspondences": "correspondence",
+    "HEALTHY": "health",
+    "Healthy": "health",
+    "MEASURES": "correspondence",
+    "RegionMap": "correspondence",
+    "TopK": "knn",
+    "correspond": "correspondence",
+    "correspondence_sums": "correspondence",
+    "diversity": "collapse",
+    "effective_rank": "collapse",
+    "entropy_share": "collapse",
+    "feature_spread": "collapse",
+    "knn_accuracy": "knn",
+    "knn_correct": "knn",
+    "knn_predict": "knn",
+    "largest_entropy": "collapse",
+    "nearest": "knn",
+    "rankme": "collapse",
+    "region_diversity": "collapse",
+    "region_statistics": "collapse",
+    "retrieved": "correspondence",
+}
+__all__ = [*_HOMES]  # pyright: ignore[reportUnsupportedDunderAll]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {', '.join(_HOMES)}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

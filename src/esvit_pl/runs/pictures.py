@@ -12,7 +12,7 @@ from esvit_pl.augment import Recipe, draw, evaluation_view, make_views
 from esvit_pl.datasets import ImageDataset, Splits, readable
 from esvit_pl.evaluation.label_free import Neighbours
 from esvit_pl.evaluation.names import PRETRAINED, PRETRAINED_SUBSET, is_training_loss
-from esvit_pl.loggers import read_metrics
+from esvit_pl.metrics_file import read_metrics
 from esvit_pl.visualize import comparison, crops, learning_curve, neighbours, save
 
 

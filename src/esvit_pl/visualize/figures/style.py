@@ -57,6 +57,13 @@ def save(figure: Figure, path: str | Path) -> Path:
     return path
 
 
+def as_png(figure: Figure) -> bytes:
+    """A figure as the bytes of a PNG file, for a page that holds it."""
+    file = BytesIO()
+    figure.savefig(file, format="png", dpi=150)
+    return file.getvalue()
+
+
 def array(x: Any) -> np.ndarray:
     """A tensor on any device, or anything that numpy reads, in float64."""
     return np.asarray(x.detach().cpu().float() if hasattr(x, "detach") else x, dtype=np.float64)
