@@ -38,8 +38,8 @@ def import_names(lines: str) -> set[str]:
 
 
 CORE = import_names(SETUP["options"]["install_requires"])
-# pytorch-lightning needs the first two, timm the others.
-PARTS_OF_CORE = {"lightning_fabric", "tqdm", "safetensors", "huggingface_hub", "yaml"}
+# pytorch-lightning needs the first two, torch the last, timm the others.
+PARTS_OF_CORE = {"lightning_fabric", "tqdm", "safetensors", "huggingface_hub", "yaml", "jinja2"}
 WITH_TORCH = {"kernels.py": {"triton"}}  # comes with torch where there are GPUs; imported only where a kernel runs
 EXTRAS = set().union(*(import_names(lines) for name, lines in SETUP["options.extras_require"].items() if name != "dev"))
 
@@ -254,7 +254,12 @@ def test_the_wheel_holds_every_config_and_the_type_marker(wheel):
     }
     modules = {path.relative_to(ROOT / "src").as_posix() for path in (ROOT / "src" / "esvit_pl").rglob("*.py")}
     assert configs
-    assert configs | modules | {"esvit_pl/py.typed", "esvit_pl/__init__.pyi", "esvit_pl/conf/__init__.py"} <= held
+    templates = {path.relative_to(ROOT / "src").as_posix() for path in (ROOT / "src" / "esvit_pl").rglob("*.jinja")}
+    assert templates
+    assert (
+        configs | modules | templates | {"esvit_pl/py.typed", "esvit_pl/__init__.pyi", "esvit_pl/conf/__init__.py"}
+        <= held
+    )
     assert [name for name in held if name.endswith("licenses/LICENSE")]
 
 
@@ -283,9 +288,8 @@ def test_help_loads_nothing_heavy_and_shows_examples(shell, command):
     assert done.returncode == 0, done.stderr
     assert words.startswith(f"{command}: ")
     assert f"For example:\n  {command} " in words
-    assert ("trainer: cpu, ddp" in words) == (
-        command not in ("esvit-table", "esvit-convert", "esvit-bench", "esvit-data", "esvit-visualize")
-    )
+    without = ("esvit-table", "esvit-convert", "esvit-bench", "esvit-data", "esvit-visualize", "esvit-report")
+    assert ("trainer: cpu, ddp" in words) == (command not in without)
     assert HEAVY & set(loaded.split()) == set()  # about a second; with torch and Lightning seven
 
 

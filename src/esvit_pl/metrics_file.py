@@ -20,12 +20,10 @@ def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, float]]:
         for row in csv.DictReader(file):
             try:
                 step, name, value = int(row["step"]), row["name"], float(row["value"])
-            except (TypeError, ValueError):
+                epoch = {"epoch": int(row["epoch"])} if row["epoch"] else {}
+            except (KeyError, TypeError, ValueError):
                 continue
-            values = steps.setdefault(step, {"step": step})
-            if row["epoch"]:
-                values["epoch"] = int(row["epoch"])
-            values[name] = value
+            steps.setdefault(step, {"step": step}).update({**epoch, name: value})
     return [steps[step] for step in sorted(steps)]
 
 

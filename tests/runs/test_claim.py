@@ -19,6 +19,7 @@ OURS = [
     "metrics.csv",
     "metrics.1.csv",
     "learning_curve.png",
+    "report.html",
     "figures/crops.png",
     "figures/attention/step_000041.png",
     "checkpoints/last.ckpt",

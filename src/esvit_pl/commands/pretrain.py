@@ -71,7 +71,7 @@ def pretrain(
     from esvit_pl.configs import assemble, resume, trainers, weights
     from esvit_pl.ema import make_teacher
     from esvit_pl.evaluation import NearestImages
-    from esvit_pl.runs import bad_images, pictures
+    from esvit_pl.runs import bad_images, pictures, report
     from esvit_pl.runs.folder import RunFolder
     from esvit_pl.runs.kept_folder import KeptFolder
     from esvit_pl.runs.result import Result, newest_checkpoint
@@ -118,6 +118,7 @@ def pretrain(
             if measured and looks:
                 pictures.draw_neighbours(run.path / "figures", looks["nearest"].found, measured.splits, recipe)
     if run.writes:
+        report.write_at_the_end(run.path)
         say(summary(trainer, metrics, measured.text() if measured else "", run.path))
     backbone = learnt.cpu().eval().requires_grad_(False)
     return Result(run.path, backbone, newest_checkpoint(run.path), metrics | final)

@@ -22,6 +22,7 @@ _FILES = re.compile(
       | metrics(\.\d+)?\.csv
       | bad_images(_\d+)?\.csv
       | learning_curve\.png
+      | report\.html
       | figures/(crops|learning_curve|comparison|neighbou?rs)\.png
       | figures/(.+/)?step_\d{6}\.png
       | checkpoints(\.\d+)?/(last|previous|epoch_\d+|epoch=\d+-step=\d+|step_\d+)(-v\d+)?\.ckpt
@@ -192,6 +193,12 @@ def holds_run(folder: str | os.PathLike[str], *, notes: bool = True) -> bool:
 
 def resume_command(folder: str | os.PathLike[str]) -> str | None:
     """The command line that goes on with the run in a folder; None if it has kept no checkpoint."""
+    words = resume_words(folder)
+    return None if words is None else shlex.join(words)
+
+
+def resume_words(folder: str | os.PathLike[str]) -> list[str] | None:
+    """The words of that command line, as they were typed: secrets, too."""
     folder = Path(folder)
     checkpoints = sorted((folder / "checkpoints").glob("*.ckpt"), key=lambda path: path.stat().st_mtime)
     if not checkpoints:
@@ -199,11 +206,11 @@ def resume_command(folder: str | os.PathLike[str]) -> str | None:
     last = folder / "checkpoints" / "last.ckpt"
     checkpoint = last if last in checkpoints else checkpoints[-1]
     config = folder / "config.yaml"
-    is_probe = config.is_file() and "\nresume_from:" in config.read_text(encoding="utf-8")
+    is_probe = config.is_file() and "\nresume_from:" in config.read_text(encoding="utf-8", errors="replace")
     program, key = ("esvit-linear", "resume_from") if is_probe else ("esvit-pretrain", "ckpt_path")
     own = _OF_ONE_START[1:] if is_probe else _OF_ONE_START
     words = [word for word in read_overrides(folder) if word.lstrip("+~").partition("=")[0] not in own]
-    return shlex.join([program, *words, f"{key}={checkpoint}"])
+    return [program, *words, f"{key}={checkpoint}"]
 
 
 def _refusal(folder: Path) -> str:

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from esvit_pl.evaluation.names import PRETRAINED, PROBES, main_metric
 from esvit_pl.runs.lock import is_dead, read_lock
@@ -71,7 +73,7 @@ def find_runs(*folders: str | os.PathLike[str], silent_after: float = 3600.0) ->
 def read_run(folder: str | os.PathLike[str], *, silent_after: float = 3600.0) -> Run:
     """The run in one folder. If a file is missing or incomplete, its part of the result stays empty."""
     folder = Path(folder)
-    written = _read_results(folder / "results.json")
+    written = read_json(folder / "results.json")
     last = _last_logged(folder / "metrics.csv")
     results = {**last.metrics, **_numbers(written.get("metrics")), **_probes(written)}
     status = str(written.get("status", "no results"))
@@ -100,6 +102,15 @@ def read_overrides(folder: str | os.PathLike[str]) -> list[str]:
     return _words(path) if path.is_file() else []
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """What a JSON file of a run holds; nothing where it is missing or incomplete."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
 def _run_folders(top: Path) -> Iterator[Path]:
     for path, folders, files in os.walk(top):
         if "results.json" in files or os.path.isfile(os.path.join(path, ".hydra", "overrides.yaml")):
@@ -121,10 +132,13 @@ def _overrides(words: Iterable[str]) -> dict[str, str]:
 
 def _words(path: Path) -> list[str]:
     """The list in a YAML file. A list of plain words, the usual case, is read line by line, thirty times as fast."""
-    lines = path.read_text(encoding="utf-8").splitlines()
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     if all(line.startswith("- ") and line[2:3] not in ("'", '"', "|", ">") for line in lines):
         return [line[2:] for line in lines]
-    words = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+    try:
+        words = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+    except (OSError, ValueError, YAMLError, OmegaConfBaseException):
+        return []
     return [str(word) for word in words] if isinstance(words, list) else []
 
 
@@ -132,7 +146,7 @@ def _goal(path: Path) -> str | None:
     """``optimized_metric`` of a config. It is found as text; parsing the whole YAML would take ten times as long."""
     if not path.is_file():
         return None
-    lines = path.read_text(encoding="utf-8").splitlines()
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     value = next((line.partition(": ")[2].strip() for line in lines if line.startswith("optimized_metric: ")), "null")
     return None if value == "null" else value
 
@@ -162,14 +176,6 @@ def _last_logged(path: Path) -> _Logged:
         except ValueError:  # the header, or an incomplete row
             continue
     return _Logged(metrics, epochs, steps)
-
-
-def _read_results(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
 
 
 def _probes(results: Mapping[str, Any]) -> dict[str, float]:

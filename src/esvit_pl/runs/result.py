@@ -25,7 +25,8 @@ class Result:
     """
 
     folder: Path
-    """The run folder, with config.yaml, environment.json, results.json, metrics.csv, checkpoints and figures."""
+    """The run folder, with config.yaml, environment.json, results.json, metrics.csv, report.html, checkpoints and
+    figures."""
     backbone: Backbone
     """The encoder (or the network that was asked for), on the CPU, in eval mode, without gradients."""
     checkpoint: Path | None
