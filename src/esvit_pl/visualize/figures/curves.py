@@ -44,6 +44,7 @@ def draw_curves(metrics: Mapping[str, Mapping[str, Sequence[Curve]]]) -> Figure:
             if len(values) > 1:
                 axes.fill_between(epochs, values.min(0), values.max(0), color=colour[name], alpha=0.2, linewidth=0)
         tidy(axes, for_figure(label))
+        axes.locator_params(axis="x", integer=True)
         axes.set_xlabel("epoch")
     for axes in cells[len(panels) :]:
         axes.axis("off")
