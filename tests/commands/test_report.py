@@ -84,7 +84,9 @@ def test_it_loads_no_torch(logs, tmp_path):
 @contextmanager
 def server(*words: str):
     """A real ``esvit-report serve=0``: its port, and the process."""
-    code = "import sys; sys.argv[0] = 'esvit-report'; from esvit_pl.commands.report import main; main()"
+    # As from a terminal: a shell script that starts a test run in the background lets its children ignore Ctrl-C.
+    heed = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    code = f"{heed}; import sys; sys.argv[0] = 'esvit-report'; from esvit_pl.commands.report import main; main()"
     process = subprocess.Popen(
         [sys.executable, "-c", code, *words, "serve=0"],
         stdout=subprocess.PIPE,
