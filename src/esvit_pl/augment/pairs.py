@@ -12,7 +12,7 @@ _NO_CHANGE = {"jitter": 0.0, "grayscale": 0.0, "global_blur": (0.0,), "global_so
 
 
 def pair_recipe(recipe: Recipe, *, color: bool = True) -> Recipe:
-    """Of a recipe its two global views, with its changes of colour or without."""
+    """The recipe of two global views, with the changes of colour of `recipe` or without them."""
     off = {} if color else _NO_CHANGE
     return replace(recipe, num_global=2, num_local=0, mask_cell=0, **off)  # type: ignore[arg-type]
 

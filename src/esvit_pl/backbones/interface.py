@@ -49,7 +49,7 @@ class Attention(NamedTuple):
 
     @classmethod
     def of_all(cls, weights: Tensor, grid: tuple[int, int]) -> Attention:
-        """Of a block where all tokens see all: (b heads p+n p+n), prefix tokens first."""
+        """Make it of (b heads p+n p+n), prefix tokens first: the weights of a block in which all tokens see all."""
         n = grid[0] * grid[1]
         p = weights.shape[-1] - n
         places = torch.arange(-p, n, device=weights.device).clamp(min=-1)[None]

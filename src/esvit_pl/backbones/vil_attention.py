@@ -84,7 +84,7 @@ def sliding_attention(
 
 
 def existing(offsets: Offsets, grid: Grid, side: int) -> Offsets:
-    """Those that any chunk of the map has: in a map with a single row of chunks there are none above and below."""
+    """Leave out offsets that no chunk of the map has: a map with one row of chunks has none above and below."""
     p, q = (-(-length // side) for length in grid)
     return tuple((row, column) for row, column in offsets if abs(row) < p and abs(column) < q)
 

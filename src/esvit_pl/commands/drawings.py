@@ -204,7 +204,7 @@ def measure_correspondence(cfg: DictConfig) -> None:
 
 
 class Row(NamedTuple):
-    """Of a backbone and a way to make views; shares and distances, with the spread over seeds."""
+    """The measures of one backbone for one way to make views, each with its spread over seeds."""
 
     views: str
     backbone: str

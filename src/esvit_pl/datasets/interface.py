@@ -245,7 +245,7 @@ class Splits:
     seen: ImageDataset | None = None
     """What pretraining sees in place of `train`: scenes that are made of it."""
     paired: ImageDataset | None = None
-    """Of which pairs of views are made whose correspondence is measured, in place of the query."""
+    """Images from which pairs of views are cut to measure correspondence, in place of the query."""
 
     def __post_init__(self) -> None:
         if not 0 < self.val_fraction < 1:

@@ -36,7 +36,7 @@ class MatchedViews(NamedTuple):
     """(k) cells from the match to the right region: 0 is right, 1 one of the 8 around it; -1: the place lies outside
     the second view. None where nobody knows: two different pictures."""
     likest: np.ndarray
-    """(2 2 2) of either view the x, y of the region most like its own global feature, and most like the other's."""
+    """(2 2 2) x, y in each view: the region most like its own global feature, then the one most like the other's."""
 
 
 def matched_views(

@@ -35,7 +35,7 @@ class NearRegion(NamedTuple):
 def nearest_regions(
     backbone: Backbone, image: Picture, query: Point, batches: Iterable[Any], *, k: int = 6, side: int | None = None
 ) -> list[NearRegion]:
-    """Of each image the region most like the query's, the k most similar of them, best first.
+    """Find the region of each image that is most like the query's, and return the k most similar of these, best first.
 
     Args:
         image: where the query lies.

@@ -73,7 +73,7 @@ def draw_correspondence(matched: MatchedViews, *, title: str = "") -> Figure:
 
 
 def kinds_of(matched: MatchedViews) -> list[str]:
-    """Of each pair its entry in `KINDS`."""
+    """The key in `KINDS` for each pair."""
     if matched.steps is None:
         return ["unknown"] * len(matched.starts)
     return ["right" if step == 0 else "one region away" if step == 1 else "wrong" for step in matched.steps]

@@ -66,17 +66,13 @@ def crops(
         place.set_title(name + (", mirrored" if flipped is not None and bool(flipped[index]) else ""), fontsize=8)
         place.axis("on")
         place.set(xticks=[], yticks=[])
-        for line in range(cell or side_of(view), side_of(view), cell or side_of(view)):
+        side = int(view.shape[-1])
+        for line in range(cell or side, side, cell or side):
             place.axhline(line - 0.5, color="white", linewidth=0.6)
             place.axvline(line - 0.5, color="white", linewidth=0.6)
         for spine in place.spines.values():
             spine.set(color=colour, linewidth=2)
     return figure
-
-
-def side_of(view: Any) -> int:
-    """Of a square view (c s s)."""
-    return int(view.shape[-1])
 
 
 def _crop_name(index: int, num_global: int) -> str:
