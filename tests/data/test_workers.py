@@ -1,6 +1,10 @@
 from __future__ import annotations
 
 import gc
+from pathlib import Path
+
+import pytest
+from commandline import Commands
 
 from esvit_pl.data.workers import sharing_memory
 
@@ -20,3 +24,22 @@ def test_objects_that_somebody_else_has_frozen_stay_frozen():
         assert gc.get_freeze_count() > 0
     finally:
         gc.unfreeze()
+
+
+def test_a_pretraining_shares_its_objects_with_its_loading_processes(
+    commands: Commands, pictures: Path, monkeypatch: pytest.MonkeyPatch
+):
+    from esvit_pl.data import ImageDataModule
+
+    frozen = []
+    loader = ImageDataModule.train_dataloader
+
+    def noting(self: ImageDataModule):
+        frozen.append(gc.get_freeze_count())
+        return loader(self)
+
+    monkeypatch.setattr(ImageDataModule, "train_dataloader", noting)
+    assert commands.pretrain(pictures, "trainer.max_epochs=1").code == 0
+    assert frozen
+    assert min(frozen) > 10_000
+    assert gc.get_freeze_count() == 0
