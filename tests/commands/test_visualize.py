@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from commandline import MACHINE
+from commandline import MACHINE, TRAINING, VIEWS
 from PIL import Image
 
 CPU = "trainer=cpu"
@@ -50,6 +50,47 @@ def test_pictures_of_an_image(pretrained, commands, picture, tmp_path, words, na
     assert sizes
     assert names is None or list(sizes) == names
     assert min(min(size) for size in sizes.values()) > 100
+
+
+FAMILIES = {
+    "swin, windows of 2": ["backbone=swin_tiny_w7", "backbone.embed_dim=4", "backbone.num_heads=[1,1,2,2]",
+                           "backbone.depths=[1,1,1,2]", "backbone.window=2", "backbone.img_size=64"],
+    "cvt": ["backbone=cvt_tiny_w7", "backbone.dims=[4,4,8,8]", "backbone.depths=[1,1,1,1]",
+            "backbone.num_heads=[1,1,2,2]", "backbone.windows=[2,2,2,2]"],
+    "vil": ["backbone=vil_tiny", "backbone.dims=[4,4,8,8]", "backbone.depths=[1,1,1,1]",
+            "backbone.num_heads=[1,1,2,2]", "backbone.windows=[2,2,2,2]", "backbone.img_size=64"],
+    "vit": ["backbone=timm", "backbone.name=vit_tiny_patch16_224", "backbone.img_size=64",
+            "+backbone.embed_dim=16", "+backbone.depth=2", "+backbone.num_heads=2"],
+}  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_is_drawn(commands, pictures, picture, tmp_path, family):
+    data = [f"dataset.root={pictures}", "dataset=folder", "dataset.val_fraction=0.34"]
+    views = [
+        *VIEWS,
+        "augment.global_size=64",
+        "augment.local_size=32",
+        "augment.eval_resize=64",
+        "augment.eval_crop=64",
+    ]
+    training = [*MACHINE, *TRAINING, "trainer.max_epochs=1", "optimizer.warmup_epochs=0", "evaluation.probes=[]"]
+    words = {word.partition("=")[0]: word for word in [*data, *FAMILIES[family], *views, *training]}
+    run = commands.run("pretrain", *words.values())
+    assert run.code == 0, run.err
+    shared = [f"image={picture}", f"ckpt_path={run.folder}", "untrained=true", f"out={tmp_path}/o", CPU]
+    for words in (
+        ["draw=attention", "query=[[40,20],[5,5]]"],
+        ["draw=correspondence", "draw.k=3"],
+        ["draw=pca", "draw.foreground=true"],
+        ["draw=neighbours", "query=[40,20]"],
+        ["draw=neighbours", "image=null"],
+        ["draw=views"],
+    ):
+        sizes = drawn(commands.run("visualize", *{w.partition("=")[0]: w for w in [*shared, *words]}.values()))
+        assert sizes, words
+        assert min(min(size) for size in sizes.values()) > 100
 
 
 def test_two_checkpoints_and_the_untrained_backbone_side_by_side(pretrained, commands, picture, tmp_path):

@@ -49,7 +49,7 @@ def attention_panels(
     columns = 2 + max(map(len, shown))
     pictures = [pixels(image) for _, image, _, _ in rows]
     tallest = max(picture.shape[0] / picture.shape[1] for picture in pictures)
-    figure = new_figure(1.7 * columns, (1.7 * tallest + 0.45) * len(rows))
+    figure = new_figure(1.3 * columns, (1.3 * tallest + 0.45) * len(rows))
     grid = figure.subplots(len(rows), columns, squeeze=False)
     for cells, (title, _, maps, query), picture, best in zip(grid, rows, pictures, shown, strict=True):
         maps = array(maps)
@@ -102,7 +102,7 @@ def _bars(axes: Axes, maps: np.ndarray, best: Sequence[int]) -> None:
     axes.barh(range(len(order)), values[order], color=colours, height=0.7)
     axes.set_xlim(0, np.log(maps[0].size))
     axes.invert_yaxis()
-    every = -(-len(order) // 12)
+    every = -(-len(order) // 7)  # as many labels as stand beside a landscape without touching
     axes.set_yticks(range(0, len(order), every), [str(head + 1) for head in order[::every]], fontsize=7)
     axes.tick_params(axis="x", labelsize=7)
     axes.set_xlabel("entropy (nats)", fontsize=7)
