@@ -77,3 +77,9 @@ def test_a_setting_that_is_read_and_not_there():
         cfg.trainer.max_epochs  # noqa: B018
     said = "the config has no trainer.max_epochs, which the command reads; was it taken away with ~trainer.max_epochs?"
     assert refusals.of_config(caught.value) == said
+
+
+def test_a_group_without_an_option_names_the_option_that_is_empty(commands, pictures):
+    refused = commands.pretrain(pictures, "callbacks=[]")
+    assert refused.code != 0
+    assert refused.err.strip().endswith("was it taken away with ~callbacks? callbacks=none is how to have none")

@@ -17,6 +17,7 @@ from esvit_pl.configs import near_match, pasted
 from esvit_pl.configs.config_space import config_space
 
 _NO_CONFIG = re.compile(r"Cannot find primary config '([^']*)'|Primary config \w+ '([^']*)' not found")
+_HAVE_NONE = ("callbacks", "logger")  # groups with an option `none`
 _ELSEWHERE = "write somewhere else with out=FOLDER, or for all runs with ESVIT_LOG_DIR=FOLDER in the environment"
 
 
@@ -64,7 +65,8 @@ def of_config(error: BaseException) -> str | None:
     if match := re.match(r"Sweep parameters '(.*)' requires --multirun", text):
         return f"{match[1]}: several values are a sweep, which wants -m before them"
     if match := re.match(r"(?:Missing key|Key) \S+(?s:.*)full_key: (\S+)", text) if is_missing_key(error) else None:
-        return f"the config has no {match[1]}, which the command reads; was it taken away with ~{match[1]}?"
+        none = f" {match[1]}=none is how to have none" if match[1] in _HAVE_NONE else ""
+        return f"the config has no {match[1]}, which the command reads; was it taken away with ~{match[1]}?{none}"
     if match := re.match(r"Could not delete from config. '(.*)' does not exist", text):
         return f"~{match[1]}: there is nothing to take away; {match[1]} is null, or not there at all"
     if match := re.match(r"Ambiguous value for argument '(.*)'", text):
