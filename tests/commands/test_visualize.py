@@ -140,6 +140,28 @@ def test_the_table_of_correspondence(pretrained, commands, tmp_path):
     assert json.loads((tmp_path / "few" / "correspondence.json").read_text())[2]["regions"] == 2 * 4 * 3
 
 
+def test_the_spread_of_correspondence_over_trainings(pretrained, commands, pictures, tmp_path):
+    other = commands.pretrain(pictures, "seed=1")
+    words = ["measure=correspondence", "measure.ways=[same]", "measure.seeds=[0,1]", *MACHINE]
+
+    def exact(ckpt_path, name):
+        outcome = commands.run("visualize", *words, f"ckpt_path={ckpt_path}", f"out={tmp_path}/{name}")
+        assert outcome.code == 0, outcome.err
+        rows = json.loads((tmp_path / name / "correspondence.json").read_text())
+        return {row["backbone"]: row["exact"] for row in rows}
+
+    def middle(text):
+        return float(text.partition(" ± ")[0])
+
+    first, second = (exact(f"{{mine:{run.folder}}}", name) for run, name in ((pretrained, "a"), (other, "b")))
+    both = exact(f"{{mine:[{pretrained.folder},{other.folder}]}}", "c")
+    assert list(both) == ["untrained", "mine"]
+    for title in both:
+        one, two = middle(first[title]), middle(second[title])
+        assert middle(both[title]) == pytest.approx((one + two) / 2, abs=1e-3)
+        assert float(both[title].partition(" ± ")[2]) == pytest.approx(abs(one - two) / 2**0.5, abs=1.5e-3)
+
+
 def test_curves_of_runs(pretrained, commands, tmp_path):
     runs = f"draw.runs={{a:[{pretrained.folder},{pretrained.folder}],b:[{pretrained.folder}]}}"
     words = ["draw=curves", runs, "draw.metrics=[knn/top1,train/view_loss]", f"out={tmp_path}/o"]
@@ -189,6 +211,10 @@ def test_the_throughput_of_esvit_bench_is_drawn_below_the_published_one(commands
 @pytest.mark.parametrize(
     ("words", "said"),
     [
+        (
+            ["draw=pca", "image=PICTURE", "ckpt_path={mine:[a,b]}"],
+            "ckpt_path names 2 checkpoints mine; a picture shows one of each",
+        ),
         ([], "esvit-visualize needs draw= or measure=, one of them"),
         (["draw=attention"], "draw=attention needs image= and ckpt_path="),
         (["measure=correspondence"], "measure=correspondence needs ckpt_path="),

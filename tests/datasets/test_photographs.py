@@ -48,6 +48,8 @@ def test_the_whole_data_set():
     assert (patches.mean((1, 2, 3)) - 127.5).abs().max() < 4  # a little off where values were clipped
     assert (patches.std((1, 2, 3)) - 40).abs().median() < 1
     assert splits.train.name(300).split("/")[:2] == [splits.classes[label], "train"]
+    tiles = [splits.query.name(i).split("/")[2] for i in range(len(splits.query.labels))]
+    assert all((int(row) + 2 * int(column)) % 4 == 0 for row, column in (tile.split("-") for tile in tiles))
 
 
 def test_the_same_seed_gives_the_same_patches():

@@ -180,22 +180,22 @@ def measure_correspondence(cfg: DictConfig) -> None:
     unknown = [way for way in cfg.measure.ways if way not in WAYS]
     if unknown or not cfg.measure.ways:
         raise ValueError(f"measure.ways needs some of {', '.join(WAYS)}, got {list(cfg.measure.ways)}")
-    rows: list[Row] = []
-    for subject in subjects(cfg, untrained=True):
+    found: dict[tuple[str, str], list[list[dict[str, float]]]] = {}  # of a way and a title, for each training
+    for subject in trainings(cfg):
         data, _ = images_of(cfg, subject)
         query = data.dataset.paired or data.dataset.query
         if cfg.measure.images is not None:
             query = Subset(query, evenly(len(query), cfg.measure.images))
         data.dataset = Splits(query, query)
+        pairs = EvaluationData(pairs=data.pairs_dataloader)
         for way in cfg.measure.ways:
-            found = [
-                RegionCorrespondence(same_box=WAYS[way].same_box, color=WAYS[way].color, seed=seed).run(
-                    subject.backbone, EvaluationData(pairs=data.pairs_dataloader)
-                )
-                for seed in cfg.measure.seeds
-            ]
-            rows.append(Row.of(WAYS[way].title, subject.title, found))
-    rows.sort(key=lambda row: [WAYS[way].title for way in cfg.measure.ways].index(row.views))
+            title, same_box, color = WAYS[way]
+            asked = [RegionCorrespondence(same_box=same_box, color=color, seed=seed) for seed in cfg.measure.seeds]
+            found.setdefault((title, subject.title), []).append(
+                [evaluator.run(subject.backbone, pairs) for evaluator in asked]
+            )
+    order = [WAYS[way].title for way in cfg.measure.ways]
+    rows = [Row.of(*key, found[key]) for key in sorted(found, key=lambda key: order.index(key[0]))]
     say(as_markdown(rows))
     path = Path(cfg.out) / "correspondence.json"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -204,7 +204,9 @@ def measure_correspondence(cfg: DictConfig) -> None:
 
 
 class Row(NamedTuple):
-    """The measures of one backbone for one way to make views, each with its spread over seeds."""
+    """The measures of one backbone for one way to make views, each with its spread: over trainings where there are
+    several, else over seeds of the views.
+    """
 
     views: str
     backbone: str
@@ -217,9 +219,10 @@ class Row(NamedTuple):
     regions: int
 
     @classmethod
-    def of(cls, views: str, title: str, found: Sequence[Mapping[str, float]]) -> Row:
+    def of(cls, views: str, title: str, found: Sequence[Sequence[Mapping[str, float]]]) -> Row:
         def shown(name: str, digits: int = 3) -> str:
-            values = [each[f"correspondence/{name}"] for each in found]
+            each = [[seed[f"correspondence/{name}"] for seed in training] for training in found]
+            values = [mean(seeds) for seeds in each] if len(each) > 1 else each[0]
             spread = f" ± {stdev(values):.{digits}f}" if len(values) > 1 else ""
             return f"{mean(values):.{digits}f}{spread}"
 
@@ -232,22 +235,39 @@ class Row(NamedTuple):
             shown("exact_chance"),
             shown("near_chance"),
             shown("distance_chance", 1),
-            round(mean(each["correspondence/regions"] for each in found)),
+            round(mean(seed["correspondence/regions"] for training in found for seed in training)),
         )
 
 
 # -- what is looked at
 
 
-def subjects(cfg: DictConfig, *, untrained: bool = False) -> Iterator[Subject]:
+def trainings(cfg: DictConfig) -> Iterator[Subject]:
+    """The backbones of ``ckpt_path``, where a title may stand for several trainings; those of the first title come with
+    random weights, too.
+    """
+    for number, (title, paths) in enumerate(named(cfg.ckpt_path).items()):
+        for path in listed(paths):
+            one = cast(DictConfig, OmegaConf.merge(cfg, {}))
+            one.ckpt_path = {title: path}
+            yield from subjects(one, untrained=number == 0)
+
+
+def subjects(cfg: DictConfig, *, untrained: bool | None = None) -> Iterator[Subject]:
     """The backbones of ``ckpt_path``; with ``untrained`` the same one with random weights first."""
     from esvit_pl.commands.evaluation import untrained as with_random_weights
 
+    untrained = cfg.untrained if untrained is None else untrained
     for number, (title, path) in enumerate(named(cfg.ckpt_path).items()):
+        if isinstance(path, ListConfig):
+            raise ValueError(
+                f"ckpt_path names {len(path)} checkpoints {title}; a picture shows one of each name, "
+                "measure=correspondence takes several for the spread between trainings"
+            )
         one = cast(DictConfig, OmegaConf.merge(cfg, {"ckpt_path": path}))
         source = weights.evaluated(one)
         backbone = weights.frozen_backbone(one, source).to(device(cfg))
-        if number == 0 and (untrained or cfg.untrained):
+        if number == 0 and untrained:
             random = with_random_weights(cfg, source, backbone).to(device(cfg))
             random.transform = backbone.transform
             yield Subject("untrained", random, source)

@@ -77,16 +77,20 @@ def _part(pictures: dict[str, Image.Image], part: str, number: int, seed: int) -
     patches, names, labels = [], [], []
     for label, (name, picture) in enumerate(pictures.items()):
         generator = np.random.Generator(np.random.PCG64(derive_seed(seed, name, part)))
-        for count, patch in enumerate(_patches(picture, part, number, generator)):
+        for count, (tile, patch) in enumerate(_patches(picture, part, number, generator)):
             patches.append(patch)
-            names.append(f"{name}/{part}/{count:03d}")
+            names.append(f"{name}/{part}/{tile}/{count:03d}")
             labels.append(label)
     grey = torch.from_numpy(np.stack(patches))[:, None]
     return ArrayDataset(grey.repeat(1, 3, 1, 1), names, labels)
 
 
-def _patches(picture: Image.Image, part: str, number: int, generator: np.random.Generator) -> Iterator[np.ndarray]:
-    """At most `number` patches, each at a random position in a random tile of this part, in six times as many tries."""
+def _patches(
+    picture: Image.Image, part: str, number: int, generator: np.random.Generator
+) -> Iterator[tuple[str, np.ndarray]]:
+    """At most `number` patches with their tiles, at random places in random tiles of this part, in six times as many
+    tries.
+    """
     rows, columns = picture.height // TILE, picture.width // TILE
     tiles = [(i, j) for i in range(rows) for j in range(columns) if ((i + 2 * j) % 4 == 0) == (part == "test")]
     found = 0
@@ -96,7 +100,7 @@ def _patches(picture: Image.Image, part: str, number: int, generator: np.random.
         patch = picture.crop((j * TILE + x, i * TILE + y, j * TILE + x + PATCH, i * TILE + y + PATCH))
         if np.asarray(patch).std() / 255 >= MIN_DEVIATION:
             found += 1
-            yield standardised(np.asarray(patch.resize((SIZE, SIZE), Image.Resampling.BICUBIC)))
+            yield f"{i}-{j}", standardised(np.asarray(patch.resize((SIZE, SIZE), Image.Resampling.BICUBIC)))
         if found == number:
             return
 
