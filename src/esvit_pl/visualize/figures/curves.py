@@ -14,6 +14,8 @@ from esvit_pl.visualize.figures.style import COLOURS, new_figure, tidy
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+STYLES = ("-", "--", ":", "-.")
+"""Lines that are told apart in print and by everybody's eyes."""
 Curve = tuple[Sequence[float], Sequence[float]]
 """Epochs and values."""
 
@@ -28,7 +30,8 @@ def draw_curves(metrics: Mapping[str, Mapping[str, Sequence[Curve]]]) -> Figure:
     if not panels:
         raise ValueError(f"draw_curves needs a curve or more, got none for {', '.join(metrics) or 'no metric'}")
     names = list(dict.fromkeys(name for curves in panels.values() for name in curves))
-    colour = dict(zip(names, itertools.cycle(COLOURS)))
+    looks = zip(itertools.cycle(COLOURS), itertools.cycle(STYLES))
+    look = {name: {"color": colour, "linestyle": style} for name, (colour, style) in zip(names, looks, strict=False)}
     columns = min(len(panels), 2)
     lines = -(-len(panels) // columns)
     figure = new_figure(4.2 * columns, 2.8 * lines + 0.4)
@@ -38,11 +41,10 @@ def draw_curves(metrics: Mapping[str, Mapping[str, Sequence[Curve]]]) -> Figure:
             epochs, values = over_seeds(seeds)
             if not len(epochs):
                 continue
-            axes.plot(
-                epochs, values.mean(0), color=colour[name], marker="o" if len(epochs) <= 30 else None, markersize=3
-            )
+            axes.plot(epochs, values.mean(0), **look[name], marker="o" if len(epochs) <= 30 else None, markersize=3)
             if len(values) > 1:
-                axes.fill_between(epochs, values.min(0), values.max(0), color=colour[name], alpha=0.2, linewidth=0)
+                band = {"color": look[name]["color"], "alpha": 0.2, "linewidth": 0}
+                axes.fill_between(epochs, values.min(0), values.max(0), **band)
         tidy(axes, for_figure(label))
         axes.locator_params(axis="x", integer=True)
         axes.set_xlabel("epoch")
@@ -51,7 +53,7 @@ def draw_curves(metrics: Mapping[str, Mapping[str, Sequence[Curve]]]) -> Figure:
     for name in names:
         number = max(len(curves.get(name, ())) for curves in panels.values())
         label = for_figure(name) + (f" ({number} seeds)" if number > 1 else "")
-        cells[0].plot([], [], color=colour[name], label=label)
+        cells[0].plot([], [], **look[name], label=label)
     figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=8)
     return figure
 
