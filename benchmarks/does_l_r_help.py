@@ -15,7 +15,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -61,7 +60,7 @@ class Kept(NamedTuple):
     tiles: Mapping[str, tuple[int, int]]
     """{tile: (patches that k-NN gets right, patches)} of the held-out ones."""
     hours: float
-    """Of computation with one thread, since the training was last started."""
+    """Of computation (CPU time) since the training was last started."""
 
 
 class Row(NamedTuple):
@@ -99,12 +98,11 @@ def keep(key: Key, out: Path, kept: Path, words: Sequence[str]) -> int:
     file = file_of(key, kept)
     if file.is_file():
         return 0
-    began = time.time()
     run = out / "{}-{}".format(*key)
-    code = train(*key, run, words)
+    code, seconds = train(*key, run, words)
     if code == 0:
         file.parent.mkdir(parents=True, exist_ok=True)
-        measured = measure(run, (time.time() - began) / 3600)
+        measured = measure(run, seconds / 3600)
         file.write_text(json.dumps(measured._asdict(), indent=1) + "\n", encoding="utf-8")
     return code
 
@@ -117,9 +115,10 @@ def read(file: Path) -> Kept:
     return Kept(**json.loads(file.read_text(encoding="utf-8")))
 
 
-def train(loss: str, seed: int, run: Path, words: Sequence[str]) -> int:
+def train(loss: str, seed: int, run: Path, words: Sequence[str]) -> tuple[int, float]:
+    """Its exit code, and seconds of computation."""
     if run.is_dir() and read_run(run).status == "finished":
-        return 0
+        return 0, 0.0
     command = [
         *(sys.executable, "-m", "esvit_pl.commands.pretrain", "experiment=does_l_r_help", f"loss={loss}"),
         *(f"seed={seed}", f"out={run}", "resume=auto", *words),
@@ -127,7 +126,10 @@ def train(loss: str, seed: int, run: Path, words: Sequence[str]) -> int:
     run.parent.mkdir(parents=True, exist_ok=True)
     with open(f"{run}.log", "a", encoding="utf-8") as log:
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        return subprocess.run(command, stdout=log, stderr=log, env=environment, check=False).returncode
+        process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    return process.returncode, usage.ru_utime + usage.ru_stime
 
 
 def measure(run: Path, hours: float) -> Kept:
@@ -199,7 +201,7 @@ def sentences(found: Mapping[Key, Kept]) -> list[str]:
     hours = [kept.hours for kept in found.values()]
     return [
         f"k-NN, difference over all seeds: {middle:+.3f}, 95 % interval {low:+.3f} to {high:+.3f} ({tiles} tiles)",
-        f"{len(hours)} trainings of {min(hours):.1f} to {max(hours):.1f} hours, with one thread each",
+        f"{len(hours)} trainings of {min(hours):.1f} to {max(hours):.1f} hours of CPU time each",
     ]
 
 
