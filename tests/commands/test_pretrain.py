@@ -129,7 +129,8 @@ def test_a_past_run_composes_again(pretrained, commands):
 
 def test_the_pictures_can_be_opened(pretrained):
     figures = sorted((pretrained.folder / "figures").iterdir())
-    assert [path.name for path in figures] == ["comparison.png", "crops.png", "learning_curve.png"]
+    names = ["attention", "comparison", "correspondence", "crops", "learning_curve", "neighbours", "pca"]
+    assert [path.stem for path in figures] == names
     for path in figures:
         with Image.open(path) as image:
             assert min(image.size) > 300
@@ -421,7 +422,7 @@ def test_a_folder_without_labels_runs_and_is_measured_without_them(commands, unl
     health = ["view_teacher_entropy", "view_kl", "view_center_norm", "matched_share", "region_loss"]
     assert {f"train/{name}" for name in health} <= outcome.names()
     assert not any(name.startswith("knn") for name in outcome.names())
-    pictures = ["crops.png", "learning_curve.png", "neighbours.png"]
+    pictures = ["attention.png", "correspondence.png", "crops.png", "learning_curve.png", "neighbours.png", "pca.png"]
     assert sorted(path.name for path in (outcome.folder / "figures").iterdir()) == pictures
     measures = ("effective_rank", "rankme", "region_diversity")
     for name in measures:

@@ -7,11 +7,14 @@ import signal
 import subprocess
 import sys
 import time
+from base64 import b64decode
 from contextlib import contextmanager
 from http.client import HTTPConnection
+from io import BytesIO
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 
 @pytest.fixture
@@ -179,7 +182,7 @@ def test_a_training_ends_with_its_page(pretrained):
     top1 = pretrained.results["knn"]["pretrained"]
     low, high = pretrained.results["evaluation"]["intervals"]["knn"]["pretrained"]
     assert f"{100 * top1:.1f}% ({100 * low:.1f} to {100 * high:.1f})" in said
-    assert html.count("<img ") == 3  # curves, crops, comparison
+    assert html.count("<img ") == 7  # curves, crops, comparison, neighbours, attention, correspondence, components
 
 
 def test_an_error_in_the_page_leaves_the_training_finished(commands, pictures, monkeypatch):
@@ -196,14 +199,19 @@ def test_an_error_in_the_page_leaves_the_training_finished(commands, pictures, m
 
 
 def test_pictures_of_its_own_images(commands, pretrained, tmp_path):
-    out = tmp_path / "page.html"
-    outcome = commands.run("report", str(pretrained.folder), f"out={out}", "pictures=true", "images=2", "trainer=cpu")
-    assert outcome.code == 0, outcome.err
-    html = out.read_text()
-    assert html.count("<img ") == 6
-    for alt in ("2 images of the query, and what the", "2 images of the query, and the first three", "lines join"):
-        assert f'alt="{alt}' in html
-    assert outcome.out.endswith(f"{out}\n")
+    def heights(*words: str) -> dict[str, int]:
+        out = tmp_path / "page.html"
+        outcome = commands.run("report", str(pretrained.folder), f"out={out}", *words, "trainer=cpu")
+        assert outcome.code == 0, outcome.err
+        assert outcome.out.endswith(f"{out}\n")
+        found = re.findall(r'<img alt="([^"]*)" src="data:image/png;base64,([^"]*)"', out.read_text())
+        assert len(found) == 7
+        return {alt: Image.open(BytesIO(b64decode(png))).height for alt, png in found}
+
+    lying, two = heights(), heights("pictures=true", "images=2")
+    assert list(lying) == list(two)
+    changed = [alt for alt in lying if lying[alt] != two[alt]]
+    assert [alt.partition(" the heads")[0] for alt in changed] == ["what"]  # two rows of attention in place of four
 
 
 def test_pictures_without_a_checkpoint_are_left_out_with_a_line(commands, logs, tmp_path):

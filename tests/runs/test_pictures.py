@@ -6,7 +6,8 @@ import pytest
 import torch
 from PIL import Image
 
-from esvit_pl.augment import Recipe, draw
+from esvit_pl.augment import EvaluationTransform, Recipe, draw
+from esvit_pl.backbones import build
 from esvit_pl.datasets import ArrayDataset
 from esvit_pl.loggers import MetricsCSV
 from esvit_pl.runs import pictures
@@ -58,3 +59,28 @@ def test_the_crops_are_those_of_the_first_epoch(tmp_path, monkeypatch):
     assert [view.shape[-1] for view in views] == [16, 16, 8]
     assert all(view.min() >= 0 and view.max() <= 1 for view in views)  # colours, not normalised values
     assert rest["num_global"] == 2
+
+
+@pytest.mark.parametrize(
+    ("how", "kinds"),
+    [
+        ({"name": "swin", "embed_dim": 8, "depths": [1], "num_heads": [1], "window": 4, "img_size": 32},
+         ["attention.png", "correspondence.png", "pca.png"]),
+        ({"name": "resnet18", "img_size": 64}, ["correspondence.png", "pca.png"]),
+    ],
+    ids=["a backbone with attention", "a backbone without"],
+)  # fmt: skip
+def test_what_a_backbone_has_learned(tmp_path, capsys, how, kinds):
+    backbone = build(**how)
+    backbone.transform = EvaluationTransform(Recipe(global_size=64, eval_resize=64, eval_crop=64))
+    images = ArrayDataset(torch.randint(0, 256, (3, 3, 40, 60), dtype=torch.uint8), ["a", "b", "c"])
+    assert names(pictures.draw_learned(tmp_path, backbone, images)) == kinds
+    assert backbone.training
+    assert capsys.readouterr().out == ""
+
+
+def test_a_picture_that_fails_does_not_fail_the_run(tmp_path, capsys):
+    assert (
+        pictures.draw_learned(tmp_path, torch.nn.Identity(), ArrayDataset(torch.zeros(1, 3, 8, 8).byte(), ["a"])) == []
+    )
+    assert "note: no pictures of what the backbone has learned (ValueError: nothing says how" in capsys.readouterr().out

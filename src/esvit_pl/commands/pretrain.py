@@ -85,7 +85,8 @@ def pretrain(
     parted = splits.val is not None or len(splits.train) > 1  # into a bank and a query
     probes = results.probes_of(cfg, labelled=data.has_labels) if parted else {}
     baselines = bool(probes and results.baselines_mode(cfg))
-    looks = {"nearest": NearestImages()} if probes and not data.has_labels else {}
+    pooled = any("pooled" in probe.reads for probe in probes.values())
+    looks = {"nearest": NearestImages()} if pooled else {}
     beside = {"untrained": make_teacher(learnt)} if baselines else {}
     resumed, beginning = weights.start(cfg, module, data)
     if beginning:
@@ -115,8 +116,10 @@ def pretrain(
             run.update(**table, metrics=metrics | others, evaluation=about)
         if run.writes:
             pictures.draw_results(run.path / "figures", run.path / "metrics.csv", table)
-            if measured and looks:
+            if measured and looks and looks["nearest"].found:
                 pictures.draw_neighbours(run.path / "figures", looks["nearest"].found, measured.splits, recipe)
+            if measured:
+                pictures.draw_learned(run.path / "figures", learnt, splits.query, seed=cfg.seed)
     if run.writes:
         report.write_at_the_end(run.path)
         say(summary(trainer, metrics, measured.text() if measured else "", run.path))

@@ -79,7 +79,7 @@ def pictures(cfg: DictConfig, folders: Sequence[Path]) -> Mapping[Path, Sequence
     for folder in folders:
         try:
             found[folder] = drawn(cfg, folder)
-        except (ValueError, OSError, NotImplementedError) as error:
+        except (ValueError, OSError) as error:
             say(f"note: no new pictures of {folder}: {error}")
     return found
 
@@ -87,44 +87,17 @@ def pictures(cfg: DictConfig, folders: Sequence[Path]) -> Mapping[Path, Sequence
 def drawn(cfg: DictConfig, folder: Path) -> list[Picture]:
     """Attention, correspondences and principal components of a run's backbone on some of its query images."""
     from esvit_pl.commands.drawings import images_of, subjects
-    from esvit_pl.evaluation.label_free import evenly
+    from esvit_pl.runs.pictures import learned
     from esvit_pl.runs.report import Picture
-    from esvit_pl.visualize import (
-        as_png,
-        attention_maps,
-        attention_panels,
-        draw_correspondence,
-        draw_pca,
-        matched_views,
-        pca_maps,
-    )
+    from esvit_pl.visualize import as_png
 
     one = cast(DictConfig, OmegaConf.merge(cfg, {}))
     with open_dict(one):
         one.ckpt_path = os.fspath(folder)
     (subject,) = subjects(one)
-    backbone = subject.backbone
     data, _ = images_of(one, subject)
-    query = data.dataset.query
-    images = [query[index][0] for index in evenly(len(query), cfg.images)]
-    where = f"{len(images)} images of the query"
-    pictures = [
-        Picture("correspondence", as_png(draw_correspondence(matched_views(backbone, images[0], seed=cfg.seed)))),
-        Picture(
-            "pca",
-            as_png(draw_pca(images, {"": pca_maps(backbone, images)})),
-            f"{where}, and the first three components of their regions as colours",
-        ),
-    ]
-    middles = [(image.shape[-1] / 2, image.shape[-2] / 2) for image in images]
-    try:
-        maps = [attention_maps(backbone, image, middle) for image, middle in zip(images, middles, strict=True)]
-    except NotImplementedError as error:
-        say(f"note: {folder}: {error}")
-        return pictures
-    rows = [("", *row) for row in zip(images, maps, middles, strict=True)]
-    about = f"{where}, and what the sharpest heads of the last block attend to from the middle of each"
-    return [Picture("attention", as_png(attention_panels(rows)), about), *pictures]
+    figures = learned(subject.backbone, data.dataset.query, number=cfg.images, seed=cfg.seed)
+    return [Picture(kind, as_png(figure)) for kind, figure in figures.items()]
 
 
 if __name__ == "__main__":

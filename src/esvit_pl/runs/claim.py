@@ -23,7 +23,7 @@ _FILES = re.compile(
       | bad_images(_\d+)?\.csv
       | learning_curve\.png
       | report\.html
-      | figures/(crops|learning_curve|comparison|neighbou?rs)\.png
+      | figures/(crops|learning_curve|comparison|neighbou?rs|attention|correspondence|pca)\.png
       | figures/(.+/)?step_\d{6}\.png
       | checkpoints(\.\d+)?/(last|previous|epoch_\d+|epoch=\d+-step=\d+|step_\d+)(-v\d+)?\.ckpt
       | \.hydra(\.\d+)?/(config|hydra|overrides)\.yaml

@@ -4,16 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from esvit_pl.augment import Recipe, draw, evaluation_view, make_views
+from esvit_pl.backbones import Backbone
 from esvit_pl.datasets import ImageDataset, Splits, readable
-from esvit_pl.evaluation.label_free import Neighbours
+from esvit_pl.evaluation.label_free import Neighbours, evenly
 from esvit_pl.evaluation.names import PRETRAINED, PRETRAINED_SUBSET, is_training_loss
 from esvit_pl.metrics_file import read_metrics
-from esvit_pl.visualize import comparison, crops, learning_curve, neighbours, save
+from esvit_pl.printing import say
+from esvit_pl.visualize import (
+    attention_maps,
+    attention_panels,
+    comparison,
+    crops,
+    draw_correspondence,
+    draw_pca,
+    learning_curve,
+    matched_views,
+    neighbours,
+    pca_maps,
+    save,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 def draw_crops(folder: Path, images: ImageDataset, recipe: Recipe, *, seed: int, index: int = 0) -> Path:
@@ -53,3 +70,35 @@ def draw_neighbours(folder: Path, found: Sequence[Neighbours], splits: Splits, r
     queries = [shown(splits.query, row.query) for row in found]
     nearest = [[shown(splits.bank, index) for index in row.bank] for row in found]
     return save(neighbours(queries, nearest, [row.cosines for row in found]), folder / "neighbours.png")
+
+
+def draw_learned(folder: Path, backbone: Backbone, images: ImageDataset, *, seed: int = 0) -> list[Path]:
+    """``attention.png``, ``correspondence.png``, ``pca.png``: see `learned`; whatever goes wrong becomes one line."""
+    try:
+        return [save(figure, folder / f"{kind}.png") for kind, figure in learned(backbone, images, seed=seed).items()]
+    except Exception as error:  # the training and its results are worth more than a picture
+        what = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        say(f"note: no pictures of what the backbone has learned ({what})")
+        return []
+
+
+def learned(backbone: Backbone, images: ImageDataset, *, number: int = 4, seed: int = 0) -> dict[str, Figure]:
+    """Pictures of what a backbone makes of some images, evenly chosen.
+
+    ``attention`` of the last block from the middle of each image, if the backbone has it; ``correspondence`` of two
+    views of the first; ``pca`` of all.
+    """
+    chosen = evenly(len(images), number)
+    shown = [readable(lambda index: images[index][0], len(images), index) for index in chosen]
+    middles = [(image.shape[-1] / 2, image.shape[-2] / 2) for image in shown]
+    figures = {}
+    try:
+        maps = [attention_maps(backbone, image, middle) for image, middle in zip(shown, middles, strict=True)]
+    except NotImplementedError:
+        pass
+    else:
+        rows = zip(shown, maps, middles, strict=True)
+        figures["attention"] = attention_panels([("", *row) for row in rows])
+    figures["correspondence"] = draw_correspondence(matched_views(backbone, shown[0], seed=seed))
+    figures["pca"] = draw_pca(shown, {"": pca_maps(backbone, shown)})
+    return figures
