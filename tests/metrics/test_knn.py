@@ -46,9 +46,17 @@ def test_a_tiny_temperature_does_not_overflow() -> None:
 def test_with_three_classes_every_answer_is_among_the_first_five() -> None:
     features = torch.randn(12, 4)
     labels = torch.arange(12) % 3
-    accuracy = knn_accuracy(features[:6], labels[:6], features[6:], labels[6:], k=2)[2]
+    accuracy = knn_accuracy(features[:6], labels[:6], features[6:], labels[6:], k=3)[3]
     assert accuracy.top5 == 1.0
     assert accuracy.top1 < 1.0
+
+
+def test_a_class_without_a_vote_is_not_among_the_first_five() -> None:
+    bank, labels = torch.eye(6), torch.arange(6)  # each neighbour votes for a class of its own
+    query = torch.tensor([[6.0, 5.0, 4.0, 3.0, 2.0, 1.0]])  # neighbours in the order of their numbers
+    for truth, right in {0: {1: 1, 2: 1, 5: 1, 6: 1}, 1: {1: 0, 2: 1, 5: 1, 6: 1}, 5: {1: 0, 2: 0, 5: 0, 6: 0}}.items():
+        found = knn_accuracy(bank, labels, query, torch.tensor([truth]), k=[1, 2, 5, 6])
+        assert {k: accuracy.top5 for k, accuracy in found.items()} == right
 
 
 def test_each_k_of_several_is_what_it_is_alone() -> None:

@@ -67,7 +67,9 @@ def knn_correct(
 ) -> Tensor:
     """Numbers of right answers, (len(k) 2) float64: for each k, the true class is the first, is among the first five.
 
-    Sums, so that batches and ranks can be added up. With fewer than five classes all of them are "the first five".
+    Sums, so that batches and ranks can be added up. Fewer than five neighbours vote for fewer than five classes, and a
+    class without a vote is no answer: then "the first five" are the first k, as DINO's authors mended their code; the
+    release of EsViT counts five. With fewer than five classes all of them are "the first five".
     """
     if num_classes is None and len(query_labels):
         num_classes = int(max(bank_labels.max(), query_labels.max())) + 1 if len(bank_labels) else None
@@ -77,8 +79,8 @@ def knn_correct(
     for ranked in _ranked(bank, bank_labels, query, k, temperature, num_classes, chunk):
         truth = query_labels[start : start + len(ranked[0]), None]
         start += len(truth)
-        for row, classes in enumerate(ranked):
-            hits = classes[:, :5] == truth  # (q up to 5)
+        for row, (n, classes) in enumerate(zip(k, ranked, strict=True)):
+            hits = classes[:, : min(5, n)] == truth  # (q up to 5)
             right[row] += torch.stack([hits[:, 0].sum(), hits.sum()])
     return right
 
