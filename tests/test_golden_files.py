@@ -29,6 +29,9 @@ TESTED = (
     "schedules",
     "checkpoint_",
     "evaluation_label_free",
+    "evaluation_logistic",
+    "evaluation_multilabel",
+    "evaluation_per_class",
 )
 
 

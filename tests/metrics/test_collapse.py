@@ -14,6 +14,7 @@ from esvit_pl.metrics import (
     entropy_share,
     feature_spread,
     largest_entropy,
+    lidar,
     rankme,
     region_diversity,
 )
@@ -138,6 +139,25 @@ def test_golden_rankme(path):
     golden = golden_files.read(path)
     found = rankme(golden.tensors["features"], epsilon=float(golden.settings["epsilon"]))
     assert float(found) == pytest.approx(float(golden.tensors["rankme"]), abs=1e-9)
+
+
+@pytest.mark.golden
+@pytest.mark.parametrize("path", golden_files.paths("evaluation_label_free"), ids=lambda path: path.stem)
+def test_golden_lidar(path):
+    golden = golden_files.read(path)
+    settings = {name: float(golden.settings[name]) for name in ("epsilon", "delta")}
+    assert float(lidar(golden.tensors["clones"], **settings)) == pytest.approx(float(golden.tensors["lidar"]), abs=1e-9)
+
+
+def test_lidar_counts_the_directions_in_which_images_differ_more_than_their_views():
+    images = torch.tensor([[3.0, 0.0, 0.0], [-3.0, 0.0, 0.0], [0.0, 3.0, 0.0], [0.0, -3.0, 0.0]], dtype=torch.float64)
+    views = torch.tensor([[0.1, 0.1, 2.0], [-0.1, -0.1, -2.0]], dtype=torch.float64)  # the third is of views alone
+    assert lidar(images[:, None] + views) == pytest.approx(2.0, abs=1e-4)
+    assert lidar(images[:1, None] + views) == 0  # one image
+    assert lidar(torch.ones(4, 2, 3)) == 0
+    assert math.isnan(lidar(torch.full((4, 2, 3), math.nan)))
+    with pytest.raises(ValueError, match=r"\(images, views, channels\)"):
+        lidar(torch.ones(4, 3))
 
 
 def test_rankme_of_what_cannot_be_measured():

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from esvit_pl.evaluation.linear import Linear as Linear
     from esvit_pl.evaluation.linear import LinearHeads as LinearHeads
     from esvit_pl.evaluation.linear import learn_ as learn_
+    from esvit_pl.evaluation.logistic import LogisticModel as LogisticModel
+    from esvit_pl.evaluation.logistic import fit_logistic as fit_logistic
 
 _HOMES = {
     "Baselines": "baselines",
@@ -43,6 +45,7 @@ _HOMES = {
     "KNN": "knn",
     "Linear": "linear",
     "LinearHeads": "linear",
+    "LogisticModel": "logistic",
     "NearestImages": "label_free",
     "Place": "data",
     "RankMe": "label_free",
@@ -52,6 +55,7 @@ _HOMES = {
     "RegionRetrieval": "correspondence",
     "Training": "data",
     "extract_features": "features",
+    "fit_logistic": "logistic",
     "knn_accuracy_over_ranks": "knn",
     "learn_": "linear",
     "place_of": "data",

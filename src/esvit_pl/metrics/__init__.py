@@ -9,11 +9,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from esvit_pl.metrics.classification import average_precision as average_precision
+    from esvit_pl.metrics.classification import mean_per_class_accuracy as mean_per_class_accuracy
+    from esvit_pl.metrics.classification import roc_auc as roc_auc
     from esvit_pl.metrics.collapse import diversity as diversity
     from esvit_pl.metrics.collapse import effective_rank as effective_rank
     from esvit_pl.metrics.collapse import entropy_share as entropy_share
     from esvit_pl.metrics.collapse import feature_spread as feature_spread
     from esvit_pl.metrics.collapse import largest_entropy as largest_entropy
+    from esvit_pl.metrics.collapse import lidar as lidar
     from esvit_pl.metrics.collapse import rankme as rankme
     from esvit_pl.metrics.collapse import region_diversity as region_diversity
     from esvit_pl.metrics.collapse import region_statistics as region_statistics
@@ -38,6 +42,7 @@ _HOMES = {
     "MEASURES": "correspondence",
     "RegionMap": "correspondence",
     "TopK": "knn",
+    "average_precision": "classification",
     "correspond": "correspondence",
     "correspondence_sums": "correspondence",
     "diversity": "collapse",
@@ -48,11 +53,14 @@ _HOMES = {
     "knn_correct": "knn",
     "knn_predict": "knn",
     "largest_entropy": "collapse",
+    "lidar": "collapse",
+    "mean_per_class_accuracy": "classification",
     "nearest": "knn",
     "rankme": "collapse",
     "region_diversity": "collapse",
     "region_statistics": "collapse",
     "retrieved": "correspondence",
+    "roc_auc": "classification",
 }
 __all__ = [*_HOMES]  # pyright: ignore[reportUnsupportedDunderAll]
 

@@ -95,6 +95,38 @@ def rankme(features: Tensor, epsilon: float = 1e-7) -> Tensor:
 
 
 @torch.no_grad()
+def lidar(clones: Tensor, delta: float = 1e-4, epsilon: float = 1e-7) -> Tensor:
+    """How many directions tell images apart more than views of one image differ: exp of the entropy of eigenvalues.
+
+    Thilak et al., "LiDAR: sensing linear probing performance in joint embedding SSL architectures", ICLR 2024. Between:
+    covariance of the images' means. Within: covariance of views about their image's mean, plus delta on the diagonal.
+    The eigenvalues of within^-1/2 between within^-1/2, scaled to a sum of 1, plus epsilon.
+
+    >>> round(lidar(torch.eye(3, dtype=torch.float64)[:, None].expand(3, 4, 3)).item(), 3)  # a plane; views are equal
+    2.0
+
+    Args:
+        clones: (b q d) features of q views of each image.
+        delta: keeps directions in which no view differs from counting without end.
+
+    Returns:
+        Scalar, float64; 0 where all images have the same mean; nan where a feature is not finite.
+    """
+    x = _checked(clones, 3, "(images, views, channels)").double()
+    finite = x.isfinite().all()
+    x = torch.where(finite, x, 0.0)  # LAPACK refuses what is not finite
+    means = x.mean(1, keepdim=True)
+    centred, deviations = (means - means.mean(0)).flatten(0, 1), (x - means).flatten(0, 1)
+    between, within = (rows.T @ rows / max(len(rows), 1) for rows in (centred, deviations))
+    values, axes = torch.linalg.eigh(within + delta * torch.eye(x.shape[2], dtype=x.dtype, device=x.device))
+    whitening = axes / values.sqrt() @ axes.T
+    found = torch.linalg.eigvalsh(whitening @ between @ whitening).clamp_min(0.0)
+    total = found.sum()
+    share = found / total.clamp_min(torch.finfo(x.dtype).tiny) + epsilon
+    return torch.where(finite, torch.where(total > 0, torch.special.entr(share).sum().exp(), 0.0), math.nan)
+
+
+@torch.no_grad()
 def region_diversity(regions: Tensor) -> Tensor:
     """Share of the regions' variance that lies within images: 0 where all regions of an image are equal, 1 where the
     images' means are.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
@@ -28,9 +28,6 @@ from esvit_pl.visualize import (
     pca_maps,
     save,
 )
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 
 def draw_crops(folder: Path, images: ImageDataset, recipe: Recipe, *, seed: int, index: int = 0) -> Path:
@@ -82,8 +79,8 @@ def draw_learned(folder: Path, backbone: Backbone, images: ImageDataset, *, seed
         return []
 
 
-def learned(backbone: Backbone, images: ImageDataset, *, number: int = 4, seed: int = 0) -> dict[str, Figure]:
-    """Pictures of what a backbone makes of some images, evenly chosen.
+def learned(backbone: Backbone, images: ImageDataset, *, number: int = 4, seed: int = 0) -> dict[str, Any]:
+    """Figures of what a backbone makes of some images, evenly chosen.
 
     ``attention`` of the last block from the middle of each image, if the backbone has it; ``correspondence`` of two
     views of the first; ``pca`` of all.
