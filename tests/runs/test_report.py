@@ -134,6 +134,21 @@ def run(tmp_path) -> Path:
 # -- what it says
 
 
+def test_a_run_of_one_epoch_in_words(run):
+    lines = (run / "metrics.csv").read_text().splitlines()
+    (run / "metrics.csv").write_text("\n".join(lines[:3]) + "\n")
+    alt = assert_sound(page([run])).all("img")[0]["alt"]
+    assert alt == "view loss 5 after epoch 1; k-NN top-1 25.0% after epoch 1"
+
+
+def test_results_stand_below_the_name_of_their_run(tmp_path):
+    runs = [write_run(tmp_path / name) for name in ("a", "unmeasured", "b")]
+    (runs[1] / "results.json").write_text('{"status": "stopped"}')
+    html = page(runs)
+    heads = re.findall(r'<th scope="colgroup" colspan="1">([^<]*)</th>', html)
+    assert heads == ["a", "b"]
+
+
 def test_a_page_about_one_run(run):
     reader = assert_sound(page([run]))
     for said in (

@@ -44,6 +44,11 @@ def test_a_learning_curve_of_metrics_with_any_names():
         learning_curve(rows, losses=["d"], accuracy=None)
 
 
+def test_a_learning_curve_of_one_epoch_shows_its_point():
+    (axes,) = learning_curve([{"step": 3, "epoch": 0, "a": 3.0}], losses=["a"], accuracy=None).axes
+    assert axes.lines[0].get_marker() == "o"
+
+
 def test_learning_curve_shows_every_value_and_each_baseline(tmp_path) -> None:
     rows = [{"step": s, "epoch": s // 2, "train/view_loss": 5.0 - s, "train/region_loss": 4.0} for s in range(4)]
     rows += [{"step": 3, "epoch": 1, "knn/top1": 0.5}]

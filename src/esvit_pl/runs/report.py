@@ -578,6 +578,8 @@ def curves(runs: Sequence[Facts]) -> Picture | None:
 def _curve_in_words(name: str, epochs: Sequence[float], values: Sequence[float]) -> str:
     first, last = (shown(value, name) for value in (values[0], values[-1]))
     title = f"{PROBES['knn']} top-1" if name == KNN_TOP1 else loss_title(name)
+    if len(values) == 1:
+        return f"{title} {first} after epoch {epochs[0]:g}"
     return f"{title} from {first} after epoch {epochs[0]:g} to {last} after epoch {epochs[-1]:g}"
 
 

@@ -85,7 +85,8 @@ def _line(axes: Axes, x: np.ndarray, y: np.ndarray, colour: str, label: str) -> 
     """The curve; where it has many points, its running mean over the noise of the steps."""
     window = len(x) // 40
     if window < 2:
-        axes.plot(x, y, color=colour, linewidth=1.6, label=label)
+        mark = "o" if len(x) == 1 else None  # a single point would be a line without length
+        axes.plot(x, y, color=colour, linewidth=1.6, marker=mark, markersize=4, label=label)
         return
     axes.plot(x, y, color=colour, linewidth=0.8, alpha=0.25)
     mean = np.convolve(y, np.ones(window) / window, mode="valid")
