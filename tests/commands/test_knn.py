@@ -195,6 +195,16 @@ def test_without_labels_it_says_what_can_be_measured(pretrained, commands, unlab
     assert f"rankme  {free.results['metrics']['rankme']:6.4g}" in free.out
 
 
+def test_logistic_regression_of_a_checkpoint(pretrained, commands, pictures):
+    outcome = commands.evaluate("knn", pretrained.last, pictures, "evaluator@module=logistic")
+    assert outcome.code == 0, outcome.err
+    assert list(outcome.results["logistic"])[-1] == "pretrained"
+    assert "logistic regression" in outcome.out
+    assert outcome.results["metrics"]["logistic/C"] > 0
+    low, high = outcome.results["evaluation"]["intervals"]["logistic"]["pretrained"]
+    assert low <= outcome.results["logistic"]["pretrained"] <= high
+
+
 def test_without_arguments_it_says_what_it_needs(commands):
     outcome = commands.run("knn")
     assert outcome.code == 1

@@ -1,12 +1,16 @@
 from __future__ import annotations
 
 import math
+import os
+import socket
 
 import golden_files
 import pytest
 import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
 
-from esvit_pl.evaluation import fit_logistic, logistic
+from esvit_pl.evaluation import EvaluationData, Logistic, fit_logistic, logistic
 
 
 @pytest.mark.golden
@@ -38,6 +42,13 @@ def test_is_what_scikit_learn_says(classes):
         torch.testing.assert_close(ours, torch.tensor(theirs.predict_proba(features)), rtol=0, atol=1e-4)
 
 
+def test_it_learns_in_inference_mode_too():
+    with torch.inference_mode():
+        features, labels = BANK[0] * 1, BANK[1] * 1
+        found = fit_logistic(features, labels, C=1.0)
+    torch.testing.assert_close(found.weight, fit_logistic(*BANK, C=1.0).weight)
+
+
 def test_without_weight_only_the_frequencies_of_classes_are_learned():
     labels = torch.tensor([0, 0, 0, 1])
     model = fit_logistic(torch.randn(4, 3), labels, C=1e-9)
@@ -62,3 +73,96 @@ def test_without_weight_only_the_frequencies_of_classes_are_learned():
 def test_bad_input(features, labels, how, said):
     with pytest.raises(ValueError, match=said):
         fit_logistic(features, labels, **how)
+
+
+# -- the evaluator
+
+
+def cloud(number: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Three overlapping classes."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(number) % 3
+    return torch.eye(3).repeat(1, 2)[labels] + 0.8 * torch.randn(number, 6, generator=generator), labels
+
+
+BANK, QUERY = cloud(90, 0), cloud(60, 1)
+
+
+def features(images):
+    return images
+
+
+def test_with_a_given_penalty_it_is_one_fit_of_the_bank():
+    found = Logistic(C=0.5).run(features, EvaluationData([BANK], [QUERY]))
+    answers = fit_logistic(*BANK, C=0.5).probabilities(QUERY[0]).argmax(1)
+    assert found == {
+        "logistic/top1": float((answers == QUERY[1]).double().mean()),
+        "logistic/top5": 1.0,
+        "logistic/C": 0.5,
+    }
+
+
+def test_the_penalty_is_chosen_without_a_look_at_the_query():
+    found = Logistic().run(features, EvaluationData([BANK], [QUERY]))
+    shuffled = Logistic().run(features, EvaluationData([BANK], [(QUERY[0], QUERY[1].flip(0))]))
+    assert found["logistic/C"] == shuffled["logistic/C"]
+    assert found["logistic/held_out_top1"] == shuffled["logistic/held_out_top1"]
+    assert found["logistic/top1"] != shuffled["logistic/top1"]
+    again = Logistic(C=found["logistic/C"]).run(features, EvaluationData([BANK], [QUERY]))
+    assert again["logistic/top1"] == found["logistic/top1"]  # the whole bank was fitted again
+
+
+def test_the_held_out_part_has_some_of_each_class_and_leaves_one():
+    labels = torch.tensor([0] * 10 + [1] * 5 + [2])
+    away = logistic.held_out(labels, 0.2, seed=0)
+    assert labels[away].bincount(minlength=3).tolist() == [2, 1, 0]
+    assert torch.equal(away, logistic.held_out(labels, 0.2, seed=0))
+    assert not torch.equal(away, logistic.held_out(labels, 0.2, seed=1))
+
+
+@pytest.mark.parametrize(("best", "found"), [(2.375, 2.375), (-0.13, -0.125), (-7.0, -6.0), (6.0, 6.0)])
+def test_the_search_ends_within_an_eighth_of_a_power_of_ten(best, found):
+    asked = []
+    assert logistic.best_power(lambda power: asked.append(power) or -abs(power - best)) == found
+    assert len(asked) == len(set(asked)) <= 15
+
+
+def test_a_penalty_at_the_border_is_said(capsys):
+    images, labels = torch.eye(2).repeat(20, 1), torch.arange(40) % 2  # any C will do, and the lowest is taken
+    Logistic().run(features, EvaluationData([(images, labels)], [(images, labels)]))
+    assert (
+        "logistic regression: C=1e-06 is the border of the search, which goes from 1e-06 to 1e+06"
+        in capsys.readouterr().out
+    )
+
+
+def test_what_cannot_be_fitted():
+    with pytest.raises(ValueError, match="needs labels, and the batches of the bank have none"):
+        Logistic(C=1.0).run(features, EvaluationData([BANK[0]], [QUERY]))
+    with pytest.raises(ValueError, match="no class has two images"):
+        Logistic().run(features, EvaluationData([(torch.eye(3), torch.arange(3))], [QUERY]))
+    for how, said in (
+        ({"C": -1.0}, "C above 0"),
+        ({"held_out": 1.0}, "held_out above 0"),
+        ({"max_iterations": 0}, "1 or more"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            Logistic(**how)
+
+
+def work(rank: int, port: int) -> None:
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    dist.init_process_group("gloo", rank=rank, world_size=2)
+    batches = [[(x[start : start + 15], y[start : start + 15]) for start in range(0, 60, 15)] for x, y in (BANK, QUERY)]
+    found = Logistic(C=1.0).run(features, EvaluationData(*batches))
+    expected = fit_logistic(BANK[0][:60], BANK[1][:60], C=1.0).probabilities(QUERY[0]).argmax(1) == QUERY[1]
+    assert found["logistic/top1"] == pytest.approx(float(expected.double().mean()))
+    dist.destroy_process_group()
+
+
+@pytest.mark.skipif(not dist.is_gloo_available(), reason="gloo is not built in")
+def test_two_ranks_answer_as_one():
+    with socket.socket() as port:
+        port.bind(("127.0.0.1", 0))
+        number = port.getsockname()[1]
+    mp.spawn(work, (number,), nprocs=2)

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from esvit_pl.evaluation.linear import Linear as Linear
     from esvit_pl.evaluation.linear import LinearHeads as LinearHeads
     from esvit_pl.evaluation.linear import learn_ as learn_
+    from esvit_pl.evaluation.logistic import Logistic as Logistic
     from esvit_pl.evaluation.logistic import LogisticModel as LogisticModel
     from esvit_pl.evaluation.logistic import fit_logistic as fit_logistic
 
@@ -45,6 +46,7 @@ _HOMES = {
     "KNN": "knn",
     "Linear": "linear",
     "LinearHeads": "linear",
+    "Logistic": "logistic",
     "LogisticModel": "logistic",
     "NearestImages": "label_free",
     "Place": "data",

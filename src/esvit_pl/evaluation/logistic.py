@@ -1,15 +1,26 @@
-"""Logistic regression on frozen features, solved to the end."""
+"""Logistic regression on frozen features, solved to the end, with a penalty that is chosen on held-out images."""
 
 # n images | d channels | c classes | o outputs: c, or 1 for two classes
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from esvit_pl.distributed import gather_uneven, rank, sum_over_ranks
+from esvit_pl.evaluation.accuracy import accuracies_over_ranks, count_correct
+from esvit_pl.evaluation.data import EvaluationData
+from esvit_pl.evaluation.features import needed_labels
+from esvit_pl.evaluation.interface import Evaluator, Kind
+from esvit_pl.printing import say
+
+SEARCHED = (-6.0, 6.0)
+"""Powers of ten between which C is looked for."""
 LOGITS_AT_ONCE = 2**26
 """So many at once: a larger training set is gone through in parts, which add up to the same gradient."""
 
@@ -30,6 +41,7 @@ class LogisticModel(NamedTuple):
         return torch.cat([-logits, logits], dim=1).sigmoid()
 
 
+@torch.inference_mode(False)  # in which Lightning evaluates
 def fit_logistic(
     features: Tensor,
     labels: Tensor,
@@ -58,7 +70,7 @@ def fit_logistic(
         C: how much the losses weigh against the weights; a small one keeps the weights small.
         num_classes: c; by default the largest label, plus one.
         start: weights to begin with, those of another C.
-        tolerance: the search ends when no entry of the gradient, divided by C and n, is larger.
+        tolerance: the search ends when no entry of the gradient of the mean loss is larger.
         dtype: of the weights and of all sums.
 
     Raises:
@@ -77,13 +89,18 @@ def fit_logistic(
     if not features.isfinite().all():
         raise ValueError("features must be finite, and some are not")
     outputs = classes if classes > 2 else 1
-    weight, bias = (features.new_zeros(shape, dtype=dtype) for shape in ((outputs, features.shape[1]), (outputs,)))
+    # The solver sees features of mean 0 and weights that all change the loss alike: the minimum is the same, and it is
+    # found in tens of steps for every C, not in thousands.
+    mean = features.mean(0, dtype=dtype)
+    scale = (features.var(0, correction=0).to(dtype) / 4 + 1 / (C * len(labels))).rsqrt()
+    scaled, moved = (features.new_zeros(shape, dtype=dtype) for shape in ((outputs, features.shape[1]), (outputs,)))
     if start is not None:
-        weight.copy_(start.weight)
-        bias.copy_(start.bias)
+        scaled.copy_(start.weight / scale)
+        moved.copy_(start.bias + start.weight @ mean)
+    features, labels = (each.clone() if each.is_inference() else each for each in (features, labels))
     parts = list(zip(*(each.split(max(1, LOGITS_AT_ONCE // outputs)) for each in (features, labels)), strict=True))
     solver = torch.optim.LBFGS(
-        [weight.requires_grad_(), bias.requires_grad_()],
+        [scaled.requires_grad_(), moved.requires_grad_()],
         max_iter=max_iterations,
         max_eval=2 * max_iterations,
         tolerance_grad=tolerance,
@@ -92,11 +109,16 @@ def fit_logistic(
         line_search_fn="strong_wolfe",
     )
 
+    def model() -> LogisticModel:
+        weight = scaled * scale
+        return LogisticModel(weight, moved - weight @ mean)
+
     def loss() -> Tensor:
         solver.zero_grad()
-        total = weight.square().sum() / (2 * C * len(labels))
+        total = model().weight.square().sum() / (2 * C * len(labels))
         total.backward()
         for some, truth in parts:
+            weight, bias = model()
             logits = F.linear(some.to(dtype), weight, bias)
             part = (
                 F.cross_entropy(logits, truth, reduction="sum")
@@ -109,4 +131,135 @@ def fit_logistic(
 
     with torch.enable_grad():
         solver.step(loss)
-    return LogisticModel(weight.detach(), bias.detach())
+    with torch.no_grad():
+        return model()
+
+
+def best_power(
+    score: Callable[[float], float], lowest: float = SEARCHED[0], highest: float = SEARCHED[1], *, step: float = 2.0
+) -> float:
+    """The power of ten with the highest score, to an eighth: CLIP's search (Radford et al., arXiv 2103.00020, A.3).
+
+    Every second power first, then the step is halved four times about the best; of equal scores the lowest power.
+
+    >>> best_power(lambda power: -abs(power - 2.4))
+    2.375
+    """
+    known: dict[float, float] = {}
+
+    def best_of(powers: list[float]) -> float:
+        known.update({power: score(power) for power in powers if power not in known})
+        return min(known, key=lambda power: (-known[power], power))
+
+    best = best_of([lowest + step * number for number in range(round((highest - lowest) / step) + 1)])
+    for halving in range(1, 5):
+        near = step / 2**halving
+        best = best_of([power for power in (best - near, best + near) if lowest <= power <= highest])
+    return best
+
+
+class Logistic(Evaluator):
+    """Accuracy of logistic regression on the pooled features of the bank.
+
+    C is chosen on a part of the bank that is held out (`best_power`); then the bank as a whole is fitted, and the query
+    is looked at once. ``logistic/top1`` and ``logistic/top5`` are the fractions of the query that are right,
+    ``logistic/C`` is what was chosen, ``logistic/held_out_top1`` is the accuracy there. A line says so if C lies at the
+    border of the search.
+
+    >>> import torch
+    >>> from esvit_pl.evaluation import EvaluationData, Logistic
+    >>> images, labels = torch.eye(6).repeat(5, 1).reshape(30, 1, 2, 3), torch.arange(30) % 2
+    >>> data = EvaluationData(bank=[(images, labels)], query=[(images, labels)])
+    >>> Logistic(C=1.0).run(lambda images: images.flatten(1), data)
+    {'logistic/top1': 1.0, 'logistic/top5': 1.0, 'logistic/C': 1.0}
+
+    Args:
+        C: how much the losses weigh against the weights, as scikit-learn has it; None looks for it.
+        held_out: share of each class of the bank on which C is chosen.
+        max_iterations: of L-BFGS, for each C.
+        seed: of the part that is held out.
+    """
+
+    reads: tuple[Kind, ...] = ("pooled",)
+    trains = True
+
+    def __init__(
+        self,
+        *,
+        C: float | None = None,  # noqa: N803
+        held_out: float = 0.2,
+        max_iterations: int = 1000,
+        seed: int = 0,
+    ) -> None:
+        if C is not None and not C > 0:
+            raise ValueError(f"logistic regression needs C above 0, or null to look for it, got {C}")
+        if not 0 < held_out < 1:
+            raise ValueError(f"logistic regression needs held_out above 0 and below 1, got {held_out}")
+        if max_iterations < 1:
+            raise ValueError(f"logistic regression needs max_iterations of 1 or more, got {max_iterations}")
+        self.C, self.held_out, self.max_iterations, self.seed = C, held_out, max_iterations, seed
+
+    def check(self, encoder: Any, num_classes: int | None) -> None:
+        if num_classes is not None and num_classes < 2:
+            raise ValueError(f"logistic regression needs two classes or more, got {num_classes}")
+
+    def run(self, encoder: Any, data: EvaluationData) -> dict[str, float]:
+        bank, query = data.features(encoder, "bank"), data.features(encoder, "query")
+        bank_labels = needed_labels("logistic regression", bank.labels, "the batches of the bank have none")
+        query_labels = needed_labels("logistic regression", query.labels, "the batches of the query have none")
+        features, labels = gather_uneven(bank.features), gather_uneven(bank_labels)
+        classes = max(data.num_classes or 0, int(labels.max()) + 1 if len(labels) else 0)
+        chosen = {} if self.C is not None else self.choose(features, labels, classes)
+        penalty = chosen.get("logistic/C", self.C)
+        assert penalty is not None
+        how = {"C": penalty, "num_classes": classes, "max_iterations": self.max_iterations}
+        fitted = fit_logistic(features, labels, **how)  # type: ignore[arg-type]
+        # Every rank has solved the same; a last digit that differs is that of the first one.
+        model = LogisticModel(*(sum_over_ranks(part if rank() == 0 else torch.zeros_like(part)) for part in fitted))
+        right = count_correct(model.probabilities(query.features), query_labels)
+        (accuracy,) = accuracies_over_ranks(right, len(query_labels))
+        found = {"logistic/top1": accuracy.top1, "logistic/top5": accuracy.top5}
+        return found | (chosen or {"logistic/C": float(penalty)})
+
+    def choose(self, features: Tensor, labels: Tensor, num_classes: int) -> dict[str, float]:
+        """C and the accuracy of the held-out part with it."""
+        away = held_out(labels, self.held_out, self.seed)
+        models: dict[float, LogisticModel] = {}
+        scores: dict[float, float] = {}
+
+        def score(power: float) -> float:
+            near = min(models, key=lambda known: abs(known - power), default=None)
+            models[power] = fit_logistic(
+                features[~away],
+                labels[~away],
+                C=10**power,
+                num_classes=num_classes,
+                start=None if near is None else models[near],
+                max_iterations=self.max_iterations,
+            )
+            answers = models[power].probabilities(features[away]).argmax(1)
+            scores[power] = float((answers == labels[away]).double().mean())
+            return scores[power]
+
+        best = best_power(score)
+        if best in SEARCHED and rank() == 0:
+            low, high = (f"{10**power:g}" for power in SEARCHED)
+            say(f"logistic regression: C={10**best:g} is the border of the search, which goes from {low} to {high}")
+        return {"logistic/C": 10**best, "logistic/held_out_top1": scores[best]}
+
+
+def held_out(labels: Tensor, share: float, seed: int) -> Tensor:
+    """(n,) true for about this share of the images of each class; one image or more stays.
+
+    Raises:
+        ValueError: no class has two images.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    away = torch.zeros(len(labels), dtype=torch.bool)
+    for label in labels.unique().tolist():
+        places = (labels == label).nonzero()[:, 0].cpu()
+        number = min(math.ceil(share * len(places)), len(places) - 1)
+        away[places[torch.randperm(len(places), generator=generator)[:number]]] = True
+    if not away.any():
+        raise ValueError("C cannot be chosen, for no class has two images; give C=, such as C=1")
+    return away.to(labels.device)

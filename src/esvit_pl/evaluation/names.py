@@ -13,7 +13,7 @@ PROBE_LOSS = "linear/train_loss"
 TRAINING_LOSSES = "train/*_loss"
 """Pattern of the losses that an objective logs, one for each of its terms."""
 
-PROBES = {"knn": "k-NN", "linear": "linear"}
+PROBES = {"knn": "k-NN", "linear": "linear", "logistic": "logistic regression"}
 """Probe, as in results.json and in the config, -> its title. A probe of somebody else's is called by its name."""
 
 
