@@ -65,7 +65,8 @@ def test_a_folder_of_jpegs_becomes_a_backbone(run):
     assert run.metrics["knn/top1"] == run.results["knn"]["pretrained"]
     assert {"train/view_loss", "train/region_loss", "train/lr"} <= run.metrics.keys()
     assert run.checkpoint == run.folder / "checkpoints" / "last.ckpt"
-    assert list(run.figures) == ["comparison", "crops", "learning_curve"]
+    names = ["attention", "comparison", "correspondence", "crops", "learning_curve", "neighbours", "pca"]
+    assert list(run.figures) == names
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in run.figures.values())
     pooled = run.backbone(torch.zeros(2, 3, 16, 16)).pooled
     assert pooled.shape == (2, 16)
@@ -105,7 +106,7 @@ def test_esvit_table_shows_what_was_changed(run):
 
 def test_it_shows_itself_in_a_notebook(run):
     shown = run._repr_html_()
-    assert shown.count("data:image/png;base64,") == 3
+    assert shown.count("data:image/png;base64,") == len(run.figures)
     assert "knn/top1" in shown
     assert repr(run).startswith("Result(")
 
