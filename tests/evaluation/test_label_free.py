@@ -6,8 +6,8 @@ import pytest
 import torch
 import toys
 
-from esvit_pl.evaluation import EffectiveRank, EvaluationData, NearestImages, RankMe, RegionDiversity, label_free
-from esvit_pl.metrics import effective_rank, rankme, region_diversity
+from esvit_pl.evaluation import EffectiveRank, EvaluationData, LiDAR, NearestImages, RankMe, RegionDiversity, label_free
+from esvit_pl.metrics import effective_rank, lidar, rankme, region_diversity
 
 DRAW = torch.Generator().manual_seed(0)
 BANK, QUERY = torch.randn(6, 3, 32, 32, generator=DRAW), torch.randn(3, 3, 32, 32, generator=DRAW)
@@ -25,6 +25,28 @@ def test_they_measure_the_images_of_bank_and_query_together():
     diversity = float(region_diversity(features.regions))
     assert RegionDiversity().run(encoder, images) == {"region_diversity": pytest.approx(diversity, rel=1e-5)}
     assert 0 < diversity < 1
+
+
+def test_lidar_is_that_of_all_views_of_the_first_images():
+    def views_of(seed):
+        return torch.randn(2, 5, 4, generator=torch.Generator().manual_seed(seed)) + 5 * torch.eye(5)[:, :4]
+
+    def pairs(*, same_box, color, seed):
+        assert (same_box, color) == (False, True)
+        return [{"views": [*views_of(seed)[:, :3]]}, {"views": [*views_of(seed)[:, 3:]]}]
+
+    found = LiDAR(views=6, images=4, seed=7).run(lambda images: -images, EvaluationData(pairs=pairs))
+    clones = torch.cat([views_of(seed) for seed in (7, 8, 9)]).transpose(0, 1)[:4]
+    assert found == {"lidar": pytest.approx(float(lidar(-clones)))}
+
+
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [({"views": 3}, "an even number of views, 2 or more, got 3"), ({"images": 1}, "2 images or more, got 1")],
+)
+def test_what_lidar_refuses(how, said):
+    with pytest.raises(ValueError, match=said):
+        LiDAR(**how)
 
 
 def test_an_encoder_without_regions_is_told():
@@ -47,4 +69,6 @@ def test_numbers_of_images_that_were_dealt_to_two_processes(monkeypatch):
 
 
 def test_they_are_asked_without_labels():
-    assert not any(asked.needs_labels for asked in (EffectiveRank(), RankMe(), RegionDiversity(), NearestImages()))
+    assert not any(
+        asked.needs_labels for asked in (EffectiveRank(), RankMe(), LiDAR(), RegionDiversity(), NearestImages())
+    )

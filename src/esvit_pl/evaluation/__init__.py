@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from esvit_pl.evaluation.knn import KNN as KNN
     from esvit_pl.evaluation.knn import knn_accuracy_over_ranks as knn_accuracy_over_ranks
     from esvit_pl.evaluation.label_free import EffectiveRank as EffectiveRank
+    from esvit_pl.evaluation.label_free import LiDAR as LiDAR
     from esvit_pl.evaluation.label_free import NearestImages as NearestImages
     from esvit_pl.evaluation.label_free import RankMe as RankMe
     from esvit_pl.evaluation.label_free import RegionDiversity as RegionDiversity
@@ -44,6 +45,7 @@ _HOMES = {
     "Extracted": "features",
     "GreyHistogram": "baselines",
     "KNN": "knn",
+    "LiDAR": "label_free",
     "Linear": "linear",
     "LinearHeads": "linear",
     "Logistic": "logistic",

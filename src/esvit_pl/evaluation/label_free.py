@@ -1,6 +1,6 @@
 """Questions to frozen features that need no labels: how many directions they use, whether regions differ."""
 
-# n images of bank and query | d, c channels
+# n images of bank and query | b images | d, c channels
 
 from __future__ import annotations
 
@@ -12,8 +12,11 @@ from torch import Tensor
 
 from esvit_pl.distributed import gather_uneven, num_ranks
 from esvit_pl.evaluation.data import EvaluationData
+from esvit_pl.evaluation.features import pooled
 from esvit_pl.evaluation.interface import Evaluator, Kind
-from esvit_pl.metrics import diversity, effective_rank, nearest, rankme
+from esvit_pl.isolation import untracked
+from esvit_pl.metrics import diversity, effective_rank, lidar, nearest, rankme
+from esvit_pl.precision import wide
 
 
 class _LabelFree(Evaluator):
@@ -73,6 +76,57 @@ class RegionDiversity(_LabelFree):
     name = "region_diversity"
     reads = ("regions",)
     number = staticmethod(diversity)
+
+
+class LiDAR(Evaluator):
+    """LiDAR (Thilak et al., ICLR 2024; `metrics.lidar`): in how many directions images differ more than their views do.
+
+    Views are made as the training makes its global crops, of the first images of the query. The paper has 50 views of
+    1,000 images.
+
+    >>> import torch
+    >>> from esvit_pl.evaluation import EvaluationData, LiDAR
+    >>> views = lambda **how: [{"views": [torch.eye(3), torch.eye(3)]}]
+    >>> round(LiDAR(views=4).run(lambda images: images, EvaluationData(pairs=views))["lidar"], 3)
+    2.0
+
+    Args:
+        views: of each image; an even number.
+        images: so many at most.
+        color: with the changes of colour of the training.
+        seed: of the views.
+
+    Raises:
+        ValueError: an odd number of views, or none; no images; the data has no pairs of views.
+    """
+
+    needs_labels = False
+
+    def __init__(self, views: int = 50, images: int = 1000, *, color: bool = True, seed: int = 0) -> None:
+        if views < 2 or views % 2:
+            raise ValueError(f"LiDAR needs an even number of views, 2 or more, got {views}")
+        if images < 2:
+            raise ValueError(f"LiDAR needs 2 images or more, got {images}")
+        self.views, self.images, self.color, self.seed = views, images, color, seed
+
+    def run(self, encoder: Any, data: EvaluationData) -> dict[str, float]:
+        wanted = -(-self.images // num_ranks())
+        with untracked():
+            pairs = [self._pair(encoder, data, self.seed + number, wanted) for number in range(self.views // 2)]
+        return {"lidar": float(lidar(gather_uneven(torch.cat(pairs, dim=1))))}
+
+    def _pair(self, encoder: Any, data: EvaluationData, seed: int, wanted: int) -> Tensor:
+        """(b 2 d): features of two views of this rank's images."""
+        found: list[Tensor] = []
+        for batch in data.pairs(same_box=False, color=self.color, seed=seed):
+            views = data.place.prepare(list(batch["views"]))
+            with data.place.forward_context():
+                found.append(torch.stack([wide(pooled(encoder(view))) for view in views], dim=1))
+            if sum(map(len, found)) >= wanted:
+                break
+        if not found:
+            raise ValueError("LiDAR needs an image or more on every process, and one has none")
+        return torch.cat(found)[:wanted]
 
 
 class Neighbours(NamedTuple):

@@ -20,6 +20,7 @@ PROBES = {"knn": "k-NN", "linear": "linear", "logistic": "logistic regression"}
 TITLES = {
     "effective_rank": "effective rank",
     "rankme": "RankMe",
+    "lidar": "LiDAR",
     "region_diversity": "region diversity",
     "correspondence": "region correspondence",
     **PROBES,
