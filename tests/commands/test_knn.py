@@ -200,9 +200,18 @@ def test_logistic_regression_of_a_checkpoint(pretrained, commands, pictures):
     assert outcome.code == 0, outcome.err
     assert list(outcome.results["logistic"])[-1] == "pretrained"
     assert "logistic regression" in outcome.out
-    assert outcome.results["metrics"]["logistic/C"] > 0
+    assert f"C={outcome.results['metrics']['logistic/C']:.3g} was chosen on" in outcome.out
     low, high = outcome.results["evaluation"]["intervals"]["logistic"]["pretrained"]
     assert low <= outcome.results["logistic"]["pretrained"] <= high
+
+
+def test_lidar_of_a_checkpoint_needs_no_labels(pretrained, commands, unlabelled):
+    words = ["evaluator@module=lidar", "module.views=4", "module.images=6"]
+    outcome = commands.evaluate("knn", pretrained.last, unlabelled, *words)
+    assert outcome.code == 0, outcome.err
+    assert list(outcome.results["lidar"]) == ["untrained", "pretrained"]
+    assert 1 <= outcome.results["lidar"]["pretrained"] <= 5  # directions between 6 images
+    assert "LiDAR" in outcome.out
 
 
 def test_without_arguments_it_says_what_it_needs(commands):

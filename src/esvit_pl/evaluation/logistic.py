@@ -163,8 +163,8 @@ class Logistic(Evaluator):
 
     C is chosen on a part of the bank that is held out (`best_power`); then the bank as a whole is fitted, and the query
     is looked at once. ``logistic/top1`` and ``logistic/top5`` are the fractions of the query that are right,
-    ``logistic/C`` is what was chosen, ``logistic/held_out_top1`` is the accuracy there. A line says so if C lies at the
-    border of the search.
+    ``logistic/C`` is what was chosen, ``logistic/held_out_top1`` is the accuracy there. A line tells C, and
+    whether it lies at the border of the search.
 
     >>> import torch
     >>> from esvit_pl.evaluation import EvaluationData, Logistic
@@ -242,9 +242,9 @@ class Logistic(Evaluator):
             return scores[power]
 
         best = best_power(score)
-        if best in SEARCHED and rank() == 0:
-            low, high = (f"{10**power:g}" for power in SEARCHED)
-            say(f"logistic regression: C={10**best:g} is the border of the search, which goes from {low} to {high}")
+        if rank() == 0:
+            border = ", the border of the search," if best in SEARCHED else ""
+            say(f"logistic regression: C={10**best:.3g}{border} was chosen on {int(away.sum())} images held out")
         return {"logistic/C": 10**best, "logistic/held_out_top1": scores[best]}
 
 
