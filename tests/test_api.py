@@ -275,7 +275,7 @@ def test_compose_inside_another_hydra_application_leaves_it_alone(tmp_path):
 
 
 def test_compose_says_what_is_wrong():
-    with pytest.raises(ValueError, match="compose needs one of pretrain, linear, knn, got 'train'"):
+    with pytest.raises(ValueError, match="compose needs one of pretrain, linear, knn, embed, got 'train'"):
         esvit_pl.compose("train")
     with pytest.raises(ValueError, match=r"takes settings such as 'seed=1', got the flag --cfg"):
         esvit_pl.compose("pretrain", "--cfg", "job")

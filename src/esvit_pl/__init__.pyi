@@ -2,6 +2,7 @@
 # ruff: noqa: I001
 
 from esvit_pl.api import compose as compose
+from esvit_pl.api import embed as embed
 from esvit_pl.api import evaluate as evaluate
 from esvit_pl.api import list_backbones as list_backbones
 from esvit_pl.api import plan as plan

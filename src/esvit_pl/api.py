@@ -1,4 +1,4 @@
-"""The commands as functions, for notebooks and scripts: ``esvit_pl.pretrain``, ``evaluate``, ``plan``,
+"""The commands as functions, for notebooks and scripts: ``esvit_pl.pretrain``, ``evaluate``, ``embed``, ``plan``,
 ``compose``, ``list_backbones``.
 
 They do what the commands do with the same configs, and leave nothing behind in the process: Hydra's global state,
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from esvit_pl.runs.result import Result
 
 
-__all__ = ["compose", "evaluate", "list_backbones", "plan", "pretrain"]
+__all__ = ["compose", "embed", "evaluate", "list_backbones", "plan", "pretrain"]
 
 
 def pretrain(
@@ -177,6 +177,37 @@ def evaluate(
         summary.update(status="finished", **table, metrics=metrics, evaluation=about)
         draw_comparison(folder / "figures", table)
     return Result(folder, next(iter(finished.values())).backbone, Path(ckpt_path), metrics)
+
+
+def embed(
+    ckpt_path: str | os.PathLike[str],
+    data: Any = None,
+    out: str | os.PathLike[str] = "features.npz",
+    **overrides: Any,
+) -> Path:
+    """Write a checkpoint's features of images to a file: ``esvit-embed`` as a function.
+
+        path = esvit_pl.embed(run.checkpoint, "photos/", out="photos.npz", blocks=4)
+        names, labels, features, about = esvit_pl.evaluation.load_features(path)
+        features["pooled"], features["blocks4"]
+
+    Args:
+        ckpt_path: a checkpoint of `pretrain`, a released one, or the name of a timm model.
+        data: as in `pretrain`. Left out, the images of the checkpoint's own training.
+        out: .npz, .csv or .parquet (which needs pyarrow). What was stopped goes on with the same call.
+        overrides: every other setting of the command: ``split="val"``, ``regions=True``, ``dtype="float16"``,
+            ``overwrite=True``, ``trainer="gpu"``.
+    """
+    from esvit_pl.commands import embed as job
+
+    check_not_in_a_copy("embed")
+    words = settings({"ckpt_path": Path(ckpt_path), "out": Path(out)}, overrides)
+    cfg, choices, images, _ = _prepared("embed", data, words)
+    _need("embed", cfg, choices, images, ("ckpt_path",))
+    if cfg.datamodule.num_workers != 0:
+        check_guard("embed", images)
+    with nothing_left_behind():
+        return job.embed(cfg, images)
 
 
 def _prepared(

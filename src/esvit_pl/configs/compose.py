@@ -20,7 +20,7 @@ from esvit_pl.configs.near_match import near
 from esvit_pl.configs.quoting import quote_paths, quoted
 from esvit_pl.configs.refusals import explain
 
-COMMANDS = ("pretrain", "linear", "knn")
+COMMANDS = ("pretrain", "linear", "knn", "embed")
 TABLES = (".csv", ".tsv", ".parquet")  # as `datasets` has them, which would load torch
 
 

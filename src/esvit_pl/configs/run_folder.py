@@ -50,6 +50,8 @@ class RunFolders(Callback):
 
 def makes_run(config: DictConfig) -> bool:
     """Whether the command makes run folders; those that do not, run in the working directory and leave no notes."""
+    if config.hydra.run.dir == "." and not is_first_process():  # Lightning gives its processes the first one's folder
+        return False
     typed = _typed(config)
     own_folder = config.hydra.run.dir != "." and "hydra.run.dir" not in typed
     return config.hydra.output_subdir is not None or "hydra.output_subdir" in typed or own_folder

@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from esvit_pl.evaluation.logistic import Logistic as Logistic
     from esvit_pl.evaluation.logistic import LogisticModel as LogisticModel
     from esvit_pl.evaluation.logistic import fit_logistic as fit_logistic
+    from esvit_pl.evaluation.stored import Stored as Stored
+    from esvit_pl.evaluation.stored import load_features as load_features
 
 _HOMES = {
     "Baselines": "baselines",
@@ -57,11 +59,13 @@ _HOMES = {
     "RegionCorrespondence": "correspondence",
     "RegionDiversity": "label_free",
     "RegionRetrieval": "correspondence",
+    "Stored": "stored",
     "Training": "data",
     "extract_features": "features",
     "fit_logistic": "logistic",
     "knn_accuracy_over_ranks": "knn",
     "learn_": "linear",
+    "load_features": "stored",
     "place_of": "data",
     "unpack_batch": "features",
     "unpack_first_view": "features",

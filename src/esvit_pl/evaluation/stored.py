@@ -1,0 +1,270 @@
+"""Features on the disk: written batch by batch, by several processes, and again after a stop; then one file.
+
+Nothing here grows with the number of images but their names.
+"""
+
+# n images | k rows that are written or read at once
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+from zipfile import ZipFile
+
+import numpy as np
+
+from esvit_pl.safe_text import for_csv
+from esvit_pl.whole import replacing
+
+ROWS = 1024
+"""So many rows are in memory at once."""
+_NUMBER = np.dtype("<i8")
+
+
+class Stored(NamedTuple):
+    """What a file of features holds."""
+
+    names: Sequence[str]
+    labels: np.ndarray | None
+    """(n,) classes; None without labels."""
+    features: Mapping[str, np.ndarray]
+    """{kind: (n ...)}"""
+    about: Mapping[str, Any]
+    """Where they come from: weights, preparation, images."""
+
+
+class FeatureFolder:
+    """A folder of features on the way: every process adds rows to files of its own.
+
+    A row counts once the number of its image is written, which comes last. So a kill costs the batch that was being
+    written, and what another start finds is right.
+
+    >>> folder = FeatureFolder("features.partial", {"weights": "abc"}, number=3)
+    >>> folder.writer().add([2, 0], {"pooled": np.array([[2.0, 2.0], [0.0, 0.0]])})
+    >>> folder.missing().tolist()
+    [1]
+    >>> FeatureFolder("features.partial", {"weights": "another"}, number=3)
+    Traceback (most recent call last):
+    ValueError: features.partial was begun with another weights ("abc", and now "another"); remove it to begin anew
+
+    Args:
+        folder: made if it is not there.
+        about: what the features depend on; a folder that was begun with something else is refused.
+        number: n.
+        begins: whether this process makes the folder, one of all.
+    """
+
+    def __init__(self, folder: str | Path, about: Mapping[str, Any], *, number: int, begins: bool = True) -> None:
+        self.folder, self.number = Path(folder), number
+        self.about = {**about, "images": number}
+        path = self.folder / "about.json"
+        if path.is_file():
+            begun = json.loads(path.read_text(encoding="utf-8"))
+            for name in [*begun, *self.about]:
+                old, new = (json.dumps(each.get(name)) for each in (begun, json.loads(json.dumps(self.about))))
+                if old != new:
+                    raise ValueError(
+                        f"{self.folder} was begun with another {name} ({old}, and now {new}); remove it to begin anew"
+                    )
+        elif begins:
+            with replacing(path) as draft:
+                draft.write_text(json.dumps(self.about, indent=1) + "\n", encoding="utf-8")
+
+    def writer(self) -> Writer:
+        """For one process, until it ends."""
+        return Writer(self.folder / f"part_{time.time_ns()}")
+
+    def missing(self) -> np.ndarray:
+        """Numbers of the images that have no features yet, ascending."""
+        there = np.zeros(self.number, dtype=bool)
+        for part in self._parts():
+            there[part.numbers] = True
+        return np.flatnonzero(~there)
+
+    def merged(self, numbers: np.ndarray | None = None) -> dict[str, Path]:
+        """{kind: a .npy file with a row for each image, in order}.
+
+        Args:
+            numbers: of the images that get a row; None: all.
+
+        Raises:
+            ValueError: one of them has no features yet.
+        """
+        numbers = np.arange(self.number) if numbers is None else numbers
+        missing = np.intersect1d(self.missing(), numbers)
+        if len(missing) or not len(numbers):
+            first = f", the first is {missing[0]}" if len(missing) else ""
+            raise ValueError(f"{len(missing)} of {len(numbers)} images have no features yet{first}")
+        row_of = np.full(self.number, -1)
+        row_of[numbers] = np.arange(len(numbers))
+        paths: dict[str, Path] = {}
+        wholes: dict[str, np.memmap[Any, Any]] = {}
+        for part in self._parts():
+            for kind, (dtype, shape) in part.kinds.items():
+                if kind not in wholes:
+                    paths[kind] = self.folder / f"{kind}.npy"
+                    wholes[kind] = np.lib.format.open_memmap(paths[kind], "w+", dtype, (len(numbers), *shape))
+                if not len(part.numbers):
+                    continue
+                rows = np.memmap(part.folder / f"{kind}.bin", dtype, "r", shape=(len(part.numbers), *shape))
+                for start in range(0, len(rows), ROWS):
+                    places = row_of[part.numbers[start : start + ROWS]]
+                    wholes[kind][places[places >= 0]] = rows[start : start + ROWS][places >= 0]
+        for whole in wholes.values():
+            whole.flush()
+        return paths
+
+    def remove(self) -> None:
+        """The folder and all in it."""
+        shutil.rmtree(self.folder)
+
+    def _parts(self) -> Iterator[_Part]:
+        for folder in sorted(self.folder.glob("part_*")):
+            if (folder / "kinds.json").is_file() and (folder / "numbers.bin").is_file():
+                yield _Part.of(folder)
+
+
+class _Part(NamedTuple):
+    """The rows that one process has written."""
+
+    folder: Path
+    kinds: Mapping[str, tuple[str, tuple[int, ...]]]
+    """{kind: (type of numbers, shape of a row)}"""
+    numbers: np.ndarray
+    """(k,) of the images, in the order in which they came."""
+
+    @classmethod
+    def of(cls, folder: Path) -> _Part:
+        kinds = {
+            kind: (dtype, tuple(shape))
+            for kind, (dtype, shape) in json.loads((folder / "kinds.json").read_text(encoding="utf-8")).items()
+        }
+        numbers = (folder / "numbers.bin").read_bytes()
+        whole = len(numbers) // _NUMBER.itemsize * _NUMBER.itemsize
+        return cls(folder, kinds, np.frombuffer(numbers[:whole], _NUMBER))
+
+
+class Writer:
+    """Appends rows to the files of one process. Between two calls no file is open.
+
+    Args:
+        folder: of this process alone.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._kinds: dict[str, tuple[str, tuple[int, ...]]] = {}
+
+    def add(self, numbers: Sequence[int], features: Mapping[str, np.ndarray]) -> None:
+        """Rows of some images.
+
+        Args:
+            numbers: (k,) of the images.
+            features: {kind: (k ...)}, the same kinds, types and shapes in every call.
+        """
+        arrays = {kind: np.ascontiguousarray(rows) for kind, rows in features.items()}
+        kinds = {kind: (rows.dtype.str, rows.shape[1:]) for kind, rows in arrays.items()}
+        if not self._kinds:
+            self.folder.mkdir(parents=True)
+            with replacing(self.folder / "kinds.json") as draft:
+                draft.write_text(json.dumps(kinds), encoding="utf-8")
+            self._kinds = kinds
+        if kinds != self._kinds or any(len(rows) != len(numbers) for rows in arrays.values()):
+            raise ValueError(f"rows of {self._kinds} were begun, and {len(numbers)} of {kinds} came")
+        for name, rows in {**arrays, "numbers": np.asarray(numbers, _NUMBER)}.items():  # the numbers last
+            with open(self.folder / f"{name}.bin", "ab") as file:
+                file.write(rows.tobytes())
+
+
+# -- one file
+
+
+def write_npz(
+    path: Path, names: Sequence[str], labels: np.ndarray | None, features: Mapping[str, Path], about: Mapping[str, Any]
+) -> Path:
+    """An uncompressed .npz: ``names``, ``labels`` (if there are any), an array for each kind, and ``about`` as JSON."""
+    with replacing(path) as draft, ZipFile(draft, "w") as file:
+
+        def put(name: str, array: np.ndarray) -> None:
+            with file.open(f"{name}.npy", "w") as member:
+                np.lib.format.write_array(member, array, allow_pickle=False)
+
+        put("names", np.array(names, dtype=np.str_))
+        if labels is not None:
+            put("labels", labels)
+        for kind, source in features.items():
+            file.write(source, f"{kind}.npy")
+        put("about", np.array(json.dumps(dict(about))))
+    return path
+
+
+def write_csv(path: Path, names: Sequence[str], labels: np.ndarray | None, features: Mapping[str, Path]) -> Path:
+    """A line for each image: name, label (if there are any), and a column for each number of each kind."""
+    with replacing(path) as draft, draft.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+        writer = csv.writer(file)
+        arrays = {kind: np.load(source, mmap_mode="r") for kind, source in features.items()}
+        columns = [f"{kind}_{column}" for kind, rows in arrays.items() for column in range(rows[0].size)]
+        writer.writerow(["name", *([] if labels is None else ["label"]), *columns])
+        for index, name in enumerate(names):
+            label = [] if labels is None else [int(labels[index])]
+            numbers = [repr(float(number)) for rows in arrays.values() for number in rows[index].ravel()]
+            writer.writerow([for_csv(name), *label, *numbers])
+    return path
+
+
+def write_parquet(
+    path: Path, names: Sequence[str], labels: np.ndarray | None, features: Mapping[str, Path], about: Mapping[str, Any]
+) -> Path:
+    """A row for each image: name, label (if there are any), a list of numbers for each kind; `about` in the metadata.
+
+    Raises:
+        ValueError: pyarrow is not installed.
+    """
+    try:
+        import pyarrow as arrow
+        import pyarrow.parquet
+    except ImportError as error:
+        raise ValueError(f"{path} needs pyarrow: pip install pyarrow; .npz and .csv need nothing") from error
+    arrays = {kind: np.load(source, mmap_mode="r") for kind, source in features.items()}
+    kinds = {
+        kind: arrow.list_(arrow.from_numpy_dtype(rows.dtype), int(np.prod(rows.shape[1:])))
+        for kind, rows in arrays.items()
+    }
+    label_fields = [] if labels is None else [("label", arrow.int64())]
+    shapes = {kind: list(rows.shape[1:]) for kind, rows in arrays.items()}
+    metadata = {"esvit_pl": json.dumps({**about, "shapes": shapes})}
+    schema = arrow.schema([("name", arrow.string()), *label_fields, *kinds.items()], metadata=metadata)
+    with replacing(path) as draft, pyarrow.parquet.ParquetWriter(draft, schema) as file:
+        for start in range(0, len(names), ROWS):
+            some = slice(start, start + ROWS)
+            columns = [arrow.array(list(names[some]))]
+            columns += [] if labels is None else [arrow.array(labels[some])]
+            columns += [
+                arrow.FixedSizeListArray.from_arrays(arrow.array(rows[some].ravel()), type=kinds[kind])
+                for kind, rows in arrays.items()
+            ]
+            file.write_batch(arrow.record_batch(columns, schema=schema))
+    return path
+
+
+def load_features(path: str | Path) -> Stored:
+    """A file that `write_npz` or ``esvit-embed`` has written.
+
+    Raises:
+        ValueError: there is no such file, or it is another one.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"there is no file of features {path}")
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = dict(file)
+        names, about = arrays.pop("names").tolist(), json.loads(str(arrays.pop("about")))
+    except (ValueError, KeyError, AttributeError, OSError) as error:
+        raise ValueError(f"{path} is no file of features that esvit-embed wrote as .npz ({error})") from error
+    return Stored(names, arrays.pop("labels", None), arrays, about)
