@@ -84,7 +84,14 @@ def test_images_that_cannot_be_read_are_left_out_with_their_names(pretrained, co
     for name in ("a", "b", "c"):
         Image.effect_noise((40, 40), 50).save(tmp_path / f"{name}.png")
     (tmp_path / "b.png").write_bytes(b"no picture")
-    outcome = embed(commands, pretrained, tmp_path, f"out={tmp_path}/f.npz", "dataset.on_bad_image=skip", "dataset.bad_image_budget=1")
+    outcome = embed(
+        commands,
+        pretrained,
+        tmp_path,
+        f"out={tmp_path}/f.npz",
+        "dataset.on_bad_image=skip",
+        "dataset.bad_image_budget=1",
+    )
     assert outcome.code == 0, outcome.err
     assert "left out, for they cannot be read: b.png" in outcome.out
     found = load_features(tmp_path / "f.npz")

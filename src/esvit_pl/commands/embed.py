@@ -8,7 +8,6 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from omegaconf import DictConfig
 
 from esvit_pl.configs import evaluated_images, weights
@@ -95,7 +94,6 @@ def embed(cfg: DictConfig, images: Splits | None = None) -> Path:
         trainers.quieten()
         trainer = trainers.quiet(cfg, bar=cfg.trainer.enable_progress_bar)
         trainer.validate(module, data, verbose=False)
-        trainer.strategy.barrier()
     if is_first_process():
         write(folder, out, dataset, about, splits.classes)
     return out
@@ -140,6 +138,8 @@ def write(
     folder: Any, out: Path, dataset: ImageDataset, about: Mapping[str, Any], classes: Sequence[str] | None
 ) -> None:
     """The file; images that the data set skips because they cannot be read are left out, and a line says so."""
+    import numpy as np
+
     from esvit_pl.evaluation.stored import write_csv, write_npz, write_parquet
 
     skipped = folder.missing()

@@ -229,7 +229,9 @@ def write_parquet(
         import pyarrow as arrow
         import pyarrow.parquet
     except ImportError as error:
-        raise ValueError(f"{path} needs pyarrow: pip install pyarrow; .npz and .csv need nothing") from error
+        raise ValueError(
+            f"{path} needs pyarrow: pip install 'esvit_pl[parquet]'; .npz and .csv need nothing"
+        ) from error
     arrays = {kind: np.load(source, mmap_mode="r") for kind, source in features.items()}
     kinds = {
         kind: arrow.list_(arrow.from_numpy_dtype(rows.dtype), int(np.prod(rows.shape[1:])))

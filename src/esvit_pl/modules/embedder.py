@@ -13,6 +13,7 @@ from pytorch_lightning import LightningModule
 from torch import Tensor
 
 from esvit_pl.backbones import Backbone
+from esvit_pl.distributed import sum_over_ranks
 from esvit_pl.evaluation.stored import Writer
 
 
@@ -64,6 +65,9 @@ class Embedder(LightningModule):
         rows = {kind: part.to(self.written).cpu().numpy() for kind, part in features.items()}
         assert self._writer is not None
         self._writer.add(self._numbers[batch["index"].cpu().numpy()], rows)
+
+    def on_validation_epoch_end(self) -> None:
+        sum_over_ranks(torch.zeros(1, device=self.device))  # no rank goes on before all have written
 
     def features(self, images: Tensor) -> dict[str, Tensor]:
         """{kind: (b ...)} of images (b c h w)."""
