@@ -614,7 +614,7 @@ def test_three_epochs_need_no_further_setting(commands, pictures):
         ),
         (
             ["evaluation.probes=[knm]"],
-            r"evaluation.probes holds knm; there are effective_rank, knn, linear, rankme and region_diversity",
+            r"evaluation.probes holds knm; there are effective_rank, knn, lidar, .*, rankme and region_diversity",
         ),
         (
             ["evaluation.probes=[linear]"],
