@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from torch.utils.data import DataLoader, SequentialSampler, TensorDataset
 
 from esvit_pl.evaluation import EvaluationData, Logistic, fit_logistic, logistic
 
@@ -148,14 +149,24 @@ def test_what_cannot_be_fitted():
             Logistic(**how)
 
 
+def loader(images, labels):
+    """Batches of this rank, which has every second image; of one image the second rank has none."""
+    data = TensorDataset(images[dist.get_rank() :: 2], labels[dist.get_rank() :: 2])
+    return DataLoader(data, 15, sampler=OfThisRank(data))
+
+
+class OfThisRank(SequentialSampler):
+    ranks = 2
+
+
 def work(rank: int, port: int) -> None:
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     dist.init_process_group("gloo", rank=rank, world_size=2)
-    batches = [[(x[start : start + 15], y[start : start + 15]) for start in range(0, 60, 15)] for x, y in (BANK, QUERY)]
-    found = Logistic(C=1.0).run(features, EvaluationData(*batches))
-    expected = fit_logistic(BANK[0][:60], BANK[1][:60], C=1.0).probabilities(QUERY[0]).argmax(1) == QUERY[1]
-    assert found["logistic/top1"] == pytest.approx(float(expected.double().mean()))
+    found = Logistic().run(features, EvaluationData(loader(*BANK), loader(*QUERY)))
+    few = Logistic(C=1.0).run(features, EvaluationData(loader(*BANK), loader(QUERY[0][:1], QUERY[1][:1])))
     dist.destroy_process_group()
+    assert found == pytest.approx(Logistic().run(features, EvaluationData([BANK], [QUERY])))
+    assert few == Logistic(C=1.0).run(features, EvaluationData([BANK], [(QUERY[0][:1], QUERY[1][:1])]))
 
 
 @pytest.mark.skipif(not dist.is_gloo_available(), reason="gloo is not built in")

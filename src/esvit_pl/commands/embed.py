@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -115,16 +114,11 @@ def check(cfg: DictConfig, out: Path) -> None:
 
 def origin(cfg: DictConfig, backbone: Backbone, recipe: Recipe, dataset: ImageDataset) -> dict[str, Any]:
     """What the features depend on."""
-    import torch
-
+    from esvit_pl.modules.linear import fingerprint
     from esvit_pl.specs import plain
 
-    digest = blake2b(digest_size=16)
-    for name, value in sorted(backbone.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return {
-        "weights": digest.hexdigest(),
+        "weights": fingerprint(backbone),
         "preparation": plain({name: getattr(recipe, name) for name in evaluated_images.EVALUATION}),
         "data": [dataset.digest(), dataset.content_digest()],
         "precision": str(cfg.trainer.precision),

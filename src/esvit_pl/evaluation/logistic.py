@@ -12,11 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from esvit_pl.distributed import gather_uneven, rank, sum_over_ranks
+from esvit_pl.distributed import gather_uneven, num_ranks, rank, sum_over_ranks
 from esvit_pl.evaluation.accuracy import accuracies_over_ranks, count_correct
 from esvit_pl.evaluation.data import EvaluationData
 from esvit_pl.evaluation.features import needed_labels
 from esvit_pl.evaluation.interface import Evaluator, Kind
+from esvit_pl.evaluation.label_free import dealt_in_turn
 from esvit_pl.printing import say
 
 SEARCHED = (-6.0, 6.0)
@@ -208,6 +209,9 @@ class Logistic(Evaluator):
         bank_labels = needed_labels("logistic regression", bank.labels, "the batches of the bank have none")
         query_labels = needed_labels("logistic regression", query.labels, "the batches of the query have none")
         features, labels = gather_uneven(bank.features), gather_uneven(bank_labels)
+        if num_ranks() > 1:  # in the order of one process, so that the same images are held out
+            order = torch.tensor(dealt_in_turn(len(labels)), device=labels.device).argsort()
+            features, labels = features[order], labels[order]
         classes = max(data.num_classes or 0, int(labels.max()) + 1 if len(labels) else 0)
         chosen = {} if self.C is not None else self.choose(features, labels, classes)
         penalty = chosen.get("logistic/C", self.C)
@@ -216,7 +220,9 @@ class Logistic(Evaluator):
         fitted = fit_logistic(features, labels, **how)  # type: ignore[arg-type]
         # Every rank has solved the same; a last digit that differs is that of the first one.
         model = LogisticModel(*(sum_over_ranks(part if rank() == 0 else torch.zeros_like(part)) for part in fitted))
-        right = count_correct(model.probabilities(query.features), query_labels)
+        right = torch.zeros(2, dtype=torch.float64, device=features.device)
+        if len(query_labels):  # a rank may have no query image
+            right += count_correct(model.probabilities(query.features), query_labels)
         (accuracy,) = accuracies_over_ranks(right, len(query_labels))
         found = {"logistic/top1": accuracy.top1, "logistic/top5": accuracy.top5}
         return found | (chosen or {"logistic/C": float(penalty)})

@@ -262,11 +262,11 @@ def load_features(path: str | Path) -> Stored:
     """
     path = Path(path)
     if not path.is_file():
-        raise ValueError(f"there is no file of features {path}")
+        raise ValueError(f"the features file {path} does not exist")
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = dict(file)
         names, about = arrays.pop("names").tolist(), json.loads(str(arrays.pop("about")))
     except (ValueError, KeyError, AttributeError, OSError) as error:
-        raise ValueError(f"{path} is no file of features that esvit-embed wrote as .npz ({error})") from error
+        raise ValueError(f"{path} is not an .npz file of esvit-embed ({error})") from error
     return Stored(names, arrays.pop("labels", None), arrays, about)
