@@ -70,7 +70,7 @@ def test_what_was_stopped_goes_on(pretrained, commands, pictures, tmp_path, monk
     assert not (tmp_path / "f.npz").exists()
     other = embed(commands, pretrained, pictures, *words, "network=student")
     assert other.code == 1
-    assert "f.npz.partial was begun with another weights" in other.err
+    assert "f.npz.partial was begun with weights" in other.err
     seen.append(True)
     outcome = embed(commands, pretrained, pictures, *words)
     assert outcome.code == 0, outcome.err
@@ -106,7 +106,7 @@ def test_images_that_cannot_be_read_are_left_out_with_their_names(pretrained, co
         (["split=test"], "split=test must be one of train, val, bank, query"),
         (["split=val"], "split=val: these images have none; choose split=train, bank or query"),
         (["dtype=int8"], "dtype=int8 must be float32 or float16"),
-        (["blocks=9"], "9"),
+        (["blocks=9"], "between 1 and the backbone's 2 blocks, got 9"),
     ],
 )
 def test_what_is_refused(pretrained, commands, pictures, tmp_path, monkeypatch, words, said):
@@ -114,6 +114,14 @@ def test_what_is_refused(pretrained, commands, pictures, tmp_path, monkeypatch, 
     outcome = embed(commands, pretrained, pictures, *words)
     assert outcome.code == 1
     assert said in outcome.err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_missing_library_is_said_before_anything_is_computed(pretrained, commands, pictures, tmp_path, monkeypatch):
+    monkeypatch.setattr("esvit_pl.commands.embed.find_spec", lambda name: None)
+    outcome = embed(commands, pretrained, pictures, f"out={tmp_path}/f.parquet")
+    assert outcome.code == 1
+    assert "f.parquet needs pyarrow: pip install 'esvit_pl[parquet]'" in outcome.err
     assert list(tmp_path.iterdir()) == []
 
 

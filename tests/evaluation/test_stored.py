@@ -71,9 +71,9 @@ def test_a_process_that_wrote_nothing_is_no_obstacle(tmp_path):
 def test_features_of_something_else_are_refused_by_name(tmp_path):
     FeatureFolder(tmp_path / "f", ABOUT, number=3)
     FeatureFolder(tmp_path / "f", ABOUT, number=3)
-    with pytest.raises(ValueError, match=r'begun with another weights \("abc", and now "def"\); remove it'):
+    with pytest.raises(ValueError, match='begun with weights "abc", and now weights "def" came; remove it'):
         FeatureFolder(tmp_path / "f", {**ABOUT, "weights": "def"}, number=3)
-    with pytest.raises(ValueError, match=r"begun with another images \(3, and now 4\)"):
+    with pytest.raises(ValueError, match="begun with images 3, and now images 4 came"):
         FeatureFolder(tmp_path / "f", ABOUT, number=4)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,13 +50,12 @@ def embed(cfg: DictConfig, images: Splits | None = None) -> Path:
     from esvit_pl.configs import assemble, trainers
     from esvit_pl.configs.processes import is_first_process
     from esvit_pl.datasets import Splits, Subset
+    from esvit_pl.evaluation.stored import FeatureFolder
+    from esvit_pl.modules.embedder import Embedder
 
     class Part(Splits):
         def describe(self) -> str:
             return f"images: {len(self.query):,}"
-
-    from esvit_pl.evaluation.stored import FeatureFolder
-    from esvit_pl.modules.embedder import Embedder
 
     out = Path(cfg.out)
     check(cfg, out)
@@ -102,6 +102,8 @@ def check(cfg: DictConfig, out: Path) -> None:
     """Refuse wrong settings before anything is loaded."""
     if out.suffix not in ENDINGS:
         raise ValueError(f"out={out} must end in {', '.join(ENDINGS[:-1])} or {ENDINGS[-1]}")
+    if out.suffix == ".parquet" and find_spec("pyarrow") is None:  # said now, not after hours
+        raise ValueError(f"out={out} needs pyarrow: pip install 'esvit_pl[parquet]'; .npz and .csv do not")
     if out.exists() and not cfg.overwrite:
         raise ValueError(f"{out} is there already; overwrite=true replaces it, out= names another file")
     if cfg.split not in SPLITS:

@@ -50,7 +50,7 @@ class FeatureFolder:
     [1]
     >>> FeatureFolder("features.partial", {"weights": "another"}, number=3)
     Traceback (most recent call last):
-    ValueError: features.partial was begun with another weights ("abc", and now "another"); remove it to begin anew
+    ValueError: features.partial was begun with weights "abc", and now weights "another" came; remove it to begin anew
 
     Args:
         folder: made if it is not there.
@@ -69,7 +69,7 @@ class FeatureFolder:
                 old, new = (json.dumps(each.get(name)) for each in (begun, json.loads(json.dumps(self.about))))
                 if old != new:
                     raise ValueError(
-                        f"{self.folder} was begun with another {name} ({old}, and now {new}); remove it to begin anew"
+                        f"{self.folder} was begun with {name} {old}, and now {name} {new} came; remove it to begin anew"
                     )
         elif begins:
             with replacing(path) as draft:
@@ -222,16 +222,11 @@ def write_parquet(
 ) -> Path:
     """A row for each image: name, label (if there are any), a list of numbers for each kind; `about` in the metadata.
 
-    Raises:
-        ValueError: pyarrow is not installed.
+    Needs pyarrow.
     """
-    try:
-        import pyarrow as arrow
-        import pyarrow.parquet
-    except ImportError as error:
-        raise ValueError(
-            f"{path} needs pyarrow: pip install 'esvit_pl[parquet]'; .npz and .csv need nothing"
-        ) from error
+    import pyarrow as arrow
+    import pyarrow.parquet
+
     arrays = {kind: np.load(source, mmap_mode="r") for kind, source in features.items()}
     kinds = {
         kind: arrow.list_(arrow.from_numpy_dtype(rows.dtype), int(np.prod(rows.shape[1:])))
