@@ -28,7 +28,7 @@ from omegaconf import OmegaConf
 from torch import Tensor
 
 from esvit_pl.checkpoints import load_backbone
-from esvit_pl.datasets import ImageDataset, photographs
+from esvit_pl.datasets import ImageDataset, photograph_windows
 from esvit_pl.evaluation import extract_features
 from esvit_pl.metrics import knn_predict
 from esvit_pl.metrics_file import curve, read_metrics
@@ -142,8 +142,8 @@ def measure(run: Path, hours: float) -> Kept:
 
 def right_of_each_tile(run: Path) -> dict[str, tuple[int, int]]:
     """k-NN of the training's teacher: {tile: (patches that are right, patches)}."""
-    how = OmegaConf.load(run / ".hydra" / "config.yaml").dataset
-    images = photographs(train_patches=how.train_patches, test_patches=how.test_patches, seed=how.seed)
+    how = OmegaConf.to_container(OmegaConf.load(run / ".hydra" / "config.yaml").dataset)
+    images = photograph_windows(**{name: value for name, value in how.items() if name != "_target_"})
     backbone = load_backbone(run)
     bank, query = (
         extract_features(backbone, batches(dataset, backbone.transform)) for dataset in (images.bank, images.query)

@@ -7,13 +7,22 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from esvit_pl.distributed import gather_over_ranks, mean_over_ranks, num_ranks, rank, sum_over_ranks
+from esvit_pl.distributed import (
+    dealt_in_turn,
+    gather_in_turn,
+    gather_over_ranks,
+    mean_over_ranks,
+    num_ranks,
+    rank,
+    sum_over_ranks,
+)
 
 
 def test_on_one_process_each_is_the_identity():
     x = torch.randn(3, 2)
     assert sum_over_ranks(x) is x
     assert gather_over_ranks(x) is x
+    assert gather_in_turn(x) is x
     assert torch.equal(mean_over_ranks(x), x)
     assert (num_ranks(), rank()) == (1, 0)
 
@@ -27,6 +36,8 @@ def work(r: int, port: int) -> None:
     assert gather_over_ranks(x).tolist() == [[1.0, 2.0], [2.0, 4.0]]
     assert x.tolist() == [[1.0 * (r + 1), 2.0 * (r + 1)]]  # the argument stays as it is
     assert (num_ranks(), rank()) == (2, r)
+    assert dealt_in_turn(5) == [0, 2, 4, 1, 3]
+    assert gather_in_turn(torch.arange(r, 5, 2)).tolist() == [0, 1, 2, 3, 4]
     dist.destroy_process_group()
 
 

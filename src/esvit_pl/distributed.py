@@ -72,6 +72,19 @@ def gather_uneven(x: Tensor) -> Tensor:
     return torch.cat([part[:size] for part, size in zip(parts, sizes[:, 0].tolist(), strict=True)])
 
 
+def dealt_in_turn(number: int) -> list[int]:
+    """Which row stands where, after the processes' parts were gathered: rank r has r, r + ranks, r + 2 ranks, ..."""
+    return [row for first in range(num_ranks()) for row in range(first, number, num_ranks())]
+
+
+def gather_in_turn(x: Tensor) -> Tensor:
+    """`gather_uneven` of rows that were dealt in turn, in the order in which one process would have them."""
+    gathered = gather_uneven(x)
+    if num_ranks() == 1:
+        return gathered
+    return gathered[torch.tensor(dealt_in_turn(len(gathered)), device=x.device).argsort()]
+
+
 def gather_with_gradient(x: Tensor) -> Tensor:
     """`gather_over_ranks` through which gradients flow back to every rank, for contrastive losses.
 

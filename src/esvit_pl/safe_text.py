@@ -65,3 +65,22 @@ def as_code(text: str) -> str:
     "`a' ‹b›`"
     """
     return f"`{for_terminal(text).translate(str.maketrans('`<>', chr(39) + '‹›'))}`"
+
+
+def for_latex(text: str) -> str:
+    """Text in which no sign is an order to LaTeX.
+
+    >>> for_latex("50 % of a_b")
+    '50 \\\\% of a\\\\_b'
+    """
+    signs = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+    return "".join(signs.get(sign, rf"\{sign}" if sign in "&%$#_{}" else sign) for sign in for_terminal(text))
+
+
+def file_name(title: str) -> str:
+    """A title as the name of a file or a folder.
+
+    >>> file_name("L_V + L_R (seed 0)")
+    'L_V_+_L_R_seed_0'
+    """
+    return re.sub(r"[^\w.+-]+", "_", title).strip("_") or "picture"

@@ -6,7 +6,7 @@ import pytest
 import torch
 import toys
 
-from esvit_pl.evaluation import EffectiveRank, EvaluationData, LiDAR, NearestImages, RankMe, RegionDiversity, label_free
+from esvit_pl.evaluation import EffectiveRank, EvaluationData, LiDAR, NearestImages, RankMe, RegionDiversity
 from esvit_pl.metrics import effective_rank, lidar, rankme, region_diversity
 
 DRAW = torch.Generator().manual_seed(0)
@@ -61,11 +61,6 @@ def test_the_nearest_images_by_number():
     look.run(lambda images: images, EvaluationData(bank=[bank], query=[query]))
     assert [(found.query, found.bank) for found in look.found] == [(0, [0, 2]), (2, [1, 2])]
     assert look.found[0].cosines == pytest.approx([1.0, 0.8])
-
-
-def test_numbers_of_images_that_were_dealt_to_two_processes(monkeypatch):
-    monkeypatch.setattr(label_free, "num_ranks", lambda: 2)
-    assert label_free.dealt_in_turn(5) == [0, 2, 4, 1, 3]
 
 
 def test_they_are_asked_without_labels():

@@ -98,6 +98,70 @@ def test_several_heads_end_as_each_alone_and_the_best_is_reported(tmp_path) -> N
     assert metrics["linear/best_lr"] == 3.0
 
 
+def test_numbers_of_blocks_are_tried_side_by_side(tmp_path) -> None:
+    together = probe(last_blocks=[1, 2], lr=[1.0, 3.0])
+    metrics = fit(together, tmp_path).callback_metrics
+    for head, choice in zip(together.heads, together.linear.choices, strict=True):
+        alone = probe(last_blocks=choice.blocks, lr=choice.lr)
+        fit(alone, tmp_path)
+        for mine, other in zip(head.parameters(), alone.heads[0].parameters(), strict=True):
+            torch.testing.assert_close(mine, other, rtol=0, atol=1e-6)
+    names = {f"linear/blocks{n}/lr{lr:g}/top1" for n in (1, 2) for lr in (1, 3)}
+    assert names <= metrics.keys()
+    assert metrics["linear/top1"] == max(metrics[name] for name in names)  # nothing is held out: best on the query
+
+
+class HoldsOut(Data):
+    """Says which images are held out: the last two of each eight; and numbers the training images."""
+
+    def train_dataloader(self) -> DataLoader:
+        rows = zip(self.images[:32], self.labels[:32], range(32), strict=True)
+        return DataLoader([{"image": x, "label": y, "index": i} for x, y, i in rows], batch_size=BATCH)
+
+    def hold_out(self, share, seed):
+        assert (share, seed) == (0.25, 0)
+        away = torch.arange(32) % 8 >= 6
+        rows = zip(self.images[:32][away], self.labels[:32][away], strict=True)
+        return away, DataLoader([{"image": x, "label": y} for x, y in rows], batch_size=3)
+
+
+def test_the_choice_is_made_on_images_that_are_held_out(tmp_path) -> None:
+    """The rehearsing heads are those that learn from the other images alone; their accuracy on the held-out ones
+    chooses, and the query is looked at once, with the head that learnt from all."""
+    data, module = HoldsOut(), probe(lr=[0.01, 3.0, 100.0], held_out=0.25)
+    trainer = toys.trainer(tmp_path, max_epochs=3)
+    trainer.fit(module, data)
+    away = torch.arange(32) % 8 >= 6
+    with torch.no_grad():
+        features = module.backbone.last_blocks(data.images, 2)
+    for place, lr in enumerate([0.01, 3.0, 100.0]):
+        alone = probe(lr=lr)
+        head = alone.heads[0]
+        velocity = [torch.zeros_like(p) for p in head.parameters()]
+        for epoch in range(3):
+            rate = lr * BATCH / 256 * 0.5 * (1 + math.cos(math.pi * epoch / 3))
+            for rows in torch.arange(32).split(BATCH):
+                kept = rows[~away[rows]]
+                loss = F.cross_entropy(head(features[kept]), data.labels[kept])
+                grads = torch.autograd.grad(loss, [*head.parameters()])
+                for p, v, grad in zip(head.parameters(), velocity, grads, strict=True):
+                    v.mul_(0.9).add_(grad)
+                    p.data.sub_(rate * v)
+        rehearsing = module.candidates.rehearsing[place]
+        for mine, other in zip(rehearsing.parameters(), head.parameters(), strict=True):
+            torch.testing.assert_close(mine, other)
+    held = [
+        float((head(features[:32][away]).argmax(1) == data.labels[:32][away]).double().mean())
+        for head in module.candidates.rehearsing
+    ]
+    query = [float((head(features[32:]).argmax(1) == data.labels[32:]).double().mean()) for head in module.heads]
+    metrics = trainer.callback_metrics
+    assert metrics["linear/held_out/top1"] == pytest.approx(max(held))
+    assert metrics["linear/top1"] == pytest.approx(query[held.index(max(held))])
+    assert metrics["linear/best_on_query/top1"] == pytest.approx(max(query))
+    assert metrics["linear/best_lr"] == [0.01, 3.0, 100.0][held.index(max(held))]
+
+
 def test_accumulated_batches_count_for_the_learning_rate(tmp_path) -> None:
     module = probe()
     fit(module, tmp_path, epochs=1, accumulate_grad_batches=2)
@@ -126,7 +190,12 @@ def test_resumes_to_the_last_bit_from_a_checkpoint_without_the_backbone(tmp_path
     path = tmp_path / "second_epoch.ckpt"
     fit(probe(lr=[1.0, 3.0]), tmp_path / "part", callbacks=[SaveSecondEpoch(path)])
     checkpoint = torch.load(path, weights_only=True)
-    assert set(checkpoint["state_dict"]) == {f"heads.{i}.{name}" for i in (0, 1) for name in ("weight", "bias")}
+    assert set(checkpoint["state_dict"]) == {
+        f"candidates.{part}.{i}.{name}"
+        for part in ("heads", "rehearsing")
+        for i in (0, 1)
+        for name in ("weight", "bias")
+    }
     assert checkpoint["linear_probe"]["backbone"] == toys.backbone().spec
     resumed = probe(lr=[1.0, 3.0])
     fit(resumed, tmp_path / "resumed", ckpt_path=path)

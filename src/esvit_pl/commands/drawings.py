@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from glob import glob
 from pathlib import Path
@@ -13,7 +12,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from esvit_pl.configs import assemble, evaluated_images, weights
+from esvit_pl.configs.several import listed, named
 from esvit_pl.printing import say
+from esvit_pl.safe_text import file_name
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -56,7 +57,7 @@ def correspondence(cfg: DictConfig) -> None:
     for path in listed(cfg.image):
         for subject in backbones:
             matched = matched_views(subject.backbone, path, cfg.image2, **how)
-            name = "correspondence" if len(backbones) == 1 else f"correspondence_{word(subject.title)}"
+            name = "correspondence" if len(backbones) == 1 else f"correspondence_{file_name(subject.title)}"
             put(cfg, draw_correspondence(matched, title=subject.title), name, path)
 
 
@@ -78,7 +79,7 @@ def neighbours(cfg: DictConfig) -> None:
 
     for subject in subjects(cfg):
         data, recipe = images_of(cfg, subject)
-        folder = Path(cfg.out) / word(subject.title)
+        folder = Path(cfg.out) / file_name(subject.title)
         if cfg.image is None:
             looked = NearestImages(cfg.draw.queries, cfg.draw.k)
             looked.run(subject.backbone, EvaluationData(data.bank_dataloader(), data.query_dataloader()))
@@ -92,7 +93,7 @@ def neighbours(cfg: DictConfig) -> None:
                 found = nearest_regions(subject.backbone, path, query, data.bank_dataloader(), k=cfg.draw.k)
                 shown = [evaluation_view(recipe, data.dataset.bank[near.image][0], normalized=False) for near in found]
                 rows.append((pixels(path, subject.backbone), query, list(zip(shown, found, strict=True))))
-            put(cfg, draw_near_regions(rows), f"regions_{word(subject.title)}", path)
+            put(cfg, draw_near_regions(rows), f"regions_{file_name(subject.title)}", path)
 
 
 def views(cfg: DictConfig) -> None:
@@ -153,7 +154,7 @@ def film(cfg: DictConfig) -> None:
     frames = sorted(map(Path, glob(str(cfg.draw.frames))))
     if not frames:
         raise ValueError(f"draw.frames={cfg.draw.frames} names no picture")
-    name = word(frames[0].parent.name)
+    name = file_name(frames[0].parent.name)
     say(write(frames, Path(cfg.out) / f"{name}.gif", seconds=cfg.draw.seconds))
 
 
@@ -316,23 +317,6 @@ def points(query: Any) -> list[tuple[float, float]]:
     return [(float(x), float(y)) for x, y in rows]
 
 
-def listed(value: Any) -> list[str]:
-    """A text alone, or several."""
-    return [str(item) for item in value] if isinstance(value, ListConfig) else [str(value)]
-
-
-def named(value: Any) -> dict[str, Any]:
-    """``{NAME:A}``, ``[A,B]`` or ``A`` as {title: value}; without names, the shortest ends of paths that differ."""
-    if isinstance(value, DictConfig):
-        return {str(title): item for title, item in value.items()}
-    paths = listed(value)
-    parts = [
-        [part for part in Path(path).parts if part not in ("checkpoints", "last.ckpt")] or [path] for path in paths
-    ]
-    depth = next((n for n in range(1, 9) if len({tuple(each[-n:]) for each in parts}) == len(set(paths))), 9)
-    return {"/".join(each[-depth:]): path for each, path in zip(parts, paths, strict=True)}
-
-
 def metrics_file(run: str) -> Path:
     path = Path(run) / "metrics.csv"
     if not path.is_file():
@@ -340,14 +324,9 @@ def metrics_file(run: str) -> Path:
     return path
 
 
-def word(title: str) -> str:
-    """A title as a part of a file's name."""
-    return re.sub(r"[^\w.+-]+", "_", title).strip("_") or "picture"
-
-
 def put(cfg: DictConfig, figure: Any, name: str, path: str | None = None) -> None:
     """Save a figure in ``out`` and print where it lies."""
     from esvit_pl.visualize import save
 
-    end = "" if path is None else f"_{word(Path(path).stem)}"
+    end = "" if path is None else f"_{file_name(Path(path).stem)}"
     say(save(figure, Path(cfg.out) / f"{name}{end}.png"))

@@ -10,13 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
+from esvit_pl.commands.evaluation import origin
 from esvit_pl.configs import evaluated_images, weights
 from esvit_pl.configs.command_line import command, requires
 from esvit_pl.printing import say
 
 if TYPE_CHECKING:
-    from esvit_pl.augment import Recipe
-    from esvit_pl.backbones import Backbone
     from esvit_pl.datasets import ImageDataset, Splits
 
 EXAMPLES = [
@@ -74,7 +73,12 @@ def embed(cfg: DictConfig, images: Splits | None = None) -> Path:
         backbone.last_blocks_width(cfg.blocks)  # raises where there are not so many blocks
     weights.say("\n".join(filter(None, [line, prepared])))
 
-    about = origin(cfg, backbone, recipe, dataset)
+    about = {
+        **origin(cfg, backbone, recipe, dataset),
+        "blocks": cfg.blocks,
+        "regions": cfg.regions,
+        "dtype": cfg.dtype,
+    }
     folder = FeatureFolder(out.with_name(f"{out.name}.partial"), about, number=len(dataset), begins=is_first_process())
     missing = folder.missing()
     if 0 < len(missing) < len(dataset):
@@ -112,22 +116,6 @@ def check(cfg: DictConfig, out: Path) -> None:
         raise ValueError(f"dtype={cfg.dtype} must be float32 or float16")
     if cfg.blocks < 0:
         raise ValueError(f"blocks={cfg.blocks} must be 0 or more")
-
-
-def origin(cfg: DictConfig, backbone: Backbone, recipe: Recipe, dataset: ImageDataset) -> dict[str, Any]:
-    """What the features depend on."""
-    from esvit_pl.modules.linear import fingerprint
-    from esvit_pl.specs import plain
-
-    return {
-        "weights": fingerprint(backbone),
-        "preparation": plain({name: getattr(recipe, name) for name in evaluated_images.EVALUATION}),
-        "data": [dataset.digest(), dataset.content_digest()],
-        "precision": str(cfg.trainer.precision),
-        "blocks": cfg.blocks,
-        "regions": cfg.regions,
-        "dtype": cfg.dtype,
-    }
 
 
 def write(

@@ -1,4 +1,4 @@
-"""What ``esvit-knn`` and ``esvit-linear`` share: a checkpoint's frozen backbone, and the images that measure it."""
+"""What the commands share that measure a checkpoint: its frozen backbone, and the images that measure it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from esvit_pl.checkpoints import Checkpoint
     from esvit_pl.commands.results import Measured
     from esvit_pl.data import ImageDataModule
-    from esvit_pl.datasets import Splits
+    from esvit_pl.datasets import ImageDataset, Splits
     from esvit_pl.runs.result import Result
 
 
@@ -117,6 +117,19 @@ def untrained(cfg: DictConfig, source: Checkpoint, backbone: Backbone) -> Backbo
     with same_random_state():
         torch.manual_seed((source.config or {}).get("seed", cfg.seed))
         return build(**backbone.spec).eval().requires_grad_(False)
+
+
+def origin(cfg: DictConfig, backbone: Backbone, recipe: Recipe, *images: ImageDataset) -> dict[str, Any]:
+    """What the features of these images depend on."""
+    from esvit_pl.modules.linear import fingerprint
+    from esvit_pl.specs import plain
+
+    return {
+        "weights": fingerprint(backbone),
+        "preparation": plain({name: getattr(recipe, name) for name in evaluated_images.EVALUATION}),
+        "data": [digest for each in images for digest in (each.digest(), each.content_digest())],
+        "precision": str(cfg.trainer.precision),
+    }
 
 
 def report(metrics: Mapping[str, float], folder: object) -> str:

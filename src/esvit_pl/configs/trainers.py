@@ -168,6 +168,8 @@ def _leave_signals_alone(trainer: Trainer) -> None:
 
 def quieten() -> None:
     """Keep what Lightning says of itself out of a command's output. An application may; the library never does."""
+    import pytorch_lightning  # noqa: F401  # its first import sets the levels
+
     for name in ("pytorch_lightning", "lightning_fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     for message in (

@@ -40,6 +40,10 @@ _UNSAID = {  # settings that no target takes, and whose default does not say wha
     "size": Kinds(frozenset({"int"})),
 }
 _UNSAID_IN = {  # the same, of one command alone
+    "evaluate": {
+        "ckpt_path": Kinds(frozenset({"str", "list", "dict"})),
+        "groups": Kinds(frozenset({"str"})),
+    },
     "visualize": {
         "ckpt_path": Kinds(frozenset({"str", "list", "dict"})),
         "image": Kinds(frozenset({"str", "list"})),

@@ -21,7 +21,8 @@ from esvit_pl.data.samplers import EpochSampler, RankShare
 from esvit_pl.data.threads import cores, default_workers
 from esvit_pl.data.views import EvaluationImages, PairsOfViews, SupervisedView, TrainingCrops, TrainingViews
 from esvit_pl.data.workers import obey_the_training
-from esvit_pl.datasets import ImageDataset, Splits
+from esvit_pl.datasets import ImageDataset, Splits, Subset
+from esvit_pl.evaluation.logistic import held_out
 from esvit_pl.printing import say_once
 
 _WINDOW = ("batch_size", "ranks", "accumulate")
@@ -205,6 +206,23 @@ class ImageDataModule(LightningDataModule):
         paired = self.dataset.paired or self.dataset.query
         images = PairsOfViews(paired, self.recipe, same_box=same_box, color=color, seed=seed)
         return self._loader(images, self.batch_size, RankShare(len(images), rank=self._rank, ranks=self._ranks))
+
+    def hold_out(self, share: float, seed: int) -> tuple[Tensor, DataLoader[dict[str, Any]]]:
+        """A part of the training images on which one of several probes is chosen.
+
+        Args:
+            share: of each class; above 0 and below 1.
+            seed: of the images.
+
+        Returns:
+            Which images these are, (n,) bool by the training batches' `index`; and a loader of them, prepared as
+            evaluations see images.
+        """
+        images = self.train_images
+        if images.labels is None:
+            raise ValueError("hold_out needs labels, and the training images have none")
+        away = held_out(torch.tensor(images.labels), share, seed)
+        return away, self._evaluation_loader(Subset(images, away.nonzero()[:, 0].tolist()))
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         # Not in `on_after_batch_transfer`: the parameters are still in main memory here, so that no GPU is waited for.

@@ -16,7 +16,7 @@ from esvit_pl.datasets.interface import (
 )
 from esvit_pl.datasets.mosaics import Mosaics, photograph_mosaics
 from esvit_pl.datasets.own import splits_of
-from esvit_pl.datasets.photographs import FREE_TO_SHOW, photographs
+from esvit_pl.datasets.photographs import FREE_TO_SHOW, photograph_windows, photographs
 from esvit_pl.datasets.pixels import PixelRules, UnreadableMetadata
 from esvit_pl.datasets.table import table
 
@@ -41,6 +41,7 @@ __all__ = [
     "folder",
     "imagenet",
     "photograph_mosaics",
+    "photograph_windows",
     "photographs",
     "readable",
     "split_by_name",

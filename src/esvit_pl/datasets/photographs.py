@@ -10,7 +10,7 @@ The task is small, and it is not a benchmark of natural images: grey-level stati
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -69,15 +69,75 @@ def photographs(*, train_patches: int = 250, test_patches: int = 60, seed: int =
         if number < 1:
             raise ValueError(f"{name} must be 1 or more, got {number}")
     pictures = {name: _grey(*where) for name, where in PHOTOGRAPHS.items()}
-    train = _part(pictures, "train", train_patches, seed)
-    return Splits(train, _part(pictures, "test", test_patches, seed), list(PHOTOGRAPHS))
+    train = _stacked(pictures, "train", train_patches, seed, _patches)
+    return Splits(train, _stacked(pictures, "test", test_patches, seed, _patches), list(PHOTOGRAPHS))
 
 
-def _part(pictures: dict[str, Image.Image], part: str, number: int, seed: int) -> ArrayDataset:
+def photograph_windows(*, train_windows: int = 250, test_windows: int = 60, seed: int = 0) -> Splits:
+    """Pretraining sees windows of the photographs with several things in them; bank and query are patches of one.
+
+    Along its longer side a photograph is cut in two: training windows and patches lie within the first 72 %, those of
+    the test in the rest. A window of 96 pixels is shrunk to 64, a patch of 48 to 32, so that both show things equally
+    large; both are standardised, and nearly uniform ones are left out. Views whose correspondence is measured are cut
+    from test windows. There are as many patches as windows.
+
+    Args:
+        train_windows, test_windows: of each photograph, at most.
+        seed: of their places.
+
+    Raises:
+        ValueError: a package is not installed, or a number of windows below 1.
+    """
+    for name, number in (("train_windows", train_windows), ("test_windows", test_windows)):
+        if number < 1:
+            raise ValueError(f"{name} must be 1 or more, got {number}")
+    pictures = {name: _grey(*where) for name, where in PHOTOGRAPHS.items()}
+    parts = {
+        (part, side): _stacked(pictures, part, number, seed, lambda *how, side=side: _windows(*how, side))
+        for part, number in (("train", train_windows), ("test", test_windows))
+        for side in (PATCH, 2 * PATCH)
+    }
+    return Splits(
+        parts["train", PATCH],
+        parts["test", PATCH],
+        list(PHOTOGRAPHS),
+        seen=parts["train", 2 * PATCH],
+        paired=parts["test", 2 * PATCH],
+        notes=("pretraining sees windows of four times a patch's area",),
+    )
+
+
+def _windows(
+    picture: Image.Image, part: str, number: int, generator: np.random.Generator, side: int
+) -> Iterator[tuple[str, np.ndarray]]:
+    """At most `number` windows of this part with the tile that their middle lies in, in six times as many tries."""
+    cut = round(0.72 * max(picture.size))
+    along, low, high = int(picture.height > picture.width), *((0, cut) if part == "train" else (cut, max(picture.size)))
+    found = 0
+    for _ in range(6 * number):
+        place = [int(generator.integers(length - side + 1)) for length in picture.size]
+        place[along] = int(generator.integers(low, high - side + 1))
+        x, y = place
+        window = picture.crop((x, y, x + side, y + side))
+        if np.asarray(window).std() / 255 >= MIN_DEVIATION:
+            found += 1
+            shrunk = window.resize((side * SIZE // PATCH,) * 2, Image.Resampling.BICUBIC)
+            yield f"{(y + side // 2) // TILE}-{(x + side // 2) // TILE}", standardised(np.asarray(shrunk))
+        if found == number:
+            return
+
+
+def _stacked(
+    pictures: dict[str, Image.Image],
+    part: str,
+    number: int,
+    seed: int,
+    cut: Callable[[Image.Image, str, int, np.random.Generator], Iterator[tuple[str, np.ndarray]]],
+) -> ArrayDataset:
     patches, names, labels = [], [], []
     for label, (name, picture) in enumerate(pictures.items()):
         generator = np.random.Generator(np.random.PCG64(derive_seed(seed, name, part)))
-        for count, (tile, patch) in enumerate(_patches(picture, part, number, generator)):
+        for count, (tile, patch) in enumerate(cut(picture, part, number, generator)):
             patches.append(patch)
             names.append(f"{name}/{part}/{tile}/{count:03d}")
             labels.append(label)

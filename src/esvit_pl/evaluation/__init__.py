@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from esvit_pl.evaluation.features import extract_features as extract_features
     from esvit_pl.evaluation.features import unpack_batch as unpack_batch
     from esvit_pl.evaluation.features import unpack_first_view as unpack_first_view
+    from esvit_pl.evaluation.in_turn import InTurn as InTurn
     from esvit_pl.evaluation.interface import Evaluator as Evaluator
     from esvit_pl.evaluation.knn import KNN as KNN
     from esvit_pl.evaluation.knn import knn_accuracy_over_ranks as knn_accuracy_over_ranks
@@ -46,6 +47,7 @@ _HOMES = {
     "Evaluator": "interface",
     "Extracted": "features",
     "GreyHistogram": "baselines",
+    "InTurn": "in_turn",
     "KNN": "knn",
     "LiDAR": "label_free",
     "Linear": "linear",

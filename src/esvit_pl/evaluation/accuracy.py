@@ -12,6 +12,11 @@ from esvit_pl.distributed import sum_over_ranks
 from esvit_pl.metrics.knn import TopK
 
 
+def first_is_right(logits: Tensor, labels: Tensor) -> Tensor:
+    """(n c) and (n,) -> (n,) bool: whether the largest is that of the true class."""
+    return logits.argmax(1) == labels
+
+
 def count_correct(logits: Tensor, labels: Tensor) -> Tensor:
     """(n c) and (n,) -> numbers of right answers, (2,) float64: the true class is the first, is among the first five.
 

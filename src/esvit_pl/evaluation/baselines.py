@@ -70,6 +70,7 @@ class Baselines(Evaluator):
             data.read(rows, "bank", kinds)
             data.read(rows, "query", kinds)
         answers = self._ask(encoder, data, self.all)
+        noted = dict(data.answers)
         self.metrics = {name: next(iter(answer)) for name, answer in answers.items()}
         found = {metric: value for answer in answers.values() for metric, value in answer.items()}
         found |= {f"{name}/{PRETRAINED}": answer[self.metrics[name]] for name, answer in answers.items()}
@@ -77,6 +78,7 @@ class Baselines(Evaluator):
             answers = self._ask(data.place.module(other).eval(), data, self.probes)
             found |= {f"{name}/{row}": answer[self.metrics[name]] for name, answer in answers.items()}
             other.cpu()
+        data.answers = noted  # of the encoder
         return found
 
     @property

@@ -76,6 +76,9 @@ class Training(NamedTuple):
     """Batches in one step."""
     set_epoch: Callable[[int], None] | None = None
     """Called with 0, 1, ... before each pass over the loader."""
+    hold_out: Callable[[float, int], tuple[Tensor, Iterable[Any]]] | None = None
+    """(share, seed) -> which images a probe is chosen on, (n,) bool by the batches' "index", and these images as
+    evaluations see them."""
 
 
 class EvaluationData:
@@ -123,6 +126,9 @@ class EvaluationData:
         self._encoders: list[Any] = []
         self._kept: dict[tuple[int, str, Kind], list[Extracted]] = {}
         self._training: Training | None = None
+        self.answers: dict[str, Tensor] = {}
+        """{accuracy: (n,) bool, whether each of this rank's query images is answered right}: an evaluator that knows it
+        notes it here, so that encoders can be compared image by image."""
 
     @property
     def training(self) -> Training:

@@ -1,8 +1,14 @@
 """How exactly an accuracy is known from so many images."""
 
+# n images
+
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
 
 Z = 1.959963984540054
 """Of the normal distribution, 95 % lies within so many standard deviations of its mean."""
@@ -30,3 +36,36 @@ def wilson(share: float, number: int) -> tuple[float, float]:
     centre = (share + Z**2 / (2 * number)) / scale
     half = Z / scale * math.sqrt(share * (1 - share) / number + Z**2 / (4 * number**2))
     return max(centre - half, 0.0), min(centre + half, 1.0)
+
+
+def resampled(
+    values: Any, groups: Sequence[Any] | None = None, *, draws: int = 10_000, seed: int = 0
+) -> tuple[float, float]:
+    """The 95 % interval of a mean over images, by a bootstrap (Efron 1979): as many images are drawn anew, with
+    repeats, and the mean is taken, `draws` times; the ends are the 2.5 and 97.5 % quantiles.
+
+    For an accuracy the values are 1 (right) and 0. For a difference between two encoders on the same images they are
+    1 (only the first is right), -1 (only the second) and 0: a paired bootstrap, which leaves out what is hard for both.
+
+    >>> low, high = resampled([1] * 80 + [0] * 20)
+    >>> round(low, 2), round(high, 2)
+    (0.72, 0.88)
+
+    Args:
+        values: (n,) numbers.
+        groups: (n,) of anything: images of one group are drawn together, since they are alike (patches of one
+            photograph, frames of one film). None: each image alone.
+    """
+    values = np.asarray(values, dtype=np.float64)
+    if values.ndim != 1 or not len(values):
+        raise ValueError(f"a bootstrap needs a number for each of 1 image or more, got shape {values.shape}")
+    if groups is not None and len(groups) != len(values):
+        raise ValueError(f"a bootstrap needs a group for each image, got {len(groups)} for {len(values)}")
+    _, place = np.unique(np.arange(len(values)) if groups is None else np.asarray(groups), return_inverse=True)
+    sums, sizes = (np.bincount(place, weights) for weights in (values, None))
+    # Groups with equal sums and sizes are one kind: how often each kind is drawn is multinomial, so that a million
+    # images cost no more than a few.
+    kinds, counts = np.unique(np.stack([sums, sizes], 1), axis=0, return_counts=True)
+    drawn = np.random.default_rng(seed).multinomial(len(sums), counts / len(sums), size=draws)  # (draws kinds)
+    low, high = np.quantile((drawn @ kinds[:, 0]) / (drawn @ kinds[:, 1]), (0.025, 0.975))
+    return float(low), float(high)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from esvit_pl.distributed import gather_uneven, num_ranks
+from esvit_pl.distributed import dealt_in_turn, gather_uneven, num_ranks
 from esvit_pl.evaluation.data import EvaluationData
 from esvit_pl.evaluation.features import pooled
 from esvit_pl.evaluation.interface import Evaluator, Kind
@@ -182,8 +182,3 @@ def evenly(number: int, at_most: int) -> list[int]:
     ([0, 2, 5, 7], [0, 1, 2])
     """
     return list(range(number)) if number <= at_most else [place * number // at_most for place in range(at_most)]
-
-
-def dealt_in_turn(number: int) -> list[int]:
-    """Which image stands where, after the processes' parts were gathered: rank r has r, r + ranks, r + 2 ranks, ..."""
-    return [image for rank in range(num_ranks()) for image in range(rank, number, num_ranks())]

@@ -5,23 +5,26 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from esvit_pl.distributed import num_ranks, sum_over_ranks
-from esvit_pl.evaluation.accuracy import accuracies_over_ranks, count_correct
-from esvit_pl.evaluation.data import EvaluationData
+from esvit_pl.distributed import gather_in_turn, num_ranks, sum_over_ranks
+from esvit_pl.evaluation.accuracy import accuracies_over_ranks, count_correct, first_is_right
+from esvit_pl.evaluation.data import EvaluationData, Place
 from esvit_pl.evaluation.features import Unpack, needed_labels
 from esvit_pl.evaluation.interface import Evaluator, Kind
-from esvit_pl.evaluation.names import linear_metrics
+from esvit_pl.evaluation.logistic import held_out
+from esvit_pl.evaluation.names import best_of, probe_metrics
 from esvit_pl.isolation import same_random_state, untracked
+from esvit_pl.metrics.knn import TopK
 from esvit_pl.optim import scaled_lr
 from esvit_pl.precision import wide
 from esvit_pl.schedules import cosine
+from esvit_pl.seeding import numpy_generator
 
 IMAGES_PER_LR = 256
 """A learning rate is given for so many images (the linear scaling rule, Goyal et al., arXiv 1706.02677)."""
@@ -48,23 +51,114 @@ def as_lrs(lr: float | Sequence[float]) -> list[float]:
     return lrs
 
 
-def sgd(heads: nn.ModuleList, lrs: Sequence[float], momentum: float) -> torch.optim.SGD:
+def as_blocks(last_blocks: int | Sequence[int]) -> list[int]:
+    """One number of blocks or several -> a list.
+
+    Raises:
+        ValueError: none, two equal ones, or one below 1.
+    """
+    blocks = [last_blocks] if isinstance(last_blocks, int) else list(last_blocks)
+    if not blocks or min(blocks) < 1 or len(set(blocks)) < len(blocks):
+        raise ValueError(f"a linear probe needs last_blocks of 1 or more, or several different ones, got {last_blocks}")
+    return blocks
+
+
+def sgd(heads: Iterable[nn.Module], lrs: Sequence[float], momentum: float) -> torch.optim.SGD:
     """SGD without weight decay, one group with its own learning rate for each head."""
     groups = [
-        {"name": f"lr{lr:g}", "params": list(head.parameters()), "lr": lr} for lr, head in zip(lrs, heads, strict=True)
+        {"params": list(head.parameters()), "lr": lr, "lr_per_256": lr} for lr, head in zip(lrs, heads, strict=True)
     ]
     return torch.optim.SGD(groups, lr=lrs[0], momentum=momentum)
+
+
+class Choice(NamedTuple):
+    """A linear classifier that is tried beside others."""
+
+    blocks: int
+    """How many last blocks' pooled features it sees."""
+    lr: float
+    """Per 256 images."""
+
+
+class Candidates(nn.Module):
+    """A linear classifier for each choice, and where there are several, a second one that rehearses for it: it learns
+    without the images that are held out, and its accuracy on these says which choice is best.
+
+    All classifiers that see equally many blocks begin with equal weights, drawn with what torch's generator is at: each
+    one as it would begin alone.
+
+    Args:
+        choices: h of them.
+        width_of: how many channels so many blocks have.
+        num_classes: c.
+        rehearse: False leaves the second ones out.
+    """
+
+    def __init__(
+        self, choices: Sequence[Choice], width_of: Callable[[int], int], num_classes: int, *, rehearse: bool = True
+    ) -> None:
+        super().__init__()
+        self.choices, self.rehearses = list(choices), rehearse and len(choices) > 1
+        blocks = list(dict.fromkeys(choice.blocks for choice in choices))
+        self.widths = {number: width_of(number) for number in blocks}
+        state, first = torch.get_rng_state(), {}
+        for number in blocks:
+            torch.set_rng_state(state)
+            first[number] = equal_heads(self.widths[number], num_classes, 1)[0]
+        self.heads = nn.ModuleList(copy.deepcopy(first[choice.blocks]) for choice in choices)
+        self.rehearsing = nn.ModuleList(copy.deepcopy(head) for head in self.heads) if self.rehearses else None
+
+    def forward(self, features: Tensor, *, rehearsing: bool = False) -> list[Tensor]:
+        """(b d) of the most blocks, earliest first -> h logits (b c), in the classifiers' own precision."""
+        heads = self.rehearsing if rehearsing else self.heads
+        assert heads is not None
+        features = features.to(next(heads.parameters()).dtype)
+        parts = {blocks: features[:, features.shape[1] - width :] for blocks, width in self.widths.items()}
+        return [head(parts[choice.blocks]) for choice, head in zip(self.choices, heads, strict=True)]
+
+    def losses(self, features: Tensor, labels: Tensor, away: Tensor | None = None) -> Tensor:
+        """Cross entropies, (h,), or (2 h,) where they rehearse. No classifier's gradient reaches another.
+
+        Args:
+            features: (b d).
+            labels: (b,).
+            away: (b,) bool, which images are held out; None: none.
+        """
+        losses = [F.cross_entropy(wide(logits), labels) for logits in self(features)]
+        if self.rehearsing is not None:
+            kept = labels if away is None else labels.masked_fill(away, -1)
+            number = (kept >= 0).sum().clamp(min=1)  # a batch may be held out as a whole
+            losses += [
+                F.cross_entropy(wide(logits), kept, ignore_index=-1, reduction="sum") / number
+                for logits in self(features, rehearsing=True)
+            ]
+        return torch.stack(losses)
+
+    def optimizer(self, momentum: float) -> torch.optim.SGD:
+        """SGD without weight decay; each classifier is a group with a learning rate of its own."""
+        heads = [*self.heads, *(self.rehearsing or ())]
+        choices = self.choices * (1 + self.rehearses)
+        return sgd(heads, [choice.lr for choice in choices], momentum)
+
+    def correct(self, features: Tensor, labels: Tensor, *, rehearsing: bool = False) -> Tensor:
+        """Numbers of right answers, (h 2) float64: `count_correct`."""
+        return torch.stack([count_correct(logits, labels) for logits in self(features, rehearsing=rehearsing)])
 
 
 class Linear(Evaluator):
     """Accuracy of linear classifiers trained on a backbone's frozen features (docs/recipes.md, "Evaluation").
 
     They see the pooled features of the last blocks of augmented training images. SGD without weight decay, learning
-    rate by the linear scaling rule, a cosine to 0 by epoch. Several learning rates train as many heads side by side,
-    from equal initial weights, on features that are computed once: each head ends as it would have alone.
-    ``linear/top1`` and ``linear/top5`` are the best head's fractions of right answers on the query; of several heads
-    also ``linear/lr<lr>/top1`` of each, and ``linear/best_lr``. The best is chosen on the images that it is measured
-    on, as the paper's sweep by hand does.
+    rate by the linear scaling rule, a cosine to 0 by epoch. Several learning rates and numbers of blocks are tried side
+    by side, from equal initial weights, on features that are computed once: each ends as it would have alone.
+
+    Of several, two numbers are told. ``linear/top1`` is the query's accuracy of the one that was chosen on a part of
+    the training images: beside each classifier a second one learns without this part, is measured on it, and nothing of
+    the query is looked at. ``linear/best_on_query/top1`` is the best on the query itself, which the tables of papers
+    show; it is too high, the more so the more are tried and the fewer the images are. ``linear/held_out/top1`` is the
+    chosen one's accuracy on the held-out part, ``linear/best_lr`` and ``linear/best_blocks`` say which it is, and
+    ``linear/lr<lr>/top1`` or ``linear/blocks<n>/lr<lr>/top1`` are each one's. Where training batches do not say which
+    images they hold, the best on the query is all that there is.
 
     `modules.LinearProbe` is the same under a Trainer: with its loggers, its checkpoints and resuming. Both end with
     the same weights.
@@ -79,11 +173,15 @@ class Linear(Evaluator):
     1.0
 
     Args:
-        last_blocks: how many blocks' pooled features the classifiers see.
+        last_blocks: how many blocks' pooled features the classifiers see, one number or several.
         lr: per 256 images of a step on all ranks, one or several.
         momentum: of SGD.
         epochs: length of the training.
-        seed: of the initial weights.
+        augmented: False trains on the features of the bank, which are computed once: minutes in place of hours, and
+            some points less.
+        batch_size: images in a step of ``augmented=False``; else it is that of the training loader.
+        held_out: share of each class of the training images on which one of several is chosen.
+        seed: of the initial weights, of the held-out part, and of the order of ``augmented=False``.
     """
 
     trains = True
@@ -91,25 +189,39 @@ class Linear(Evaluator):
     def __init__(
         self,
         *,
-        last_blocks: int = 4,
+        last_blocks: int | Sequence[int] = 4,
         lr: float | Sequence[float] = 0.001,
         momentum: float = 0.9,
         epochs: int = 100,
+        augmented: bool = True,
+        batch_size: int = 1024,
+        held_out: float = 0.1,
         seed: int = 0,
     ) -> None:
         if not 0 <= momentum < 1:
             raise ValueError(f"a linear probe needs momentum of 0 or more and below 1, got {momentum}")
         if epochs < 1:
             raise ValueError(f"a linear probe needs epochs of 1 or more, got {epochs}")
-        self.last_blocks = last_blocks
-        self.lrs = as_lrs(lr)
+        if batch_size < 1:
+            raise ValueError(f"a linear probe needs batch_size of 1 or more, got {batch_size}")
+        if not 0 < held_out < 1:
+            raise ValueError(f"a linear probe needs held_out above 0 and below 1, got {held_out}")
+        self.blocks = as_blocks(last_blocks)
+        self.choices = [Choice(blocks, each) for blocks in self.blocks for each in as_lrs(lr)]
         self.momentum = momentum
         self.epochs = epochs
+        self.augmented = augmented
+        self.batch_size = batch_size
+        self.held_out = held_out
         self.seed = seed
 
     @property
+    def most_blocks(self) -> int:
+        return max(self.blocks)
+
+    @property
     def reads(self) -> tuple[Kind, ...]:
-        return (self.last_blocks,)
+        return (self.most_blocks,)
 
     def check(self, encoder: Any, num_classes: int | None) -> None:
         if num_classes is None or num_classes < 2:
@@ -117,72 +229,132 @@ class Linear(Evaluator):
                 f"a linear probe needs num_classes of 2 or more, got {num_classes}; it learns from labels: "
                 "put the images into one folder for each class"
             )
-        encoder.last_blocks_width(self.last_blocks)  # raises where there are not so many blocks
+        encoder.last_blocks_width(self.most_blocks)  # raises where there are not so many blocks
 
     def run(self, encoder: Any, data: EvaluationData) -> dict[str, float]:
-        heads = self.train(encoder, data)
-        right = torch.zeros(len(heads), 2, dtype=torch.float64, device=data.place.device)
-        images = 0
-        for features, labels in data.batches(encoder, "query", self.last_blocks):
+        candidates, part = self.train(encoder, data)
+        images, right = 0, torch.zeros(len(self.choices), 2, dtype=torch.float64, device=data.place.device)
+        firsts = []
+        for features, labels in data.batches(encoder, "query", self.most_blocks):
             labels = needed_labels("a linear probe", labels, "the batches of the query have none")
             with torch.no_grad(), data.place.forward_context():
-                right += torch.stack([count_correct(logits, labels) for logits in logits_of(heads, features)])
+                logits = candidates(features)
+            right += torch.stack([count_correct(each, labels) for each in logits])
+            firsts.append(torch.stack([first_is_right(each, labels) for each in logits]))
             images += len(labels)
-        accuracies = dict(zip(self.lrs, accuracies_over_ranks(right, images), strict=True))
-        return linear_metrics("linear", [(None, accuracies)])
+        on_query = accuracies_over_ranks(right, images)
+        rehearsed = None if part is None else rehearsal(candidates, part(), data.place)
+        chosen = best_of(rehearsed or on_query)
+        answers = torch.cat(firsts, 1) if firsts else right.new_zeros(len(right), 0, dtype=torch.bool)
+        data.answers["linear/top1"] = answers[chosen]
+        if rehearsed is not None:
+            data.answers["linear/best_on_query/top1"] = answers[best_of(on_query)]
+        return probe_metrics(self.choices, on_query, rehearsed)
 
-    def train(self, encoder: Any, data: EvaluationData) -> nn.ModuleList:
-        """The heads, trained."""
+    def train(self, encoder: Any, data: EvaluationData) -> tuple[Candidates, HeldOut | None]:
+        """The classifiers, trained, and what is held out where there are several of them."""
         self.check(encoder, data.num_classes)
         assert data.num_classes is not None
-        place, training = data.place, data.training
+        place = data.place
         with torch.inference_mode(False), torch.enable_grad():  # Lightning evaluates in inference mode
             with same_random_state():
                 torch.manual_seed(self.seed)
-                width = encoder.last_blocks_width(self.last_blocks)
-                heads = place.module(equal_heads(width, data.num_classes, len(self.lrs)))
-            optimizer, scaler = sgd(heads, self.lrs, self.momentum), place.scaler()
+                candidates = place.module(Candidates(self.choices, encoder.last_blocks_width, data.num_classes))
+            lessons = self._augmented(encoder, data) if self.augmented else self._cached(encoder, data)
+            optimizer, scaler = candidates.optimizer(self.momentum), place.scaler()
             for epoch in range(self.epochs):
-                if training.set_epoch is not None:
-                    training.set_epoch(epoch)
                 optimizer.zero_grad()  # of batches that were too few for a step
-                self.set_lrs(optimizer, epoch, self.epochs, training.images_per_step)
-                for number, batch in enumerate(training.loader, start=1):
-                    images, labels = labelled(data.unpack, place.prepare(batch))
+                self.set_lrs(optimizer, epoch, self.epochs, lessons.images_per_step)
+                for number, (features, labels, away) in enumerate(lessons.batches(epoch), start=1):
                     with place.forward_context():
-                        losses = self.losses(heads, self.features(encoder, images), labels)
-                    scaler.scale(losses.sum() / training.accumulate).backward()
-                    if number % training.accumulate == 0:
-                        _average_gradients_over_ranks(heads)
+                        losses = candidates.losses(features, labels, away)
+                    scaler.scale(losses.sum() / lessons.accumulate).backward()
+                    if number % lessons.accumulate == 0:
+                        if self.augmented:  # without, all ranks learn from all images
+                            _average_gradients_over_ranks(candidates)
                         scaler.step(optimizer)
                         scaler.update()
                         optimizer.zero_grad()
-        return heads
+        return candidates, lessons.held_out
 
     def features(self, encoder: Any, images: Any) -> Tensor:
-        """(b c h w) -> (b d), without gradients."""
+        """(b c h w) -> (b d) of the most blocks, without gradients."""
         with untracked():
-            features: Tensor = encoder.last_blocks(images, self.last_blocks)
+            features: Tensor = encoder.last_blocks(images, self.most_blocks)
         return features
-
-    def losses(self, heads: nn.ModuleList, features: Tensor, labels: Tensor) -> Tensor:
-        """Cross entropies of the heads, (h,). No head's gradient reaches another."""
-        return torch.stack([F.cross_entropy(wide(logits), labels) for logits in logits_of(heads, features)])
 
     def lr_at(self, lr: float, epoch: int, epochs: int, images_per_step: int) -> float:
         """Learning rate in an epoch, from the one per 256 images: a cosine that reaches 0 after the last epoch."""
         return cosine(epoch, epochs, start=scaled_lr(lr, images_per_step), end=0.0)
 
     def set_lrs(self, optimizer: torch.optim.Optimizer, epoch: int, epochs: int, images_per_step: int) -> None:
-        """Set each head's learning rate for an epoch."""
-        for lr, group in zip(self.lrs, optimizer.param_groups, strict=True):
-            group["lr"] = self.lr_at(lr, epoch, epochs, images_per_step)
+        """Set each classifier's learning rate for an epoch."""
+        for group in optimizer.param_groups:
+            group["lr"] = self.lr_at(group["lr_per_256"], epoch, epochs, images_per_step)
+
+    def _augmented(self, encoder: Any, data: EvaluationData) -> Lessons:
+        """Features of augmented training images, computed in every epoch anew."""
+        training, away, part = data.training, None, None
+        if len(self.choices) > 1 and training.hold_out is not None:
+            away, loader = training.hold_out(self.held_out, self.seed)
+            away, part = away.to(data.place.device), lambda: self._read(encoder, data, loader)
+
+        def batches(epoch: int) -> Iterator[Lesson]:
+            if training.set_epoch is not None:
+                training.set_epoch(epoch)
+            for features, labels, index in self._read(encoder, data, training.loader):
+                yield features, labels, None if away is None else away[index]
+
+        return Lessons(batches, training.images_per_step, training.accumulate, part)
+
+    def _read(self, encoder: Any, data: EvaluationData, loader: Iterable[Any]) -> Iterator[tuple[Tensor, Tensor, Any]]:
+        """Features, labels and numbers of the images of a loader."""
+        for batch in loader:
+            batch = data.place.prepare(batch)
+            images, labels = labelled(data.unpack, batch)
+            with data.place.forward_context():
+                yield self.features(encoder, images), labels, batch.get("index") if isinstance(batch, Mapping) else None
+
+    def _cached(self, encoder: Any, data: EvaluationData) -> Lessons:
+        """The features of the bank, in another order in every epoch; all of them on every rank."""
+        bank = data.features(encoder, "bank", self.most_blocks)
+        labels = gather_in_turn(needed_labels("a linear probe", bank.labels, "the batches of the bank have none"))
+        features, size = gather_in_turn(bank.features), min(self.batch_size, len(labels))
+        away = held_out(labels, self.held_out, self.seed) if len(self.choices) > 1 else None
+
+        def batches(epoch: int) -> Iterator[Lesson]:
+            order = numpy_generator(self.seed, "linear probe", epoch).permutation(len(labels))
+            for rows in torch.from_numpy(order).to(labels.device)[: len(order) // size * size].split(size):
+                yield features[rows], labels[rows], None if away is None else away[rows]
+
+        return Lessons(batches, size, 1, None if away is None else lambda: iter([(features[away], labels[away], None)]))
 
 
-def logits_of(heads: nn.ModuleList, features: Tensor) -> list[Tensor]:
-    """(n d) -> h logits (n c), in the heads' own precision."""
-    features = features.to(next(heads.parameters()).dtype)
-    return [head(features) for head in heads]
+Lesson = tuple[Tensor, Tensor, Tensor | None]
+"""Features (b d) of the most blocks, labels (b,), and which of them are held out (b,); None: none."""
+HeldOut = Callable[[], Iterator[tuple[Tensor, Tensor, Any]]]
+"""Gives features and labels of this rank's part of the images that are held out, batch by batch."""
+
+
+class Lessons(NamedTuple):
+    """What classifiers learn from."""
+
+    batches: Callable[[int], Iterator[Lesson]]
+    """Of an epoch."""
+    images_per_step: int
+    accumulate: int
+    held_out: HeldOut | None
+
+
+def rehearsal(candidates: Candidates, part: Iterable[tuple[Tensor, Tensor, Any]], place: Place) -> list[TopK]:
+    """Accuracy of each rehearsing classifier on what is held out."""
+    images, right = 0, torch.zeros(len(candidates.choices), 2, dtype=torch.float64, device=place.device)
+    with untracked():
+        for features, labels, _ in part:
+            with place.forward_context():
+                right += candidates.correct(features, labels, rehearsing=True)
+            images += len(labels)
+    return accuracies_over_ranks(right, images)
 
 
 def labelled(unpack: Unpack, batch: Any) -> tuple[Any, Tensor]:

@@ -12,12 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from esvit_pl.distributed import gather_uneven, num_ranks, rank, sum_over_ranks
-from esvit_pl.evaluation.accuracy import accuracies_over_ranks, count_correct
+from esvit_pl.distributed import gather_in_turn, rank, sum_over_ranks
+from esvit_pl.evaluation.accuracy import accuracies_over_ranks, count_correct, first_is_right
 from esvit_pl.evaluation.data import EvaluationData
 from esvit_pl.evaluation.features import needed_labels
 from esvit_pl.evaluation.interface import Evaluator, Kind
-from esvit_pl.evaluation.label_free import dealt_in_turn
 from esvit_pl.printing import say
 
 SEARCHED = (-6.0, 6.0)
@@ -208,10 +207,7 @@ class Logistic(Evaluator):
         bank, query = data.features(encoder, "bank"), data.features(encoder, "query")
         bank_labels = needed_labels("logistic regression", bank.labels, "the batches of the bank have none")
         query_labels = needed_labels("logistic regression", query.labels, "the batches of the query have none")
-        features, labels = gather_uneven(bank.features), gather_uneven(bank_labels)
-        if num_ranks() > 1:  # in the order of one process, so that the same images are held out
-            order = torch.tensor(dealt_in_turn(len(labels)), device=labels.device).argsort()
-            features, labels = features[order], labels[order]
+        features, labels = gather_in_turn(bank.features), gather_in_turn(bank_labels)  # so that the same are held out
         classes = max(data.num_classes or 0, int(labels.max()) + 1 if len(labels) else 0)
         chosen = {} if self.C is not None else self.choose(features, labels, classes)
         penalty = chosen.get("logistic/C", self.C)
@@ -221,8 +217,11 @@ class Logistic(Evaluator):
         # Every rank has solved the same; a last digit that differs is that of the first one.
         model = LogisticModel(*(sum_over_ranks(part if rank() == 0 else torch.zeros_like(part)) for part in fitted))
         right = torch.zeros(2, dtype=torch.float64, device=features.device)
+        data.answers["logistic/top1"] = query_labels.new_zeros(0, dtype=torch.bool)
         if len(query_labels):  # a rank may have no query image
-            right += count_correct(model.probabilities(query.features), query_labels)
+            probabilities = model.probabilities(query.features)
+            right += count_correct(probabilities, query_labels)
+            data.answers["logistic/top1"] = first_is_right(probabilities, query_labels)
         (accuracy,) = accuracies_over_ranks(right, len(query_labels))
         found = {"logistic/top1": accuracy.top1, "logistic/top5": accuracy.top5}
         return found | (chosen or {"logistic/C": float(penalty)})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -117,3 +117,32 @@ def linear_metrics(prefix: str, results: Iterable[tuple[str | None, Mapping[floa
     if len(main) > 1:
         metrics[f"{prefix}/best_lr"] = best
     return metrics
+
+
+def best_of(accuracies: Sequence[TopK]) -> int:
+    """The place of the highest top-1, the first one of equals."""
+    return max(range(len(accuracies)), key=lambda place: accuracies[place].top1)
+
+
+def probe_metrics(
+    choices: Sequence[tuple[int, float]], on_query: Sequence[TopK], rehearsed: Sequence[TopK] | None = None
+) -> dict[str, float]:
+    """Results of the linear classifiers of `evaluation.Linear` as metrics; see there what each one means.
+
+    Args:
+        choices: (blocks, lr) of each classifier.
+        on_query: accuracy of each on the query.
+        rehearsed: accuracy of each one's rehearsal on the images that are held out; None: nothing is.
+    """
+    chosen = best_of(rehearsed or on_query)
+    metrics = {"linear/top1": on_query[chosen].top1, "linear/top5": on_query[chosen].top5}
+    if len(choices) == 1:
+        return metrics
+    if rehearsed is not None:
+        metrics["linear/best_on_query/top1"] = on_query[best_of(on_query)].top1
+        metrics["linear/held_out/top1"] = rehearsed[chosen].top1
+    several_blocks = len({blocks for blocks, _ in choices}) > 1
+    for (blocks, lr), accuracy in zip(choices, on_query, strict=True):
+        metrics[f"linear/{f'blocks{blocks}/' * several_blocks}lr{lr:g}/top1"] = accuracy.top1
+    metrics["linear/best_lr"] = choices[chosen][1]
+    return metrics | ({"linear/best_blocks": choices[chosen][0]} if several_blocks else {})

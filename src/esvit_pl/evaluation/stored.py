@@ -64,13 +64,12 @@ class FeatureFolder:
         self.about = {**about, "images": number}
         path = self.folder / "about.json"
         if path.is_file():
-            begun = json.loads(path.read_text(encoding="utf-8"))
-            for name in [*begun, *self.about]:
-                old, new = (json.dumps(each.get(name)) for each in (begun, json.loads(json.dumps(self.about))))
-                if old != new:
-                    raise ValueError(
-                        f"{self.folder} was begun with {name} {old}, and now {name} {new} came; remove it to begin anew"
-                    )
+            different = differing(json.loads(path.read_text(encoding="utf-8")), self.about)
+            if different:
+                name, old, new = different
+                raise ValueError(
+                    f"{self.folder} was begun with {name} {old}, and now {name} {new} came; remove it to begin anew"
+                )
         elif begins:
             with replacing(path) as draft:
                 draft.write_text(json.dumps(self.about, indent=1) + "\n", encoding="utf-8")
@@ -127,6 +126,19 @@ class FeatureFolder:
         for folder in sorted(self.folder.glob("part_*")):
             if (folder / "kinds.json").is_file() and (folder / "numbers.bin").is_file():
                 yield _Part.of(folder)
+
+
+def differing(begun: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[str, str, str] | None:
+    """The first entry in which two descriptions differ: its name, and both values as JSON; None if they are equal.
+
+    >>> differing({"weights": "abc", "blocks": 4}, {"weights": "abc", "blocks": 1})
+    ('blocks', '4', '1')
+    """
+    for name in dict.fromkeys([*begun, *now]):
+        old, new = (json.dumps(each.get(name), sort_keys=True) for each in (begun, json.loads(json.dumps(now))))
+        if old != new:
+            return name, old, new
+    return None
 
 
 class _Part(NamedTuple):

@@ -75,5 +75,5 @@ class Evaluation(LightningModule):
         trainer, loader = self.trainer, self._loader("train")()
         accumulate = trainer.accumulate_grad_batches
         images = batch_size_of(loader) * trainer.world_size * accumulate
-        set_epoch = getattr(getattr(trainer, "datamodule", None), "set_epoch", None)
-        return Training(loader, images, accumulate, set_epoch)
+        asked = [getattr(getattr(trainer, "datamodule", None), name, None) for name in ("set_epoch", "hold_out")]
+        return Training(loader, images, accumulate, *asked)

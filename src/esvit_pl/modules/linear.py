@@ -15,18 +15,21 @@ from torch import Tensor, nn
 from esvit_pl.backbones.interface import Backbone
 from esvit_pl.data import batch_size_of
 from esvit_pl.evaluation.accuracy import accuracies_over_ranks, count_correct
+from esvit_pl.evaluation.data import place_of
 from esvit_pl.evaluation.features import Unpack, unpack_batch
-from esvit_pl.evaluation.linear import Linear, equal_heads, labelled, logits_of, sgd
+from esvit_pl.evaluation.linear import Candidates, Linear, labelled, rehearsal
 from esvit_pl.evaluation.loaders import need_labels
-from esvit_pl.evaluation.names import PROBE_LOSS, linear_metrics
+from esvit_pl.evaluation.names import PROBE_LOSS, probe_metrics
+from esvit_pl.metrics.knn import TopK
 
 
 class LinearProbe(LightningModule):
     """A linear classifier on the pooled features of the last blocks: `evaluation.Linear` under a Trainer.
 
     With the Trainer's loggers and checkpoints, a validation loop, and resuming. ``trainer.max_epochs`` is its length
-    (100 in the paper). Logs ``linear/top1`` and ``linear/top5`` of the best head as fractions; with several also
-    ``linear/lr<lr>/top1`` of each and ``linear/best_lr``.
+    (100 in the paper). Logs ``linear/top1`` and ``linear/top5`` as fractions. Of several classifiers it is the one that
+    was chosen on a part of the training images, if the data module has `hold_out`, as `ImageDataModule` does; all
+    metrics are explained in `evaluation.Linear`.
 
     Lightning does not see the backbone as a part of the module: it stays in eval mode, gets no gradient, and is in no
     checkpoint. A checkpoint holds the heads and, under ``linear_probe``, the backbone's spec and a fingerprint of its
@@ -39,9 +42,10 @@ class LinearProbe(LightningModule):
     Args:
         backbone: frozen; follows the module from device to device.
         num_classes: 2 or more.
-        last_blocks: how many blocks' pooled features the classifier sees.
+        last_blocks: how many blocks' pooled features the classifier sees, one number or several.
         lr: per 256 images of the global batch, one or several.
         momentum: of SGD.
+        held_out: share of each class of the training images on which one of several classifiers is chosen.
         unpack: batch -> (images, labels).
 
     Raises:
@@ -53,38 +57,48 @@ class LinearProbe(LightningModule):
         backbone: Backbone,
         num_classes: int | None,
         *,
-        last_blocks: int = 4,
+        last_blocks: int | Sequence[int] = 4,
         lr: float | Sequence[float] = 0.001,
         momentum: float = 0.9,
+        held_out: float = 0.1,
         unpack: Unpack = unpack_batch,
     ) -> None:
         super().__init__()
-        self.linear = Linear(last_blocks=last_blocks, lr=lr, momentum=momentum)
+        self.linear = Linear(last_blocks=last_blocks, lr=lr, momentum=momentum, held_out=held_out)
         self.linear.check(backbone, num_classes)
         assert num_classes is not None
         self.num_classes = num_classes
         self.unpack = unpack
         self.backbone: Backbone
         object.__setattr__(self, "backbone", backbone.eval())  # past nn.Module, which would make it a part
-        self.heads = equal_heads(backbone.last_blocks_width(last_blocks), num_classes, len(self.linear.lrs))
+        self.candidates = Candidates(self.linear.choices, backbone.last_blocks_width, num_classes)
         self.images_per_step = 0
+        self._away: Tensor | None = None
+        self._held_out: Any = None
         self._right: list[Tensor] = []
         self._images = 0
+
+    @property
+    def heads(self) -> nn.ModuleList:
+        """The linear layers, one for each choice of blocks and learning rate."""
+        return self.candidates.heads
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         self.backbone._apply(fn, recurse)  # type: ignore[no-untyped-call]  # .to(), .cuda(), .double()
         return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """(b c h w) -> logits (b num_classes) of every head."""
-        return logits_of(self.heads, self.linear.features(self.backbone, x))
+        """(b c h w) -> logits (b num_classes) of every classifier."""
+        logits: list[Tensor] = self.candidates(self.linear.features(self.backbone, x))
+        return logits
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         images, labels = labelled(self.unpack, batch)
-        losses = self.linear.losses(self.heads, self.linear.features(self.backbone, images), labels)
-        loss = losses.detach().mean()
+        away = None if self._away is None else self._away[batch["index"]]
+        losses = self.candidates.losses(self.linear.features(self.backbone, images), labels, away)
+        loss = losses.detach()[: len(self.linear.choices)].mean()
         self.log(PROBE_LOSS, loss, on_step=False, on_epoch=True, sync_dist=True, batch_size=len(labels))
-        lr = self.linear.lr_at(self.linear.lrs[0], self.current_epoch, self._epochs(), self.images_per_step)
+        lr = self.linear.lr_at(self.linear.choices[0].lr, self.current_epoch, self._epochs(), self.images_per_step)
         self.log("linear/lr", lr, batch_size=len(labels))
         return losses.sum()
 
@@ -97,10 +111,16 @@ class LinearProbe(LightningModule):
         self._images += len(labels)
 
     def on_validation_epoch_end(self) -> None:
-        right = torch.zeros(len(self.heads), 2, dtype=torch.float64, device=self.device)
+        right = torch.zeros(len(self.linear.choices), 2, dtype=torch.float64, device=self.device)
         accuracies = accuracies_over_ranks(sum(self._right, right), self._images)
-        results = dict(zip(self.linear.lrs, accuracies, strict=True))
-        self.log_dict(linear_metrics("linear", [(None, results)]), batch_size=1)
+        rehearsed = None if self._away is None else self._rehearsal()
+        self.log_dict(probe_metrics(self.linear.choices, accuracies, rehearsed), batch_size=1)
+
+    def _rehearsal(self) -> list[TopK]:
+        place = place_of(self.trainer)
+        pairs = (labelled(self.unpack, place.prepare(batch)) for batch in self._held_out)
+        part = ((self.linear.features(self.backbone, images), labels, None) for images, labels in pairs)
+        return rehearsal(self.candidates, part, place)
 
     on_test_epoch_start, test_step, on_test_epoch_end = (
         on_validation_epoch_start,
@@ -109,7 +129,7 @@ class LinearProbe(LightningModule):
     )
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        return sgd(self.heads, self.linear.lrs, self.linear.momentum)
+        return self.candidates.optimizer(self.linear.momentum)
 
     def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
         self.linear.set_lrs(optimizer, epoch, self._epochs(), self.images_per_step)
@@ -127,6 +147,10 @@ class LinearProbe(LightningModule):
         trainer = self.trainer
         batches = trainer.world_size * trainer.accumulate_grad_batches
         self.images_per_step = batch_size_of(trainer.train_dataloader) * batches
+        hold_out = getattr(getattr(trainer, "datamodule", None), "hold_out", None)
+        if self.candidates.rehearses and hold_out is not None:
+            away, self._held_out = hold_out(self.linear.held_out, self.linear.seed)
+            self._away = away.to(self.device)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["linear_probe"] = self._identity()
@@ -137,7 +161,9 @@ class LinearProbe(LightningModule):
             raise ValueError(
                 "the checkpoint to resume from does not come from a LinearProbe: it has no entry 'linear_probe'"
             )
-        differences = [f"{key}: checkpoint {saved[key]!r}, now {now[key]!r}" for key in now if saved[key] != now[key]]
+        differences = [
+            f"{key}: checkpoint {saved.get(key)!r}, now {now[key]!r}" for key in now if saved.get(key) != now[key]
+        ]
         if differences:
             raise ValueError("the probe to resume has another backbone or other heads; " + "; ".join(differences))
 
@@ -145,9 +171,10 @@ class LinearProbe(LightningModule):
         return {
             "backbone": self.backbone.spec,
             "backbone_weights": fingerprint(self.backbone),
-            "last_blocks": self.linear.last_blocks,
+            "last_blocks": self.linear.blocks,
             "num_classes": self.num_classes,
-            "lr": self.linear.lrs,
+            "lr": list(dict.fromkeys(choice.lr for choice in self.linear.choices)),
+            "held_out": self.linear.held_out,
         }
 
     def _epochs(self) -> int:
