@@ -57,3 +57,15 @@ def test_stochastic_depth_grows_linearly_to_its_rate():
     rates = drop_path_rates({"depths": [1, 3], "drop_path_rate": 0.3})
     assert rates == [[0.0], pytest.approx([0.1, 0.2, 0.3])]
     assert drop_path_rates({"depths": [1], "drop_path_rate": 0.3}) == [[0.0]]
+
+
+@every_family
+def test_fewer_blocks_are_the_end_of_more(family):
+    """So a probe that tries several numbers of blocks computes those of the largest number once."""
+    backbone = small(family)
+    x = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        blocks = sum(backbone.spec["depths"])
+        most = backbone.last_blocks(x, blocks)
+        for n in range(1, blocks):
+            torch.testing.assert_close(most[:, -backbone.last_blocks_width(n) :], backbone.last_blocks(x, n))

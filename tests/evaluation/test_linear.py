@@ -1,15 +1,19 @@
 from __future__ import annotations
 
 import copy
+import math
 
 import pytest
 import torch
 import torch.nn.functional as F
+import toys
 from torch import nn
 
+from esvit_pl.evaluation import EvaluationData, Linear
 from esvit_pl.evaluation.linear import LinearHeads, as_lrs, equal_heads, learn_
-from esvit_pl.evaluation.names import linear_metrics
+from esvit_pl.evaluation.names import linear_metrics, probe_metrics
 from esvit_pl.metrics.knn import TopK
+from esvit_pl.seeding import numpy_generator
 
 FEATURES = torch.randn(32, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 LABELS = torch.arange(32) % 7
@@ -129,3 +133,103 @@ def test_as_lrs_refuses(lr) -> None:
     with pytest.raises(ValueError, match="one lr or several different ones, above 0"):
         as_lrs(lr)
     assert as_lrs(3) == [3.0]
+
+
+# -- Linear, the evaluator
+
+
+def encoder():
+    torch.manual_seed(0)
+    return toys.backbone().eval()
+
+
+def images_of(numbers, seed: int = 0):
+    """Of three classes, told apart by their brightness."""
+    labels = torch.tensor(numbers) % 3
+    noise = torch.randn(len(numbers), 3, 16, 16, generator=torch.Generator().manual_seed(seed))
+    return noise + labels[:, None, None, None] - 1, labels
+
+
+def test_on_cached_features_it_is_a_plain_loop() -> None:
+    """Without augmentation: the features of the bank, in batches of another order in every epoch, to 1e-5."""
+    bank, query = images_of(range(24)), images_of(range(9), seed=1)
+    data = EvaluationData([bank], [query], num_classes=3)
+    probe = Linear(last_blocks=2, lr=[0.5, 3.0], epochs=4, augmented=False, batch_size=10)
+    net = encoder()
+    candidates, _ = probe.train(net, data)
+    with torch.no_grad():
+        features = net.last_blocks(bank[0], 2)
+    for lr, head in zip([0.5, 3.0], candidates.heads, strict=True):
+        torch.manual_seed(0)
+        plain = equal_heads(features.shape[1], 3, 1)[0]
+        optimizer = torch.optim.SGD(plain.parameters(), lr=1.0, momentum=0.9)
+        for epoch in range(4):
+            optimizer.param_groups[0]["lr"] = lr * 10 / 256 * (1 + math.cos(math.pi * epoch / 4)) / 2
+            order = numpy_generator(0, "linear probe", epoch).permutation(24)
+            for rows in (order[:10], order[10:20]):
+                optimizer.zero_grad()
+                F.cross_entropy(plain(features[rows]), bank[1][rows]).backward()
+                optimizer.step()
+        for mine, other in zip(head.parameters(), plain.parameters(), strict=True):
+            torch.testing.assert_close(mine, other, rtol=0, atol=1e-5)
+
+
+def test_it_notes_which_images_are_right() -> None:
+    data = EvaluationData([images_of(range(24))], [images_of(range(9), seed=1)], num_classes=3)
+    probe = Linear(last_blocks=[1, 2], lr=[0.001, 3.0], epochs=4, augmented=False)
+    found = probe.run(encoder(), data)
+    assert found["linear/top1"] == pytest.approx(data.answers["linear/top1"].double().mean().item())
+    best = data.answers["linear/best_on_query/top1"].double().mean().item()
+    assert found["linear/best_on_query/top1"] == pytest.approx(best)
+    each = [found[f"linear/blocks{n}/lr{lr:g}/top1"] for n in (1, 2) for lr in (0.001, 3.0)]
+    assert found["linear/best_on_query/top1"] == max(each)
+    assert found["linear/best_blocks"] in (1, 2)
+
+
+def test_the_query_has_no_say_in_the_choice() -> None:
+    """The same probe on a query whose labels are all wrong chooses the same classifier."""
+    images, labels = images_of(range(9), seed=1)
+    probe, net = Linear(last_blocks=2, lr=[0.001, 3.0], epochs=4, augmented=False), encoder()
+    chosen = [
+        probe.run(net, EvaluationData([images_of(range(24))], [(images, truth)], num_classes=3))
+        for truth in (labels, (labels + 1) % 3)
+    ]
+    assert chosen[0]["linear/best_lr"] == chosen[1]["linear/best_lr"]
+    assert chosen[0]["linear/held_out/top1"] == chosen[1]["linear/held_out/top1"]
+    assert chosen[0]["linear/top1"] > chosen[1]["linear/top1"]
+
+
+def test_names_of_a_choice() -> None:
+    on_query, rehearsed = [TopK(0.5, 1.0), TopK(0.9, 1.0)], [TopK(0.7, 1.0), TopK(0.6, 1.0)]
+    assert probe_metrics([(4, 0.1)], on_query[:1]) == {"linear/top1": 0.5, "linear/top5": 1.0}
+    assert probe_metrics([(4, 0.1), (4, 1.0)], on_query) == {
+        "linear/top1": 0.9,
+        "linear/top5": 1.0,
+        "linear/lr0.1/top1": 0.5,
+        "linear/lr1/top1": 0.9,
+        "linear/best_lr": 1.0,
+    }
+    assert probe_metrics([(1, 0.1), (4, 0.1)], on_query, rehearsed) == {
+        "linear/top1": 0.5,
+        "linear/top5": 1.0,
+        "linear/best_on_query/top1": 0.9,
+        "linear/held_out/top1": 0.7,
+        "linear/blocks1/lr0.1/top1": 0.5,
+        "linear/blocks4/lr0.1/top1": 0.9,
+        "linear/best_lr": 0.1,
+        "linear/best_blocks": 1,
+    }
+
+
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        ({"last_blocks": [2, 2]}, "last_blocks of 1 or more, or several different ones"),
+        ({"last_blocks": 0}, "last_blocks of 1 or more"),
+        ({"held_out": 1.0}, "held_out above 0 and below 1"),
+        ({"batch_size": 0}, "batch_size of 1 or more"),
+    ],
+)
+def test_what_the_probe_refuses(how, said) -> None:
+    with pytest.raises(ValueError, match=said):
+        Linear(**how)

@@ -138,7 +138,7 @@ def answers(cfg: DictConfig, row: Row, probes: Mapping[str, Evaluator], splits: 
     about = {name: {**origin, "settings": assemble.plain(cfg.evaluation[name])} for name in probes}
     found = {name: kept for name in probes if (kept := read(files[name], about[name], replaces=cfg.overwrite))}
     if found:
-        weights.say(f"{row.title}: {', '.join(found)} measured before")
+        weights.say(f"{row.title}: measured before: {', '.join(found)}")
     missing = {name: probe for name, probe in probes.items() if name not in found}
     if missing:
         weights.say(f"{row.title}: {', '.join(missing)} ...")

@@ -348,8 +348,9 @@ class Lessons(NamedTuple):
 
 def rehearsal(candidates: Candidates, part: Iterable[tuple[Tensor, Tensor, Any]], place: Place) -> list[TopK]:
     """Accuracy of each rehearsing classifier on what is held out."""
-    images, right = 0, torch.zeros(len(candidates.choices), 2, dtype=torch.float64, device=place.device)
+    images = 0
     with untracked():
+        right = torch.zeros(len(candidates.choices), 2, dtype=torch.float64, device=place.device)
         for features, labels, _ in part:
             with place.forward_context():
                 right += candidates.correct(features, labels, rehearsing=True)
