@@ -526,3 +526,23 @@ def test_configurations_show_the_signatures_defaults(file):
     assert {key for key, value in shown.items() if value == "???"} == required
     shown |= {key: tuple(value) for key, value in shown.items() if isinstance(value, list)}
     assert all(shown[key] == parameters[key].default for key in shown.keys() - required)
+
+
+def test_a_part_of_each_class_is_held_out_for_probes():
+    """A fifth of 8, 7 and 7 images, rounded up, prepared as evaluations see them, and shared by the ranks."""
+    data = module(train="supervised")
+    away, loader = data.hold_out(0.2, seed=0)
+    labels = torch.tensor(data.train_images.labels)
+    assert [int((away & (labels == label)).sum()) for label in range(3)] == [2, 2, 2]
+    seen = torch.cat([batch["image"] for batch in loader])
+    whole = torch.cat([batch["image"] for batch in data.bank_dataloader()])
+    assert torch.equal(seen, whole[away])
+    assert torch.cat([batch["label"] for batch in loader]).tolist() == labels[away].tolist()
+    assert torch.equal(module(train="supervised").hold_out(0.2, seed=0)[0], away)
+    assert not torch.equal(module(train="supervised").hold_out(0.2, seed=1)[0], away)
+    parts = [ranked(rank, 2, train="supervised").hold_out(0.2, seed=0) for rank in (0, 1)]
+    assert all(torch.equal(mask, away) for mask, _ in parts)
+    shares = [torch.cat([batch["image"] for batch in share]) for _, share in parts]
+    assert torch.equal(torch.stack(shares, 1).flatten(0, 1), seen)
+    with pytest.raises(ValueError, match="hold_out needs labels"):
+        module(labelled=False).hold_out(0.2, seed=0)

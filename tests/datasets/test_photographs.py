@@ -7,8 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from esvit_pl.datasets import FREE_TO_SHOW, photographs
-from esvit_pl.datasets.photographs import PATCH, PHOTOGRAPHS, TILE, _patches
+from esvit_pl.datasets import FREE_TO_SHOW, photograph_windows, photographs
+from esvit_pl.datasets.photographs import PATCH, PHOTOGRAPHS, TILE, _patches, _windows
 
 pytest.importorskip("skimage")
 pytest.importorskip("sklearn")
@@ -68,3 +68,41 @@ def test_bad_input(monkeypatch):
     monkeypatch.setattr(sys.modules["esvit_pl.datasets.photographs"], "find_spec", lambda package: None)
     with pytest.raises(ValueError, match="need the package scikit-image: pip install scikit-image"):
         photographs()
+
+
+@pytest.mark.parametrize("shape", [(110, 400), (400, 110)], ids=["wide", "tall"])
+def test_training_and_test_windows_share_no_pixel(shape):
+    noise = np.random.default_rng(0).integers(0, 255, shape, dtype=np.uint8)
+    seen = {}
+    for part in ("train", "test"):
+        seen[part] = np.zeros(shape, dtype=bool)
+        for side in (PATCH, 2 * PATCH):
+            picture, boxes = Image.fromarray(noise), []
+            cut = picture.crop
+            picture.crop = lambda box, cut=cut, boxes=boxes: boxes.append(box) or cut(box)
+            found = list(_windows(picture, part, 60, np.random.default_rng(1), side))
+            assert {patch.shape for _, patch in found} == {(side * 2 // 3, side * 2 // 3)}
+            assert len(found) == 60
+            for left, top, right, bottom in boxes:
+                assert (right - left, bottom - top) == (side, side)
+                assert min(left, top) >= 0
+                assert bottom <= shape[0]
+                assert right <= shape[1]
+                seen[part][top:bottom, left:right] = True
+    assert not (seen["train"] & seen["test"]).any()
+    along = seen["train"].any(axis=int(shape[0] > shape[1]))
+    assert not along[288:].any()  # 72 % of the longer side
+    assert along[:288].mean() > 0.9
+
+
+def test_pretraining_sees_windows_and_evaluations_patches():
+    splits = photograph_windows(train_windows=3, test_windows=2)
+    assert tuple(splits.seen[0][0].shape) == tuple(splits.paired[0][0].shape) == (3, 64, 64)
+    assert tuple(splits.bank[0][0].shape) == tuple(splits.query[0][0].shape) == (3, 32, 32)
+    assert len(set(splits.query.labels)) >= 17  # in "cell" and "moon" that part is nearly empty
+    assert splits.query.name(0).startswith("astronaut/test/")
+    again, other = (photograph_windows(train_windows=3, test_windows=2, seed=seed) for seed in (0, 1))
+    assert torch.equal(again.seen[4][0], splits.seen[4][0])
+    assert not torch.equal(other.seen[4][0], splits.seen[4][0])
+    with pytest.raises(ValueError, match="test_windows must be 1 or more, got 0"):
+        photograph_windows(test_windows=0)

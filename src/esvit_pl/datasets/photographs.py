@@ -78,11 +78,11 @@ def photograph_windows(*, train_windows: int = 250, test_windows: int = 60, seed
 
     Along its longer side a photograph is cut in two: training windows and patches lie within the first 72 %, those of
     the test in the rest. A window of 96 pixels is shrunk to 64, a patch of 48 to 32, so that both show things equally
-    large; both are standardised, and nearly uniform ones are left out. Views whose correspondence is measured are cut
-    from test windows. There are as many patches as windows.
+    large; both are standardised, and nearly uniform ones are left out, so that some photographs give fewer. Views whose
+    correspondence is measured are cut from test windows.
 
     Args:
-        train_windows, test_windows: of each photograph, at most.
+        train_windows, test_windows: of each photograph, at most, and as many patches.
         seed: of their places.
 
     Raises:
