@@ -111,3 +111,18 @@ def test_what_it_refuses(pretrained, commands, tmp_path, words, said):
     assert outcome.code == 1
     assert said in outcome.err
     assert not (tmp_path / "t").exists()
+
+
+def test_features_are_computed_once(pretrained, commands, tmp_path, monkeypatch):
+    words = [f"ckpt_path={pretrained.folder}", "evaluation.baselines=false", f"cache={tmp_path}/features"]
+    first = evaluate(commands, tmp_path / "a", *words, "evaluation.probes=[knn,logistic]")
+    assert first.code == 0, first.err
+    assert len(list((tmp_path / "features").iterdir())) == 2  # bank and query
+
+    def breaks(*args, **kwargs):
+        raise AssertionError("the backbone was asked again")
+
+    monkeypatch.setattr("esvit_pl.backbones.swin.Swin.forward", breaks)
+    again = evaluate(commands, tmp_path / "b", *words, "evaluation.probes=[knn,logistic]")
+    assert again.code == 0, again.err
+    assert (tmp_path / "a" / "table.csv").read_text() == (tmp_path / "b" / "table.csv").read_text()

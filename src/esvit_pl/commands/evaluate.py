@@ -130,7 +130,7 @@ def answers(cfg: DictConfig, row: Row, probes: Mapping[str, Evaluator], splits: 
     from esvit_pl.commands import results
     from esvit_pl.configs import assemble, trainers
     from esvit_pl.configs.processes import is_first_process
-    from esvit_pl.evaluation import InTurn
+    from esvit_pl.evaluation import FeatureCache, InTurn
     from esvit_pl.modules import Evaluation
 
     origin = evaluation.origin(cfg, row.encoder, row.recipe, splits.bank, splits.query)
@@ -148,11 +148,18 @@ def answers(cfg: DictConfig, row: Row, probes: Mapping[str, Evaluator], splits: 
             if is_first_process():
                 write(files[name], about[name], kept)
 
-        trainer = trainers.quiet(cfg, bar=cfg.trainer.enable_progress_bar)
+        asked, cache, batches = InTurn(missing, done), None, None
+        if cfg.cache is not None:
+            parts = {"bank": splits.bank, "query": splits.query}
+            abouts = {which: evaluation.origin(cfg, row.encoder, row.recipe, each) for which, each in parts.items()}
+            cache = FeatureCache(cfg.cache, abouts)
+            if all(cache.get(row.encoder, "query", kind) for kind in asked.reads):
+                batches = 1  # no image of the query need be read, but Lightning's loop wants a batch
+        trainer = trainers.quiet(cfg, bar=cfg.trainer.enable_progress_bar, batches=batches)
         data = assemble.datamodule(cfg, splits, row.recipe, **results.supervised(splits))
         if any(getattr(probe, "trains", False) for probe in missing.values()):
             results.fit_batch(data, trainer)
-        trainer.validate(Evaluation(row.encoder, InTurn(missing, done)), data, verbose=False)
+        trainer.validate(Evaluation(row.encoder, asked, cache=cache), data, verbose=False)
         row.encoder.cpu()
     return {name: found[name] for name in probes}
 

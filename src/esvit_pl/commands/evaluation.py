@@ -121,7 +121,7 @@ def untrained(cfg: DictConfig, source: Checkpoint, backbone: Backbone) -> Backbo
 
 def origin(cfg: DictConfig, backbone: Backbone, recipe: Recipe, *images: ImageDataset) -> dict[str, Any]:
     """What the features of these images depend on."""
-    from esvit_pl.modules.linear import fingerprint
+    from esvit_pl.fingerprint import fingerprint
     from esvit_pl.specs import plain
 
     return {

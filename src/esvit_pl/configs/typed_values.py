@@ -42,6 +42,7 @@ _UNSAID = {  # settings that no target takes, and whose default does not say wha
 _UNSAID_IN = {  # the same, of one command alone
     "evaluate": {
         "ckpt_path": Kinds(frozenset({"str", "list", "dict"})),
+        "cache": Kinds(frozenset({"str"})),
         "groups": Kinds(frozenset({"str"})),
     },
     "visualize": {

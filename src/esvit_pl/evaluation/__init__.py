@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from esvit_pl.evaluation.baselines import Baselines as Baselines
     from esvit_pl.evaluation.baselines import GreyHistogram as GreyHistogram
     from esvit_pl.evaluation.baselines import RawPixels as RawPixels
+    from esvit_pl.evaluation.cache import FeatureCache as FeatureCache
     from esvit_pl.evaluation.correspondence import RegionCorrespondence as RegionCorrespondence
     from esvit_pl.evaluation.correspondence import RegionRetrieval as RegionRetrieval
     from esvit_pl.evaluation.data import EvaluationData as EvaluationData
@@ -46,6 +47,7 @@ _HOMES = {
     "EvaluationData": "data",
     "Evaluator": "interface",
     "Extracted": "features",
+    "FeatureCache": "cache",
     "GreyHistogram": "baselines",
     "InTurn": "in_turn",
     "KNN": "knn",

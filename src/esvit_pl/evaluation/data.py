@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, Literal, NamedTuple, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,9 @@ from esvit_pl.evaluation.features import Extracted, Unpack, extract, joined, unp
 from esvit_pl.evaluation.interface import Encoder, Kind
 from esvit_pl.metrics import region_statistics
 from esvit_pl.precision import wide
+
+if TYPE_CHECKING:
+    from esvit_pl.evaluation.cache import FeatureCache
 
 Source = Iterable[Any] | Callable[[], Iterable[Any]]
 """A loader, or the function that makes it when it is first needed."""
@@ -105,6 +108,7 @@ class EvaluationData:
         num_classes: needed by probes that learn.
         unpack: batch -> (images, labels).
         place: device and precision; None is the CPU.
+        cache: gives features of bank and query that were computed before, and keeps those that are not.
     """
 
     def __init__(
@@ -117,7 +121,9 @@ class EvaluationData:
         num_classes: int | None = None,
         unpack: Unpack = unpack_batch,
         place: Place | None = None,
+        cache: FeatureCache | None = None,
     ) -> None:
+        self.cache = cache
         self._sources = {"bank": bank, "query": query}
         self._train, self._pairs = train, pairs
         self.num_classes = num_classes
@@ -156,9 +162,7 @@ class EvaluationData:
     def read(self, encoders: Sequence[Encoder], which: Literal["bank", "query"], kinds: Sequence[Kind]) -> None:
         """Compute several kinds of features of several encoders in one pass over the images, but for those that are
         there already."""
-        self._keep(encoders)
-        pairs = [(encoder, kind) for encoder in encoders for kind in kinds]
-        missing = [(encoder, kind) for encoder, kind in pairs if (id(encoder), which, kind) not in self._kept]
+        missing = self.missing(encoders, which, kinds)
         if not missing:
             return
         source = self._sources[which]
@@ -167,6 +171,24 @@ class EvaluationData:
         if callable(source):
             source = self._sources[which] = source()
         self._add(missing, which, dealt(source))
+        self.keep(missing, which)
+
+    def missing(self, encoders: Sequence[Encoder], which: str, kinds: Sequence[Kind]) -> list[tuple[Encoder, Kind]]:
+        """What neither was computed here nor lies in the cache."""
+        self._keep(encoders)
+        pairs = [(encoder, kind) for encoder in encoders for kind in kinds]
+        pairs = [(encoder, kind) for encoder, kind in pairs if (id(encoder), which, kind) not in self._kept]
+        if self.cache is None:
+            return pairs
+        for encoder, kind in pairs:
+            if (found := self.cache.get(encoder, which, kind)) is not None:
+                self._kept[id(encoder), which, kind] = [Extracted(*(self.place.prepare(part) for part in found))]
+        return [(encoder, kind) for encoder, kind in pairs if (id(encoder), which, kind) not in self._kept]
+
+    def keep(self, pairs: Sequence[tuple[Encoder, Kind]], which: Literal["bank", "query"]) -> None:
+        """Put features into the cache, if there is one."""
+        for encoder, kind in pairs if self.cache is not None else ():
+            self.cache.put(encoder, which, kind, self.features(encoder, which, kind))
 
     def add(self, encoder: Encoder, which: str, kinds: Sequence[Kind], batches: Iterable[Any]) -> None:
         """Append features of batches that are this rank's, for a loop that reads the images itself."""

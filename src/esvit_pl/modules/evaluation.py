@@ -8,6 +8,7 @@ from pytorch_lightning import LightningModule
 from torch import nn
 
 from esvit_pl.data import batch_size_of
+from esvit_pl.evaluation.cache import FeatureCache
 from esvit_pl.evaluation.data import EvaluationData, Training, place_of
 from esvit_pl.evaluation.features import Unpack, unpack_batch
 from esvit_pl.evaluation.interface import Evaluator
@@ -30,14 +31,24 @@ class Evaluation(LightningModule):
         encoder: images (b c h w) -> (b d) or ``Features``. Nothing in it changes but its mode, which is eval.
         evaluator: what to ask.
         unpack: batch -> (images, labels).
+        cache: of features; see `EvaluationData`.
     """
 
-    def __init__(self, encoder: nn.Module, evaluator: Evaluator, *, unpack: Unpack = unpack_batch) -> None:
+    def __init__(
+        self,
+        encoder: nn.Module,
+        evaluator: Evaluator,
+        *,
+        unpack: Unpack = unpack_batch,
+        cache: FeatureCache | None = None,
+    ) -> None:
         super().__init__()
         self.encoder = encoder.eval()
         self.evaluator = evaluator
         self.unpack = unpack
+        self.cache = cache
         self.data: EvaluationData | None = None
+        self._missing: list[Any] = []
 
     def setup(self, stage: str) -> None:
         if getattr(self.evaluator, "needs_labels", True):
@@ -54,15 +65,18 @@ class Evaluation(LightningModule):
             num_classes=getattr(getattr(trainer, "datamodule", None), "num_classes", None),
             unpack=self.unpack,
             place=place_of(trainer),
+            cache=self.cache,
         )
-        self.data.add(self.encoder, "query", self.evaluator.reads, [])
+        self._missing = self.data.missing([self.encoder], "query", self.evaluator.reads)
+        self.data.add(self.encoder, "query", [kind for _, kind in self._missing], [])
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         assert self.data is not None
-        self.data.add(self.encoder, "query", self.evaluator.reads, [batch])
+        self.data.add(self.encoder, "query", [kind for _, kind in self._missing], [batch])
 
     def on_validation_epoch_end(self) -> None:
         assert self.data is not None
+        self.data.keep(self._missing, "query")
         self.log_dict(self.evaluator.run(self.encoder, self.data), batch_size=1)
         self.data = None
 

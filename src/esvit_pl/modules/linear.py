@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from hashlib import blake2b
 from typing import Any
 
 import torch
@@ -20,6 +19,7 @@ from esvit_pl.evaluation.features import Unpack, unpack_batch
 from esvit_pl.evaluation.linear import Candidates, Linear, labelled, rehearsal
 from esvit_pl.evaluation.loaders import need_labels
 from esvit_pl.evaluation.names import PROBE_LOSS, probe_metrics
+from esvit_pl.fingerprint import fingerprint
 from esvit_pl.metrics.knn import TopK
 
 
@@ -182,12 +182,3 @@ class LinearProbe(LightningModule):
         if epochs is None or epochs < 1:
             raise ValueError(f"LinearProbe needs trainer.max_epochs, got {epochs}; the learning rate ends with it")
         return epochs
-
-
-def fingerprint(module: nn.Module) -> str:
-    """A hash of all weights and buffers, the same on every device."""
-    digest = blake2b(digest_size=16)
-    for name, value in module.state_dict().items():
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
