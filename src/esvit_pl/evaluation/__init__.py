@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from esvit_pl.evaluation.features import extract_features as extract_features
     from esvit_pl.evaluation.features import unpack_batch as unpack_batch
     from esvit_pl.evaluation.features import unpack_first_view as unpack_first_view
+    from esvit_pl.evaluation.few_shot import FewShot as FewShot
     from esvit_pl.evaluation.interface import Evaluator as Evaluator
     from esvit_pl.evaluation.knn import KNN as KNN
     from esvit_pl.evaluation.knn import knn_accuracy_over_ranks as knn_accuracy_over_ranks
@@ -45,6 +46,7 @@ _HOMES = {
     "EvaluationData": "data",
     "Evaluator": "interface",
     "Extracted": "features",
+    "FewShot": "few_shot",
     "GreyHistogram": "baselines",
     "KNN": "knn",
     "LiDAR": "label_free",

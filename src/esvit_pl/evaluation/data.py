@@ -7,14 +7,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from itertools import islice
+from itertools import accumulate, islice
 from typing import Any, Literal, NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
 from esvit_pl.distributed import num_ranks, rank
-from esvit_pl.evaluation.features import Extracted, Unpack, extract, joined, unpack_batch
+from esvit_pl.evaluation.features import Extracted, Unpack, at_unit_length, extract, joined, unpack_batch
 from esvit_pl.evaluation.interface import Encoder, Kind
 from esvit_pl.metrics import region_statistics
 from esvit_pl.precision import wide
@@ -22,6 +22,7 @@ from esvit_pl.precision import wide
 Source = Iterable[Any] | Callable[[], Iterable[Any]]
 """A loader, or the function that makes it when it is first needed."""
 Module = TypeVar("Module", bound=nn.Module)
+HALF: dict[Kind, torch.dtype] = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -100,6 +101,7 @@ class EvaluationData:
         pairs: (same_box, color, seed) -> batches of two views of query images, as those of
             ``ImageDataModule.pairs_dataloader``.
         num_classes: needed by probes that learn.
+        class_names: for what is printed.
         unpack: batch -> (images, labels).
         place: device and precision; None is the CPU.
     """
@@ -112,12 +114,14 @@ class EvaluationData:
         train: Callable[[], Training] | None = None,
         pairs: Callable[..., Iterable[Any]] | None = None,
         num_classes: int | None = None,
+        class_names: Sequence[str] | None = None,
         unpack: Unpack = unpack_batch,
         place: Place | None = None,
     ) -> None:
         self._sources = {"bank": bank, "query": query}
         self._train, self._pairs = train, pairs
         self.num_classes = num_classes
+        self.class_names = class_names
         self.unpack = unpack
         self.place = place or Place(torch.device("cpu"))
         self._encoders: list[Any] = []
@@ -147,20 +151,49 @@ class EvaluationData:
         self.read([encoder], which, [kind])
         return self._kept[id(encoder), which, kind]
 
+    def pieces(
+        self, encoder: Encoder, which: Literal["bank", "query"], kind: Kind = "pooled", images: int = 2**15
+    ) -> list[Extracted]:
+        """The same, in pieces of so many images or a little more. They take the batches' place, so that nothing is held
+        twice."""
+        parts = self.batches(encoder, which, kind)
+        found: list[Extracted] = []
+        while parts:
+            seen = accumulate(len(part.features) for part in parts)
+            number = next((n for n, so_far in enumerate(seen, 1) if so_far >= images), len(parts))
+            found.append(joined(parts[:number], like=parts[0].features) if number > 1 else parts[0])
+            del parts[:number]
+        parts.extend(found)
+        return found
+
+    def number(self, which: Literal["bank", "query"]) -> int | None:
+        """Images on all ranks, before any is read; None if their loader has no `dataset` with a length."""
+        dataset: Any = getattr(self._source(which), "dataset", None)
+        return len(dataset) if hasattr(dataset, "__len__") else None
+
     def read(self, encoders: Sequence[Encoder], which: Literal["bank", "query"], kinds: Sequence[Kind]) -> None:
         """Compute several kinds of features of several encoders in one pass over the images, but for those that are
         there already."""
         self._keep(encoders)
         pairs = [(encoder, kind) for encoder in encoders for kind in kinds]
         missing = [(encoder, kind) for encoder, kind in pairs if (id(encoder), which, kind) not in self._kept]
+        for encoder, kind in list(missing):
+            if kind in HALF and (parts := self._kept.get((id(encoder), which, "pooled"))) is not None:
+                halves = [Extracted(at_unit_length(part.features, HALF[kind]), part.labels) for part in parts]
+                self._kept[id(encoder), which, kind] = halves
+                missing.remove((encoder, kind))
         if not missing:
             return
+        self._add(missing, which, dealt(self._source(which)))
+
+    def _source(self, which: str) -> Iterable[Any]:
+        """The loader, made when it is first needed."""
         source = self._sources[which]
         if source is None:
             raise ValueError(f"this evaluator needs {which} images; give EvaluationData {which}=")
         if callable(source):
             source = self._sources[which] = source()
-        self._add(missing, which, dealt(source))
+        return source
 
     def add(self, encoder: Encoder, which: str, kinds: Sequence[Kind], batches: Iterable[Any]) -> None:
         """Append features of batches that are this rank's, for a loop that reads the images itself."""
@@ -169,7 +202,14 @@ class EvaluationData:
 
     def _add(self, pairs: Sequence[tuple[Encoder, Kind]], which: str, batches: Iterable[Any]) -> None:
         functions = {(id(encoder), which, kind): _feature_function(encoder, kind) for encoder, kind in pairs}
-        parts = extract(functions, batches, self.unpack, prepare=self.place.prepare, context=self.place.forward_context)
+        parts = extract(
+            functions,
+            batches,
+            self.unpack,
+            prepare=self.place.prepare,
+            context=self.place.forward_context,
+            keep={key: HALF[key[2]] for key in functions if key[2] in HALF},
+        )
         for key, part in parts.items():
             self._kept.setdefault(key, []).extend(part)
 
@@ -195,7 +235,7 @@ def gives_each_rank_its_part(loader: Any) -> bool:
 
 
 def _feature_function(encoder: Any, kind: Kind) -> Encoder:
-    if kind == "pooled":
+    if kind == "pooled" or kind in HALF:
         return cast(Encoder, encoder)
     if kind == "regions":
         return lambda images: region_statistics(_regions(encoder(images)))
