@@ -11,8 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.comparison import compare
+from benchmarks.comparison import compared, relative_error
 from esvit_pl.evaluation import Extracted, knn_accuracy_over_ranks
+from esvit_pl.profiling.measure import peak_bytes, seconds
 
 CLASSES, QUERY_OF_IMAGENET, TEMPERATURE = 1000, 50_000, 0.07
 
@@ -91,15 +92,15 @@ def searches(
     times = QUERY_OF_IMAGENET / query_images
     for some, dtype in ((ks[:1], torch.float32), (ks, torch.float32), (ks, torch.float16)):
         kept = [bank if dtype == torch.float32 else Extracted(bank.features.to(dtype), bank.labels)]
-        forms: tuple[Callable[[], list[Tensor]], ...] = (
-            lambda some=some: [straightforward(bank, query, some)],  # type: ignore[misc]
-            lambda some=some, kept=kept: [ours(kept, query, some)],  # type: ignore[misc]
-        )
-        found = compare("", *forms, repeats=repeats, device=device)
-        assert found.straight_bytes is not None
-        assert found.our_bytes is not None
-        assert found.error is not None
-        theirs, mine = size + found.straight_bytes, kept[0].features.nbytes + found.our_bytes
+        forms: list[Callable[[], Tensor]] = [
+            lambda some=some: straightforward(bank, query, some),  # type: ignore[misc]
+            lambda some=some, kept=kept: ours(kept, query, some),  # type: ignore[misc]
+        ]
+        answers: list[Tensor] = []
+        held = [peak_bytes(lambda form=form: answers.append(form()), device) for form in forms]  # type: ignore[misc]
+        pairs = [(seconds(forms[0], device), seconds(forms[1], device)) for _ in range(repeats)]
+        found = compared("", pairs)
+        theirs, mine = size + held[0], kept[0].features.nbytes + held[1]
         yield Search(
             f"k={','.join(map(str, some))}, {str(dtype).removeprefix('torch.')}",
             found.straight_seconds,
@@ -110,5 +111,5 @@ def searches(
             theirs / mine,
             found.straight_seconds * times,
             found.our_seconds * times,
-            found.error,
+            relative_error(answers[1:], answers[:1]),
         )

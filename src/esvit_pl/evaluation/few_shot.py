@@ -34,9 +34,9 @@ class FewShot(Evaluator):
     n are ``few_shot/n<n>/top1`` and ``few_shot/n<n>/spread``. The images of a smaller n are among those of a larger
     one. A class with fewer than n images is left out for this n, of the query too, and a line names it.
 
-    Features are scaled to unit length. "logistic" is what the field reports for self-supervised encoders (Assran et
-    al., MSN, arXiv 2204.07141, section 4.1): `fit_logistic`. "centroid" takes the class whose mean feature has the
-    largest cosine (Wang et al., SimpleShot, arXiv 1911.04623); it takes no time.
+    Features are scaled to unit length. "logistic" is `fit_logistic`, for a logistic regression on frozen features is
+    how self-supervised encoders are compared on few labels (Assran et al., MSN, arXiv 2204.07141). "centroid" takes the
+    class whose mean feature has the largest cosine (Wang et al., SimpleShot, arXiv 1911.04623); it takes no time.
 
     >>> import torch
     >>> from esvit_pl.evaluation import EvaluationData, FewShot
