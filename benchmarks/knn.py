@@ -96,11 +96,10 @@ def searches(
             lambda some=some: straightforward(bank, query, some),  # type: ignore[misc]
             lambda some=some, kept=kept: ours(kept, query, some),  # type: ignore[misc]
         ]
-        answers: list[Tensor] = []
-        held = [peak_bytes(lambda form=form: answers.append(form()), device) for form in forms]  # type: ignore[misc]
+        (straight_bytes, wanted), (our_bytes, got) = (_watched(form, device) for form in forms)
         pairs = [(seconds(forms[0], device), seconds(forms[1], device)) for _ in range(repeats)]
         found = compared("", pairs)
-        theirs, mine = size + held[0], kept[0].features.nbytes + held[1]
+        theirs, mine = size + straight_bytes, kept[0].features.nbytes + our_bytes
         yield Search(
             f"k={','.join(map(str, some))}, {str(dtype).removeprefix('torch.')}",
             found.straight_seconds,
@@ -111,5 +110,12 @@ def searches(
             theirs / mine,
             found.straight_seconds * times,
             found.our_seconds * times,
-            relative_error(answers[1:], answers[:1]),
+            relative_error([got], [wanted]),
         )
+
+
+def _watched(form: Callable[[], Tensor], device: str) -> tuple[int, Tensor]:
+    """The most memory that a form held at once, and its answer."""
+    answers: list[Tensor] = []
+    held = peak_bytes(lambda: answers.append(form()), device)
+    return held, answers[0]
