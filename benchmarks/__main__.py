@@ -8,6 +8,7 @@
     kernels     where a GPU's time goes in a step of a training: its kernels by kind and by name, and where it waits
     roofline    what the products of a step take at least on a GPU (gpu=H100), by its data sheet; on paper
     vil         ViL's sliding attention against a full one
+    knn         k-NN of a bank of ImageNet's size (bank_images=, query_images=), whole and in half precision
     listing     the start on a folder of very many images: files=2000000, made here (empty files)
 
 Settings are those of esvit-bench: batch_size=, repeats=, gpu=, peak_tflops=, peak_gbytes=, out=, and every setting of
@@ -214,6 +215,21 @@ def vil(cfg: DictConfig) -> Iterator[Report]:
     )
 
 
+def knn(cfg: DictConfig) -> Iterator[Report]:
+    from benchmarks.knn import searches
+
+    channels = build_backbone(cfg).width
+    sizes = {"bank_images": cfg.bank_images, "query_images": cfg.query_images, "channels": channels}
+    yield report(
+        cfg,
+        "knn",
+        f"made features of {channels} channels, a bank of {cfg.bank_images:,} images, {cfg.query_images:,} queries; "
+        "straightforward holds all similarities of 256 queries, and computes them for each k again; memory includes "
+        "the bank; 'for 50 000' is projected from these queries",
+        searches(**sizes, **how(cfg)),
+    )
+
+
 def listing(cfg: DictConfig) -> Iterator[Report]:
     from benchmarks.listing import starts
 
@@ -234,6 +250,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     "kernels": kernels,
     "roofline": roofline,
     "vil": vil,
+    "knn": knn,
     "listing": listing,
 }
 

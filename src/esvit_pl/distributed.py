@@ -1,7 +1,8 @@
-"""What processes tell one another: sums, means and gathers. On one process each is the identity."""
+"""What processes tell one another: sums, means, gathers and exchanges. On one process each is the identity."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -83,6 +84,20 @@ def gather_in_turn(x: Tensor) -> Tensor:
     if num_ranks() == 1:
         return gathered
     return gathered[torch.tensor(dealt_in_turn(len(gathered)), device=x.device).argsort()]
+
+
+def return_to_ranks(x: Tensor, sizes: Sequence[int]) -> Tensor:
+    """This rank's answers to the rows of all ranks -> (ranks n ...): all ranks' answers to this rank's n rows.
+
+    Args:
+        x: (sum of sizes, ...), in the order of ranks.
+        sizes: n of each rank.
+    """
+    if num_ranks() == 1:
+        return x[None]
+    own = x.new_empty(num_ranks() * sizes[rank()], *x.shape[1:])
+    dist.all_to_all_single(own, x.detach().contiguous(), [sizes[rank()]] * num_ranks(), list(sizes))
+    return own.view(num_ranks(), sizes[rank()], *x.shape[1:])
 
 
 def gather_with_gradient(x: Tensor) -> Tensor:

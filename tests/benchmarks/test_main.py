@@ -66,6 +66,14 @@ def test_crops_are_measured_in_whole_batches(commands, tmp_path):
     assert "views of 2 x 32 + 2 x 16 px of JPEGs made here, batch 1" in report["what"]
 
 
+def test_a_bank_as_wide_as_the_backbone(commands, tmp_path):
+    outcome = commands.run("benchmarks", "knn", "bank_images=400", "query_images=10", f"out={tmp_path}", *TOY)
+    assert outcome.code == 0, outcome.err
+    (report,) = json.loads((tmp_path / "knn.json").read_text())
+    assert "made features of 16 channels, a bank of 400 images, 10 queries" in report["what"]
+    assert len(report["rows"]) == 3
+
+
 @pytest.mark.slow
 def test_the_start_on_many_images(commands, tmp_path):
     outcome = commands.run("benchmarks", "listing", "files=60000", f"out={tmp_path}", *TOY)

@@ -33,7 +33,7 @@ def test_a_table_of_two_checkpoints(pretrained, commands, tmp_path):
         assert "logistic/top1" not in results["rows"][row]  # which learns; evaluation.baselines=true takes it, too
     assert results["rows"]["teacher"] == results["rows"]["again"]  # the same weights
     same = {each["metric"]: each for each in results["differences"] if each["other"] == "teacher"}
-    assert {"knn/top1", "logistic/top1"} == same.keys()
+    assert {"knn/top1", "knn/top5", "logistic/top1"} == same.keys()
     assert not any(each["real"] or each["less"] for each in same.values())
     head, *lines = (tmp_path / "t" / "table.md").read_text().splitlines()
     assert head == "|  | k-NN | logistic regression | effective rank |"

@@ -209,6 +209,24 @@ def test_logistic_regression_of_a_checkpoint(pretrained, commands, pictures):
     assert low <= outcome.results["logistic"]["pretrained"] <= high
 
 
+def test_few_shot_of_a_checkpoint(pretrained, commands, pictures):
+    outcome = commands.evaluate("knn", pretrained.last, pictures, "evaluator@module=few_shot", "module.n=[2,1]")
+    assert outcome.code == 0, outcome.err
+    metrics = outcome.results["metrics"]
+    assert set(metrics) >= {"few_shot/top1", "few_shot/spread", "few_shot/n1/top1", "few_shot/n1/spread"}
+    assert outcome.results["few_shot"]["pretrained"] == metrics["few_shot/top1"]
+    assert "few-shot" in outcome.out
+
+
+def test_a_bank_in_half_precision(pretrained, commands, pictures):
+    outcome = commands.evaluate("knn", pretrained.last, pictures, "module.bank_dtype=float16")
+    assert outcome.code == 0, outcome.err
+    assert outcome.results["evaluation"]["probes"]["knn"]["bank_dtype"] == "float16"
+    wrong = commands.evaluate("knn", pretrained.last, pictures, "module.bank_dtype=float8")
+    assert wrong.code == 1
+    assert "bank_dtype" in wrong.err
+
+
 def test_lidar_of_a_checkpoint_needs_no_labels(pretrained, commands, unlabelled):
     words = ["evaluator@module=lidar", "module.views=4", "module.images=6"]
     outcome = commands.evaluate("knn", pretrained.last, unlabelled, *words)

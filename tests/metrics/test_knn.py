@@ -3,8 +3,9 @@ from __future__ import annotations
 import golden_files
 import pytest
 import torch
+import torch.nn.functional as F
 
-from esvit_pl.metrics import knn_accuracy, knn_correct, knn_predict
+from esvit_pl.metrics import knn, knn_accuracy, knn_correct, knn_predict, nearest
 
 
 @pytest.mark.golden
@@ -82,6 +83,33 @@ def test_is_computed_in_float32_under_autocast() -> None:
     assert ranked[0, 0] == 1
 
 
+def test_the_nearest_are_those_of_all_cosines_and_of_equal_ones_the_first(monkeypatch) -> None:
+    draw = torch.Generator().manual_seed(0)
+    bank, query = torch.randn(300, 6, generator=draw), torch.randn(50, 6, generator=draw)
+    bank[120:220:5] = 4 * bank[:20]  # equally near, further back
+    exact = F.cosine_similarity(query[:, None].double(), bank.double(), dim=2).float()
+    cosines, places = exact.sort(dim=1, descending=True, stable=True)
+    for at_once, chunk in ((2**15, None), (64, 7), (1, 50)):
+        monkeypatch.setattr(knn, "BANK_AT_ONCE", at_once)
+        found = nearest(bank, query, 40, chunk=chunk)
+        torch.testing.assert_close(found[0], cosines[:, :40])
+        assert torch.equal(found[1], places[:, :40])
+        in_pieces = nearest([bank[:7], bank[7:200], bank[200:]], query, 40, chunk=chunk)
+        assert all(torch.equal(one, other) for one, other in zip(found, in_pieces, strict=True))
+
+
+def test_where_all_images_are_equal_the_first_are_the_nearest() -> None:
+    assert nearest(torch.ones(500, 3), torch.ones(4, 3), 3)[1].tolist() == [[0, 1, 2]] * 4
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_bank_in_half_precision_is_asked_in_float32(dtype) -> None:
+    bank, query = F.normalize(torch.randn(200, 16), dim=1).to(dtype), torch.randn(30, 16)
+    half, whole = nearest(bank, query, 5), nearest(bank.float(), query, 5)
+    assert half[0].dtype == torch.float32
+    assert all(torch.equal(one, other) for one, other in zip(half, whole, strict=True))
+
+
 def test_bad_input() -> None:
     bank, labels = torch.randn(5, 3), torch.tensor([0, 1, 2, 0, 1])
     with pytest.raises(ValueError, match=r"k=6 neighbours, and the bank holds 5 images; choose k from 1 to 5"):
@@ -100,3 +128,7 @@ def test_bad_input() -> None:
         knn_predict(bank, labels - 1, bank, k=1)
     with pytest.raises(ValueError, match="num_classes=2 is too small for label 2"):
         knn_predict(bank, labels, bank, k=1, num_classes=2)
+    with pytest.raises(ValueError, match=r"k=6 neighbours, and the bank holds 5 images"):
+        nearest([bank[:2], bank[2:]], bank, k=6)
+    with pytest.raises(ValueError, match=r"got \(5, 3\) and \(5, 2\)"):
+        nearest(bank, bank[:, :2], k=1)

@@ -9,7 +9,7 @@ from esvit_pl.callbacks.lookup import Part, find_part
 from esvit_pl.callbacks.online import OnlineEvaluation
 from esvit_pl.evaluation.data import EvaluationData
 from esvit_pl.evaluation.features import Unpack, unpack_batch
-from esvit_pl.evaluation.knn import KNN
+from esvit_pl.evaluation.knn import KNN, BankDtype
 
 
 class OnlineKNN(OnlineEvaluation):
@@ -30,12 +30,13 @@ class OnlineKNN(OnlineEvaluation):
         query: images to classify, likewise. Any loader of a foreign project will do ("train", "val").
         k: number of voting neighbours, or several, the main one first.
         temperature: of the votes.
+        bank_dtype: in which the bank is kept: float32, float16 or bfloat16.
         every_n_epochs: measure after so many epochs, and after the last one.
         unpack: batch -> (images, labels); tuples (image, label) and dicts with "image" and "label" need none.
         prefix: of the metrics' names; two of these callbacks in one run need two prefixes.
 
     On several processes, loaders that know the ranks give each its part; of any other loader each process takes every
-    n-th batch. Bank features are gathered once for each measurement.
+    n-th batch. Each process keeps its part of the bank, and the query goes round.
     """
 
     def __init__(
@@ -46,6 +47,7 @@ class OnlineKNN(OnlineEvaluation):
         *,
         k: int | Sequence[int] = 20,
         temperature: float = 0.07,
+        bank_dtype: BankDtype = "float32",
         every_n_epochs: int = 1,
         unpack: Unpack = unpack_batch,
         prefix: str = "knn",
@@ -53,7 +55,7 @@ class OnlineKNN(OnlineEvaluation):
         loaders = {"bank": bank, "query": query}
         super().__init__(features, loaders, every_n_epochs=every_n_epochs, unpack=unpack, prefix=prefix)
         self.evaluators = [
-            KNN(k=k, temperature=temperature, prefix=prefix, feature=name, main=number == 0)
+            KNN(k=k, temperature=temperature, bank_dtype=bank_dtype, prefix=prefix, feature=name, main=number == 0)
             for number, name in enumerate(self.features)
         ]
 

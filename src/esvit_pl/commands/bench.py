@@ -24,7 +24,7 @@ EXAMPLES = [
     "esvit-bench recipe trainer=gpu datamodule=device_color",
     "esvit-bench throughput backbones=[swin_tiny_w7,deit_small_p16]",
 ]
-IN_A_CHECKOUT = ("loss", "crops", "tokens", "step", "switches", "kernels", "roofline", "vil", "listing")
+IN_A_CHECKOUT = ("loss", "crops", "tokens", "step", "switches", "kernels", "roofline", "vil", "knn", "listing")
 """Comparisons with the straightforward form; they live beside the package (benchmarks/)."""
 
 Benchmark = Callable[[DictConfig], "Iterator[Report]"]

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from esvit_pl.evaluation.features import extract_features as extract_features
     from esvit_pl.evaluation.features import unpack_batch as unpack_batch
     from esvit_pl.evaluation.features import unpack_first_view as unpack_first_view
+    from esvit_pl.evaluation.few_shot import FewShot as FewShot
     from esvit_pl.evaluation.in_turn import InTurn as InTurn
     from esvit_pl.evaluation.interface import Evaluator as Evaluator
     from esvit_pl.evaluation.knn import KNN as KNN
@@ -48,6 +49,7 @@ _HOMES = {
     "Evaluator": "interface",
     "Extracted": "features",
     "FeatureCache": "cache",
+    "FewShot": "few_shot",
     "GreyHistogram": "baselines",
     "InTurn": "in_turn",
     "KNN": "knn",

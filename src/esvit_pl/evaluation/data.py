@@ -7,14 +7,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from itertools import islice
+from itertools import accumulate, islice
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
 from esvit_pl.distributed import num_ranks, rank
-from esvit_pl.evaluation.features import Extracted, Unpack, extract, joined, unpack_batch
+from esvit_pl.evaluation.features import Extracted, Unpack, at_unit_length, extract, joined, unpack_batch
 from esvit_pl.evaluation.interface import Encoder, Kind
 from esvit_pl.metrics import region_statistics
 from esvit_pl.precision import wide
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 Source = Iterable[Any] | Callable[[], Iterable[Any]]
 """A loader, or the function that makes it when it is first needed."""
 Module = TypeVar("Module", bound=nn.Module)
+HALF: dict[Kind, torch.dtype] = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -106,6 +107,7 @@ class EvaluationData:
         pairs: (same_box, color, seed) -> batches of two views of query images, as those of
             ``ImageDataModule.pairs_dataloader``.
         num_classes: needed by probes that learn.
+        class_names: for what is printed.
         unpack: batch -> (images, labels).
         place: device and precision; None is the CPU.
         cache: gives features of bank and query that were computed before, and keeps those that are not.
@@ -119,6 +121,7 @@ class EvaluationData:
         train: Callable[[], Training] | None = None,
         pairs: Callable[..., Iterable[Any]] | None = None,
         num_classes: int | None = None,
+        class_names: Sequence[str] | None = None,
         unpack: Unpack = unpack_batch,
         place: Place | None = None,
         cache: FeatureCache | None = None,
@@ -127,6 +130,7 @@ class EvaluationData:
         self._sources = {"bank": bank, "query": query}
         self._train, self._pairs = train, pairs
         self.num_classes = num_classes
+        self.class_names = class_names
         self.unpack = unpack
         self.place = place or Place(torch.device("cpu"))
         self._encoders: list[Any] = []
@@ -159,36 +163,68 @@ class EvaluationData:
         self.read([encoder], which, [kind])
         return self._kept[id(encoder), which, kind]
 
+    def pieces(
+        self, encoder: Encoder, which: Literal["bank", "query"], kind: Kind = "pooled", images: int = 2**15
+    ) -> list[Extracted]:
+        """The same, in pieces of so many images or a little more. They take the batches' place, so that nothing is held
+        twice."""
+        parts = self.batches(encoder, which, kind)
+        found: list[Extracted] = []
+        while parts:
+            seen = accumulate(len(part.features) for part in parts)
+            number = next((n for n, so_far in enumerate(seen, 1) if so_far >= images), len(parts))
+            found.append(joined(parts[:number], like=parts[0].features) if number > 1 else parts[0])
+            del parts[:number]
+        parts.extend(found)
+        return found
+
+    def number(self, which: Literal["bank", "query"]) -> int | None:
+        """Images on all ranks, before any is read; None if their loader has no `dataset` with a length."""
+        dataset: Any = getattr(self._source(which), "dataset", None)
+        return len(dataset) if hasattr(dataset, "__len__") else None
+
     def read(self, encoders: Sequence[Encoder], which: Literal["bank", "query"], kinds: Sequence[Kind]) -> None:
         """Compute several kinds of features of several encoders in one pass over the images, but for those that are
         there already."""
         missing = self.missing(encoders, which, kinds)
         if not missing:
             return
+        self._add(missing, which, dealt(self._source(which)))
+        self.keep(missing, which)
+
+    def _source(self, which: str) -> Iterable[Any]:
+        """The loader, made when it is first needed."""
         source = self._sources[which]
         if source is None:
             raise ValueError(f"this evaluator needs {which} images; give EvaluationData {which}=")
         if callable(source):
             source = self._sources[which] = source()
-        self._add(missing, which, dealt(source))
-        self.keep(missing, which)
+        return source
 
     def missing(self, encoders: Sequence[Encoder], which: str, kinds: Sequence[Kind]) -> list[tuple[Encoder, Kind]]:
         """What neither was computed here nor lies in the cache."""
         self._keep(encoders)
         pairs = [(encoder, kind) for encoder in encoders for kind in kinds]
-        pairs = [(encoder, kind) for encoder, kind in pairs if (id(encoder), which, kind) not in self._kept]
-        if self.cache is None:
-            return pairs
-        for encoder, kind in pairs:
-            if (found := self.cache.get(encoder, which, kind)) is not None:
-                self._kept[id(encoder), which, kind] = [Extracted(*(self.place.prepare(part) for part in found))]
-        return [(encoder, kind) for encoder, kind in pairs if (id(encoder), which, kind) not in self._kept]
+        return [(encoder, kind) for encoder, kind in pairs if not self._has(encoder, which, kind)]
+
+    def _has(self, encoder: Encoder, which: str, kind: Kind) -> bool:
+        """Whether features are here, after they were looked for in the cache; in half precision they are made of the
+        pooled ones."""
+        key = id(encoder), which, kind
+        if key not in self._kept and kind in HALF and self._has(encoder, which, "pooled"):
+            parts = self._kept[id(encoder), which, "pooled"]
+            self._kept[key] = [Extracted(at_unit_length(part.features, HALF[kind]), part.labels) for part in parts]
+        elif key not in self._kept and kind not in HALF and self.cache is not None:
+            found = self.cache.get(encoder, which, kind)
+            if found is not None:
+                self._kept[key] = [Extracted(*(self.place.prepare(part) for part in found))]
+        return key in self._kept
 
     def keep(self, pairs: Sequence[tuple[Encoder, Kind]], which: Literal["bank", "query"]) -> None:
-        """Put features into the cache, if there is one."""
+        """Put features into the cache, if there is one, but for those in half precision."""
         for encoder, kind in pairs if self.cache is not None else ():
-            self.cache.put(encoder, which, kind, self.features(encoder, which, kind))
+            if kind not in HALF:
+                self.cache.put(encoder, which, kind, self.features(encoder, which, kind))
 
     def add(self, encoder: Encoder, which: str, kinds: Sequence[Kind], batches: Iterable[Any]) -> None:
         """Append features of batches that are this rank's, for a loop that reads the images itself."""
@@ -197,7 +233,14 @@ class EvaluationData:
 
     def _add(self, pairs: Sequence[tuple[Encoder, Kind]], which: str, batches: Iterable[Any]) -> None:
         functions = {(id(encoder), which, kind): _feature_function(encoder, kind) for encoder, kind in pairs}
-        parts = extract(functions, batches, self.unpack, prepare=self.place.prepare, context=self.place.forward_context)
+        parts = extract(
+            functions,
+            batches,
+            self.unpack,
+            prepare=self.place.prepare,
+            context=self.place.forward_context,
+            keep={key: HALF[key[2]] for key in functions if key[2] in HALF},
+        )
         for key, part in parts.items():
             self._kept.setdefault(key, []).extend(part)
 
@@ -223,7 +266,7 @@ def gives_each_rank_its_part(loader: Any) -> bool:
 
 
 def _feature_function(encoder: Any, kind: Kind) -> Encoder:
-    if kind == "pooled":
+    if kind == "pooled" or kind in HALF:
         return cast(Encoder, encoder)
     if kind == "regions":
         return lambda images: region_statistics(_regions(encoder(images)))

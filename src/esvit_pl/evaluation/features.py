@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple, TypeVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from esvit_pl.isolation import untracked
@@ -94,6 +95,7 @@ def extract(
     *,
     prepare: Callable[[Any], Any] = lambda x: x,
     context: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    keep: Mapping[Name, torch.dtype] | None = None,
 ) -> dict[Name, list[Extracted]]:
     """What several functions make of the same batches, batch by batch, in one pass over the images.
 
@@ -101,6 +103,7 @@ def extract(
         functions: {name: function as in `extract_features`}.
         prepare: applied to the images and to the labels first: moves them to a device, say.
         context: entered around each function: autocast, say.
+        keep: {name: type in which its features are kept, at unit length}; the others' are in float32 at least.
     """
     parts: dict[Name, list[Extracted]] = {name: [] for name in functions}
     with untracked():
@@ -110,10 +113,17 @@ def extract(
             for name, function in functions.items():
                 with context():
                     feature = wide(pooled(function(images)))
+                if keep and name in keep:
+                    feature = at_unit_length(feature, keep[name])
                 if labels is not None:
                     labels = prepare(torch.as_tensor(labels)).long().to(feature.device)
                 parts[name].append(Extracted(feature, labels))
     return parts
+
+
+def at_unit_length(features: Tensor, dtype: torch.dtype) -> Tensor:
+    """(n d), whatever its length, as float16 can hold it."""
+    return F.normalize(features, dim=1).to(dtype)
 
 
 def needed_labels(owner: str, labels: Tensor | None, where: str) -> Tensor:

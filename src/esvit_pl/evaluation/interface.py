@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 if TYPE_CHECKING:
     from esvit_pl.evaluation.data import EvaluationData
 
-Kind = Literal["pooled", "regions"] | int
-"""Which features of an encoder: the pooled one, the statistics of its regions (`metrics.region_statistics`), or those
-of its last n blocks side by side."""
+Kind = Literal["pooled", "regions", "float16", "bfloat16"] | int
+"""Which features of an encoder: the pooled one, the statistics of its regions (`metrics.region_statistics`), those of
+its last n blocks side by side, or the pooled one at unit length, kept in half precision."""
 
 Encoder = Callable[[Any], Any]
 """Images (b c h w) -> a tensor (b d) or ``Features``; a `Backbone` where an evaluator reads its last blocks."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from statistics import fmean, stdev
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -13,7 +14,7 @@ PROBE_LOSS = "linear/train_loss"
 TRAINING_LOSSES = "train/*_loss"
 """Pattern of the losses that an objective logs, one for each of its terms."""
 
-PROBES = {"knn": "k-NN", "linear": "linear", "logistic": "logistic regression"}
+PROBES = {"knn": "k-NN", "linear": "linear", "logistic": "logistic regression", "few_shot": "few-shot"}
 """Probe, as in results.json and in the config, -> its title. A probe of somebody else's is called by its name."""
 
 
@@ -93,6 +94,24 @@ def knn_metrics(
         names[0] = prefix
     pairs = zip(names, accuracies.values(), strict=True)
     return {f"{name}/top{top}": value for name, pair in pairs for top, value in zip((1, 5), pair, strict=True)}
+
+
+def few_shot_metrics(accuracies: Mapping[int, Sequence[float]]) -> dict[str, float]:
+    """Top-1 accuracies from n images of each class as metrics: the mean over the draws, and their standard deviation
+    where there are several.
+
+    The first n is ``few_shot/top1`` and ``few_shot/spread``, others are ``few_shot/n<n>/top1``, ...
+
+    Args:
+        accuracies: {n: one accuracy for each draw}.
+    """
+    metrics: dict[str, float] = {}
+    places = ["few_shot", *(f"few_shot/n{n}" for n in list(accuracies)[1:])]
+    for place, values in zip(places, accuracies.values(), strict=True):
+        metrics[f"{place}/top1"] = fmean(values)
+        if len(values) > 1:
+            metrics[f"{place}/spread"] = stdev(values)
+    return metrics
 
 
 def linear_metrics(prefix: str, results: Iterable[tuple[str | None, Mapping[float, TopK]]]) -> dict[str, float]:

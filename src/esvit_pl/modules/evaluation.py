@@ -63,6 +63,7 @@ class Evaluation(LightningModule):
             train=self._training,
             pairs=getattr(getattr(trainer, "datamodule", None), "pairs_dataloader", None),
             num_classes=getattr(getattr(trainer, "datamodule", None), "num_classes", None),
+            class_names=getattr(getattr(getattr(trainer, "datamodule", None), "dataset", None), "classes", None),
             unpack=self.unpack,
             place=place_of(trainer),
             cache=self.cache,

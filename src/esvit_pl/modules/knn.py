@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import nn
 
 from esvit_pl.evaluation.features import Unpack, unpack_batch
-from esvit_pl.evaluation.knn import KNN
+from esvit_pl.evaluation.knn import KNN, BankDtype
 from esvit_pl.modules.evaluation import Evaluation
 
 
@@ -26,6 +26,7 @@ class KNNEvaluator(Evaluation):
             mode, which is eval.
         k: voting neighbours, or several numbers of them.
         temperature: of the votes.
+        bank_dtype: in which the bank is kept: float32, float16 or bfloat16.
         unpack: batch -> (images, labels).
     """
 
@@ -35,6 +36,7 @@ class KNNEvaluator(Evaluation):
         *,
         k: int | Sequence[int] = 20,
         temperature: float = 0.07,
+        bank_dtype: BankDtype = "float32",
         unpack: Unpack = unpack_batch,
     ) -> None:
-        super().__init__(backbone, KNN(k=k, temperature=temperature), unpack=unpack)
+        super().__init__(backbone, KNN(k=k, temperature=temperature, bank_dtype=bank_dtype), unpack=unpack)
