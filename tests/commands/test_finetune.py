@@ -1,4 +1,4 @@
-"""esvit-finetune: the whole backbone of a checkpoint learns to classify; what it leaves is a checkpoint like any other."""
+"""esvit-finetune: the whole backbone of a checkpoint learns to classify, and its checkpoint is one like any other."""
 
 from __future__ import annotations
 

@@ -154,7 +154,7 @@ class TimmBackbone(Backbone):
         """As timm groups the model's parameters: its ``group_matcher``."""
         if not hasattr(self.model, "group_matcher"):
             return super().depths()
-        parameters = [*self.model.named_parameters(), (_BEYOND, None)]
+        parameters = iter([*self.model.named_parameters(), (_BEYOND, None)])
         depths = group_with_matcher(parameters, self.model.group_matcher(coarse=False), reverse=True)
         last = depths.pop(_BEYOND)  # with all that timm leaves to the classifier, as the norm in front of it
         mask = {"mask_vector": 0} if self.mask_vector is not None else {}
