@@ -50,7 +50,7 @@ def test_other_commands_read_its_checkpoint(tuned, pretrained, commands, picture
 
 
 def test_from_scratch_it_begins_with_other_weights_and_fills_a_row_of_its_own(tuned, pretrained, commands, pictures):
-    words = ["trainer.max_epochs=1", "module.lr=0", "module.weight_decay=0"]
+    words = ["trainer.max_epochs=1", "module.lr=0", "module.lr_end=0"]
     first = commands.evaluate("finetune", pretrained.last, pictures, *words)
     scratch = commands.evaluate("finetune", pretrained.last, pictures, *words, "from_scratch=true")
     assert scratch.code == 0, scratch.err

@@ -183,7 +183,12 @@ class FineTuning(LightningModule):
         super().__init__()
         if num_classes is None or num_classes < 2:
             raise ValueError(f"FineTuning needs num_classes of 2 or more, got {num_classes}; it learns from labels")
-        rates = {"lr": lr, "lr_end": lr_end, "warmup_epochs": warmup_epochs, "weight_decay": weight_decay}
+        rates: dict[str, Any] = {
+            "lr": lr,
+            "lr_end": lr_end,
+            "warmup_epochs": warmup_epochs,
+            "weight_decay": weight_decay,
+        }
         shares = {"layer_decay": layer_decay, "smoothing": smoothing, "erase": erase, "ema_decay": ema_decay}
         alphas = {"mixup": mixup, "cutmix": cutmix}
         for name, value in {**shares, **alphas}.items():
@@ -236,7 +241,7 @@ class FineTuning(LightningModule):
         random.seed(derive_seed(*parts))  # where timm's random erasing erases
         images, targets = self.mixed(*self.labelled(batch))
         with_label = targets.any(1).sum().clamp(min=1)
-        loss = self.loss(wide(self.student(images)), targets) * len(targets) / with_label
+        loss: Tensor = self.loss(wide(self.student(images)), targets) * len(targets) / with_label
         finite = max_over_ranks((~loss.detach().isfinite()).float()) == 0
         self._check.note(finite, step=self.trainer.global_step, epoch=self.current_epoch)
         self.log(FINETUNE_LOSS, loss.detach(), on_step=False, on_epoch=True, sync_dist=True, batch_size=len(targets))
