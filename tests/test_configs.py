@@ -62,7 +62,7 @@ def target_of(node):
 
 @pytest.mark.parametrize(("group", "option"), nodes(), ids=lambda value: value)
 def test_a_number_has_one_home(group, option):
-    primary = {"module/linear": "linear"}.get(f"{group}/{option}", "pretrain")
+    primary = {"module/linear": "linear", "module/finetune": "finetune"}.get(f"{group}/{option}", "pretrain")
     added = "+" if group == "evaluator" else ""
     node = OmegaConf.to_container(compose(primary, f"{added}{group}={option}")[group], resolve=False)
     allowed = CHOICES.get(f"{group}/{option}", CHOICES.get(group, set()))
@@ -119,7 +119,7 @@ def test_the_default_is_the_published_swin_t_recipe():
     assert (cfg.optimizer.lr, cfg.trainer.max_epochs, cfg.module.momentum) == (0.0005, 300, 0.996)
 
 
-@pytest.mark.parametrize("name", ["pretrain", "linear", "knn"])
+@pytest.mark.parametrize("name", ["pretrain", "linear", "knn", "finetune"])
 def test_no_dataset_is_chosen_for_anybody(name):
     assert "dataset" not in compose(name)
 

@@ -53,7 +53,7 @@ def test_a_profile_lies_in_the_run_folder(commands, pictures):
 
 
 @pytest.mark.parametrize("option", ["one_step", "no_workers"])
-@pytest.mark.parametrize("name", ["knn", "linear"])
+@pytest.mark.parametrize("name", ["knn", "linear", "finetune"])
 def test_the_other_commands_take_them_too(name, option, commands, pictures, pretrained):
     words = ["module.last_blocks=2"] if name == "linear" else []
     outcome = commands.evaluate(name, pretrained.last, pictures, f"debug={option}", *words)

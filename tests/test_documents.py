@@ -42,7 +42,7 @@ def reduced(command: str, words: list[str]) -> list[str]:
     ours = {"datamodule.batch_size": "8", "datamodule.num_workers": "0", "trainer.devices": "1"}
     if "trainer" not in chosen or chosen["trainer"] in ("gpu", "ddp", "slurm", "default"):
         ours["trainer"] = "cpu"
-    if command in ("pretrain", "linear"):
+    if command in ("pretrain", "linear", "finetune"):
         ours["trainer.max_epochs"] = "1"
     if chosen.get("dataset") == "photographs" or chosen.get("experiment") == "embedded":
         ours |= {"dataset.train_patches": "3", "dataset.test_patches": "2"}
@@ -155,7 +155,7 @@ def run_command(name: str, words: list[str]) -> None:
     out, err, code = io.StringIO(), io.StringIO(), 0
     if any(word.startswith(("ckpt_path=RUN/", "init_from=RUN/")) for word in words):
         make_past_run()
-    if name in ("pretrain", "linear", "knn") and not any(word.startswith("--") for word in words):
+    if name in ("pretrain", "linear", "finetune", "knn") and not any(word.startswith("--") for word in words):
         words = reduced(name, words)
     with as_in_a_new_process(f"esvit-{name}", words), redirect_stdout(out), redirect_stderr(err):
         try:

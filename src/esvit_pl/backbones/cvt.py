@@ -101,6 +101,10 @@ class CvT(StagedBackbone):
                 x = block(x)
                 yield (self.norm(x) if stage is self.stages[-1] else x).mean((2, 3))
 
+    def block_of(self, parameter: str) -> tuple[int, int] | None:
+        found = re.match(r"stages\.(?!0\.embed)(\d+)\.(?:blocks\.(\d+)|embed)\.", parameter)
+        return None if found is None else (int(found[1]), int(found[2] or 0))
+
     def attention(self, x: Tensor, block: int = -1) -> Attention:
         index, inside = self.place_of(block)
         for earlier in self.stages[:index]:

@@ -136,6 +136,20 @@ class Backbone(nn.Module):
         """
         raise NotImplementedError(f"{type(self).__name__} has no attention weights to show; {HAVE_ATTENTION}")
 
+    def depths(self) -> dict[str, int]:
+        """{name of a parameter: how deep it lies}, for learning rates that fall from layer to layer.
+
+        0 is what embeds the patches, the first block is 1. What leads into a stage lies with the stage's first block,
+        the last norm with the last block. A parameter that is not named lies beside a classifier.
+
+        Raises:
+            NotImplementedError: the family does not say it.
+        """
+        raise NotImplementedError(
+            f"{type(self).__name__} does not say how deep its parameters lie (method depths); give all layers the same "
+            "learning rate (layer_decay=1)"
+        )
+
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Let backward compute each block again instead of keeping what is inside: less memory, one more forward.
 

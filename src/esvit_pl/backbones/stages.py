@@ -35,6 +35,21 @@ class StagedBackbone(Backbone):
         stages = zip(self.stage_widths, self.spec["depths"], strict=True)
         return sum([width for width, depth in stages for _ in range(depth)][-n:])
 
+    def block_of(self, parameter: str) -> tuple[int, int] | None:
+        """(stage, number inside the stage) of the block that a parameter lies in. What leads into a later stage lies in
+        its first block; None for the first embedding and the last norm."""
+        raise NotImplementedError
+
+    def depths(self) -> dict[str, int]:
+        blocks = self.spec["depths"]
+        places = {name: self.block_of(name) for name, _ in self.named_parameters()}
+        return {
+            name: (sum(blocks) if name.startswith("norm.") else 0)
+            if place is None
+            else sum(blocks[: place[0]], place[1] + 1)
+            for name, place in places.items()
+        }
+
     def place_of(self, block: int) -> tuple[int, int]:
         """(stage, number inside the stage) of a block that is counted over all stages, from the end if negative."""
         places = [(stage, inside) for stage, depth in enumerate(self.spec["depths"]) for inside in range(depth)]

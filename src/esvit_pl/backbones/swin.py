@@ -134,6 +134,10 @@ class Swin(StagedBackbone):
         x = stage.blocks[:inside](stage.downsample(x))
         return cast(SwinBlock, stage.blocks[inside]).attention(x)
 
+    def block_of(self, parameter: str) -> tuple[int, int] | None:
+        found = re.match(r"layers\.(\d+)\.(?:blocks\.(\d+)|downsample)\.", parameter)
+        return None if found is None else (int(found[1]), int(found[2] or 0))
+
     @property
     def stages(self) -> list[SwinStage]:
         return [cast(SwinStage, stage) for stage in self.layers]

@@ -14,6 +14,7 @@ from typing import Any, Self, cast
 import torch
 from timm.layers.attention import Attention as FullAttention
 from timm.layers.norm_act import BatchNormAct2d, SyncBatchNormAct
+from timm.models._manipulate import group_with_matcher
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
@@ -23,6 +24,9 @@ from esvit_pl.backbones.stages import check_block
 from esvit_pl.backbones.timm_errors import check_spec
 from esvit_pl.backbones.timm_features import Pool, as_features, create, last_tokens, padded, pooled_blocks
 from esvit_pl.backbones.timm_study import check_recomputes, study
+
+_BEYOND = "classifier?"
+"""A parameter's name that no model has and no pattern of timm's matches."""
 
 
 class TimmBackbone(Backbone):
@@ -145,6 +149,16 @@ class TimmBackbone(Backbone):
     def last_blocks_width(self, n: int) -> int:
         check_block_count(n, len(self.traits.widths))
         return sum(self.traits.widths[-n:])
+
+    def depths(self) -> dict[str, int]:
+        """As timm groups the model's parameters: its ``group_matcher``."""
+        if not hasattr(self.model, "group_matcher"):
+            return super().depths()
+        parameters = iter([*self.model.named_parameters(), (_BEYOND, None)])
+        depths = group_with_matcher(parameters, self.model.group_matcher(coarse=False), reverse=True)
+        last = depths.pop(_BEYOND)  # with all that timm leaves to the classifier, as the norm in front of it
+        mask = {"mask_vector": 0} if self.mask_vector is not None else {}
+        return {f"model.{name}": depth for name, depth in depths.items() if depth < last} | mask
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Turn timm's own switch, which decides what a block is: a layer or a stage.

@@ -10,6 +10,7 @@ ones.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, cast
 
@@ -112,6 +113,10 @@ class ViL(StagedBackbone):
     def pooled_blocks(self, x: Tensor) -> Iterator[Tensor]:
         for stage, tokens, _ in self.walk(x):
             yield self.pool(self.norm(tokens) if stage is self.stages[-1] else tokens, stage)
+
+    def block_of(self, parameter: str) -> tuple[int, int] | None:
+        found = re.match(r"layer(?!1\.0\.)(\d+)\.(\d+)\.", parameter)  # item 0 embeds, 1 and 2 are the first block
+        return None if found is None else (int(found[1]) - 1, max(int(found[2]) - 1, 0) // 2)
 
     def attention(self, x: Tensor, block: int = -1) -> Attention:
         branches = [branch for stage in self.stages for branch, _ in stage.blocks]

@@ -10,14 +10,15 @@ from typing import Any
 
 from pytorch_lightning.callbacks import ProgressBar, TQDMProgressBar
 
-from esvit_pl.evaluation.names import PROBE_LOSS, PROBES, is_training_loss, loss_title, main_metric
+from esvit_pl.evaluation.names import FINETUNE_LOSS, PROBE_LOSS, PROBES, is_training_loss, loss_title, main_metric
 from esvit_pl.printing import say
 
 
 def shown(metrics: Mapping[str, Any]) -> dict[str, str]:
     """The losses and accuracies among the metrics, as {short name: text}."""
     losses = {loss_title(name).removesuffix(" loss"): name for name in metrics if is_training_loss(name)}
-    losses |= {"loss": PROBE_LOSS} if PROBE_LOSS in metrics else {}
+    of_labels = next((name for name in (PROBE_LOSS, FINETUNE_LOSS) if name in metrics), None)
+    losses |= {} if of_labels is None else {"loss": of_labels}
     accuracies = {title: main_metric(probe) for probe, title in PROBES.items() if main_metric(probe) in metrics}
     texts = {title: f"{float(metrics[name]):.3f}" for title, name in losses.items()}
     return texts | {title: f"{100 * float(metrics[name]):.1f}%" for title, name in accuracies.items()}

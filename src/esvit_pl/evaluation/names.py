@@ -10,11 +10,18 @@ if TYPE_CHECKING:
     from esvit_pl.metrics.knn import TopK
 
 KNN_TOP1, LINEAR_TOP1 = "knn/top1", "linear/top1"
-PROBE_LOSS = "linear/train_loss"
+PROBE_LOSS, FINETUNE_LOSS = "linear/train_loss", "finetune/train_loss"
+FINETUNE_TOP1, FINETUNE_EMA_TOP1 = "finetune/top1", "finetune/ema_top1"
 TRAINING_LOSSES = "train/*_loss"
 """Pattern of the losses that an objective logs, one for each of its terms."""
 
-PROBES = {"knn": "k-NN", "linear": "linear", "logistic": "logistic regression", "few_shot": "few-shot"}
+PROBES = {
+    "knn": "k-NN",
+    "linear": "linear",
+    "logistic": "logistic regression",
+    "few_shot": "few-shot",
+    "finetune": "fine-tuning",
+}
 """Probe, as in results.json and in the config, -> its title. A probe of somebody else's is called by its name."""
 
 
@@ -38,12 +45,14 @@ class Titles(NamedTuple):
 
 
 CHANCE, PRETRAINED, PRETRAINED_SUBSET = "chance", "pretrained", "pretrained_subset"
+FROM_SCRATCH = "from_scratch"
 ROWS = {
     CHANCE: Titles("chance", "chance", "chance"),
     "raw_pixels": Titles("raw pixels", "raw pixels", "raw pixels"),
     "histogram": Titles("grey-level histogram", "grey histogram", "grey-level histogram"),
     "untrained": Titles("untrained backbone", "untrained", "the same before training"),
     "initial": Titles("before this training", "before", "what this training began with"),
+    FROM_SCRATCH: Titles("trained from scratch", "from scratch", "the same trained from scratch"),
     PRETRAINED_SUBSET: Titles("pretrained, same images", "pretrained, subset", "this backbone, on the same images"),
     PRETRAINED: Titles("pretrained backbone", "pretrained", "this backbone"),
 }

@@ -16,13 +16,21 @@ class FiniteCheck:
 
     Once a step was not finite, every further question raises, so that nothing is saved after it.
 
+    Args:
+        remedy: how to go on from the last checkpoint, for the message.
+
     >>> import torch
     >>> check = FiniteCheck()
     >>> check.note(torch.tensor(True), step=7, epoch=0)
     >>> check.ask()
     """
 
-    def __init__(self) -> None:
+    def __init__(
+        self,
+        remedy: str = "(ckpt_path=...) with a lower optimizer.lr or a smaller module.clip_grad, or with "
+        "trainer.precision=32",
+    ) -> None:
+        self.remedy = remedy
         self._last: tuple[LateValue, int, int] | None = None
 
     def note(self, finite: Tensor, *, step: int, epoch: int) -> None:
@@ -39,6 +47,5 @@ class FiniteCheck:
         _, step, epoch = self._last
         raise NonFiniteLoss(
             f"the loss is not finite at optimizer step {step} (epoch {epoch}). Nothing was saved from that step on: "
-            "resume from the last checkpoint (ckpt_path=...) with a lower optimizer.lr or a smaller module.clip_grad, "
-            "or with trainer.precision=32"
+            f"resume from the last checkpoint {self.remedy}"
         )

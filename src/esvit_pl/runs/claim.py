@@ -206,8 +206,10 @@ def resume_words(folder: str | os.PathLike[str]) -> list[str] | None:
     last = folder / "checkpoints" / "last.ckpt"
     checkpoint = last if last in checkpoints else checkpoints[-1]
     config = folder / "config.yaml"
-    is_probe = config.is_file() and "\nresume_from:" in config.read_text(encoding="utf-8", errors="replace")
-    program, key = ("esvit-linear", "resume_from") if is_probe else ("esvit-pretrain", "ckpt_path")
+    text = config.read_text(encoding="utf-8", errors="replace") if config.is_file() else ""
+    is_probe = "\nresume_from:" in text
+    probe = "esvit-finetune" if ".FineTuning\n" in text else "esvit-linear"
+    program, key = (probe, "resume_from") if is_probe else ("esvit-pretrain", "ckpt_path")
     own = _OF_ONE_START[1:] if is_probe else _OF_ONE_START
     words = [word for word in read_overrides(folder) if word.lstrip("+~").partition("=")[0] not in own]
     return [program, *words, f"{key}={checkpoint}"]
