@@ -22,7 +22,7 @@ from esvit_pl.metrics import (
 
 @pytest.mark.parametrize("there", [5, 3])
 def test_mean_iou_is_that_of_torchmetrics(there):
-    """Also where classes occur neither in the masks nor in the predictions, and where one is predicted and never true."""
+    """Also where classes occur neither in masks nor in predictions, and where one is predicted and never true."""
     mask, predicted = torch.randint(0, there, (4, 9, 7)), torch.randint(0, there + 1, (4, 9, 7)).clamp(max=4)
     mask[torch.rand(mask.shape) < 0.2] = VOID
     theirs = MulticlassJaccardIndex(5, average="macro", ignore_index=VOID)(predicted, mask)
@@ -38,7 +38,7 @@ def test_iou_by_hand():
     counts = confusion(predicted, mask, 5)
     assert counts.tolist() == [[2, 1, 0, 0, 0], [0, 1, 0, 1, 0], *[[0] * 5] * 3]
     found = iou(counts)
-    # class 0: 2 of 3; class 1: 1 of 1 + 1 + 1; class 3 was predicted and is never true; 2 (under void) and 4 do not occur
+    # class 0: 2 of 3; class 1: 1 of 1 + 1 + 1; class 3 is never true; 2 (under void) and 4 do not occur
     assert found.classes[[0, 1, 3]].tolist() == pytest.approx([2 / 3, 1 / 3, 0])
     assert found.classes[[2, 4]].isnan().all()
     assert found.mean == pytest.approx(1 / 3)

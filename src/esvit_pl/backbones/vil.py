@@ -112,9 +112,10 @@ class ViL(StagedBackbone):
 
     def stage_regions(self, x: Tensor, stage: int = -1) -> Regions:
         index = check_stage(stage, self.num_stages)
-        for place, last, shape in islice(self.walk(x), sum(self.spec["depths"][: index + 1])):
-            tokens, grid = last, shape
-        tokens = self.norm(tokens) if place is self.stages[-1] else tokens
+        for after_block in islice(self.walk(x), sum(self.spec["depths"][: index + 1])):
+            last = after_block
+        place, tokens, grid = last
+        tokens = self.norm(tokens) if index == self.num_stages - 1 else tokens
         return Regions(tokens[:, place.num_globals :], grid)
 
     def pooled_blocks(self, x: Tensor) -> Iterator[Tensor]:

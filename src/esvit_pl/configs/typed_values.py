@@ -40,6 +40,7 @@ _UNSAID = {  # settings that no target takes, and whose default does not say wha
     "size": Kinds(frozenset({"int"})),
 }
 _UNSAID_IN = {  # the same, of one command alone
+    "dense": {"evaluation.probes": Kinds(frozenset({"list"}), items=Kinds(frozenset({"str"})))},
     "visualize": {
         "ckpt_path": Kinds(frozenset({"str", "list", "dict"})),
         "image": Kinds(frozenset({"str", "list"})),

@@ -153,7 +153,7 @@ def upsampled(scores: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def at_places(regions: Tensor, grid: tuple[int, int], places: Tensor) -> Tensor:
-    """(... d): features at places of one map, bilinear between the middles of the regions; beyond the outer ones theirs.
+    """(... d): features at places of one map, bilinear between the middles of regions; beyond the outer ones theirs.
 
     >>> at_places(torch.eye(2), (1, 2), torch.tensor([[0.5, 0.5], [0.9, 0.0]]))
     tensor([[0.5000, 0.5000],
