@@ -127,7 +127,6 @@ def test_what_is_refused(pretrained, commands, pictures, voc, words, said):
     assert outcome.code == 1
     assert said in outcome.err
     assert "Traceback" not in outcome.err
-    assert not (outcome.folder / "results.json").exists()
 
 
 def test_masks_and_annotations_of_another_size_are_refused(pretrained, commands, voc, tmp_path):
