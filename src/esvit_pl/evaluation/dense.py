@@ -160,12 +160,12 @@ class SegmentationKNN(_Segmentation):
     def run(self, encoder: Any, data: EvaluationData) -> dict[str, float]:
         data = dense(self, data)
         bank = self.bank(encoder, data)
-        how = {"k": min(self.k, len(bank.regions)), "temperature": self.temperature}
+        k = min(self.k, len(bank.regions))
 
         def scores(regions: Tensor) -> Tensor:
-            return neighbour_votes(bank.regions, bank.labels, regions.flatten(0, 1), **how).unflatten(
-                0, regions.shape[:2]
-            )
+            query = regions.flatten(0, 1)
+            votes = neighbour_votes(bank.regions, bank.labels, query, k=k, temperature=self.temperature)
+            return torch.unflatten(votes, 0, regions.shape[:2])
 
         return self.measure(data, encoder, scores)
 
@@ -427,7 +427,7 @@ class RawRegions(Backbone):
 
 def as_map(x: Tensor, grid: tuple[int, int]) -> Tensor:
     """(b n c) -> (b c h w)"""
-    return x.mT.unflatten(2, grid)
+    return torch.unflatten(x.mT, 2, grid)
 
 
 def check_has_stage(encoder: Any, stage: int) -> None:

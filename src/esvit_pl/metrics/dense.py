@@ -224,7 +224,8 @@ def correct_keypoints(found: Tensor, truth: Tensor, box: Tensor, alpha: float = 
         alpha: a share of the box.
     """
     reach = alpha * max(float(box[2] - box[0]), float(box[3] - box[1]))
-    return (found.double() - truth.double()).norm(dim=-1) <= reach
+    distance: Tensor = (found.double() - truth.double()).norm(dim=-1)
+    return distance <= reach
 
 
 def check_classes(classes: Tensor, num_classes: int) -> None:
