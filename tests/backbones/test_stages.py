@@ -69,3 +69,19 @@ def test_fewer_blocks_are_the_end_of_more(family):
         most = backbone.last_blocks(x, blocks)
         for n in range(1, blocks):
             torch.testing.assert_close(most[:, -backbone.last_blocks_width(n) :], backbone.last_blocks(x, n))
+
+
+@every_family
+@torch.no_grad()
+def test_every_stage_has_a_region_map(family):
+    backbone, x = small(family), torch.randn(2, 3, 48, 32)
+    features, maps = backbone(x), [backbone.stage_regions(x, stage) for stage in range(backbone.num_stages)]
+    assert [tuple(part.regions.shape) for part in maps] == [(2, 12 * 8, 8), (2, 6 * 4, 16)]
+    assert [part.grid for part in maps] == [(12, 8), (6, 4)]
+    assert torch.equal(maps[-1].regions, features.regions)
+    assert torch.equal(backbone.stage_regions(x).regions, features.regions)
+    first = next(iter(backbone.pooled_blocks(x)))  # of ViL a global token
+    if family != "vil":
+        torch.testing.assert_close(maps[0].regions.mean(1), first)
+    with pytest.raises(ValueError, match="needs a stage between -2 and 1, got 2"):
+        backbone.stage_regions(x, 2)

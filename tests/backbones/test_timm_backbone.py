@@ -370,3 +370,18 @@ def test_synchronised_batch_norm_may_not_lose_activations():
     torch.testing.assert_close(convert_sync_batchnorm(small("test_efficientnet").eval())(x).pooled, expected[1])
     with pytest.raises(ValueError, match="lost the activations of timm's test_efficientnet; train with"):
         nn.SyncBatchNorm.convert_sync_batchnorm(fused)(x)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@torch.no_grad()
+def test_every_stage_has_a_region_map(name):
+    backbone = small(name, pool="mean").eval()
+    x = torch.randn(1, 3, 97, 97)
+    maps = [backbone.stage_regions(x, stage) for stage in range(backbone.num_stages)]
+    features = backbone(x)
+    assert torch.equal(maps[-1].regions, features.regions)
+    assert maps[-1].grid == features.grid
+    assert all(part.regions.shape[1] == part.grid[0] * part.grid[1] for part in maps)
+    assert [part.grid for part in maps] == sorted((part.grid for part in maps), reverse=True)
+    pooled = torch.cat([part.regions.mean(1) for part in maps], dim=1)
+    torch.testing.assert_close(pooled, backbone.last_blocks(x, backbone.num_stages))

@@ -8,7 +8,7 @@ from typing import Any
 from timm import is_model
 
 from esvit_pl.backbones.cvt import CvT
-from esvit_pl.backbones.interface import Attention, Backbone, Features
+from esvit_pl.backbones.interface import Attention, Backbone, Features, Regions
 from esvit_pl.backbones.recompute import Recomputable
 from esvit_pl.backbones.registry import ModelForTimm
 from esvit_pl.backbones.swin import Swin
@@ -48,6 +48,7 @@ __all__ = [
     "Features",
     "ModelForTimm",
     "Recomputable",
+    "Regions",
     "Swin",
     "TimmBackbone",
     "ViL",

@@ -20,7 +20,7 @@ from timm.layers.drop import DropPath
 from timm.layers.norm import LayerNorm2d
 from torch import Tensor, nn
 
-from esvit_pl.backbones.interface import Attention, Features, places_in_windows
+from esvit_pl.backbones.interface import Attention, Features, Regions, check_stage, places_in_windows
 from esvit_pl.backbones.recompute import Recomputable
 from esvit_pl.backbones.stages import StagedBackbone, check_sizes, drop_path_rates
 from esvit_pl.specs import spec_of
@@ -88,10 +88,15 @@ class CvT(StagedBackbone):
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Features:
         if mask is not None:
             self.learn_mask()  # raises, and names the families that take masks
-        for stage in self.stages:
-            x = stage(x)
-        regions = self.norm(x).flatten(2).mT  # (b n c)
-        return Features(regions.mean(1), regions, (x.shape[2], x.shape[3]))
+        regions, grid = self.stage_regions(x)
+        return Features(regions.mean(1), regions, grid)
+
+    def stage_regions(self, x: Tensor, stage: int = -1) -> Regions:
+        last = check_stage(stage, self.num_stages) + 1
+        for module in self.stages[:last]:
+            x = module(x)
+        x = self.norm(x) if last == self.num_stages else x
+        return Regions(x.flatten(2).mT, (x.shape[2], x.shape[3]))  # (b n c)
 
     def pooled_blocks(self, x: Tensor) -> Iterator[Tensor]:
         for module in self.stages:

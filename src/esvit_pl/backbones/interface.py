@@ -29,6 +29,15 @@ class Features(NamedTuple):
     """(h, w) of the region map."""
 
 
+class Regions(NamedTuple):
+    """The region map of one stage."""
+
+    regions: Tensor
+    """(b n c), row by row."""
+    grid: tuple[int, int]
+    """(h, w) of the map."""
+
+
 class Attention(NamedTuple):
     """Attention weights of one block, after the softmax, and where its tokens lie.
 
@@ -127,6 +136,24 @@ class Backbone(nn.Module):
         """Channels that ``last_blocks(x, n)`` returns."""
         raise NotImplementedError
 
+    @property
+    def num_stages(self) -> int:
+        """How many region maps there are to choose from: stages; blocks of a plain ViT, whose maps are all alike."""
+        return 1
+
+    def stage_regions(self, x: Tensor, stage: int = -1) -> Regions:
+        """(b c h w) -> the region map after one stage; -1 is the last, whose regions are those of `forward`.
+
+        Earlier maps are as the next stage gets them: a norm behind them was never trained. Those of a plain ViT go
+        through its last norm, as in `last_blocks`.
+
+        Raises:
+            ValueError: there is no such stage.
+        """
+        check_stage(stage, self.num_stages)
+        features = self(x)
+        return Regions(features.regions, features.grid)
+
     def attention(self, x: Tensor, block: int = -1) -> Attention:
         """Attention weights of one block, counted over all stages; -1 is the last.
 
@@ -213,3 +240,10 @@ def check_block_count(n: int, available: int) -> None:
     """Refuse a number of last blocks that the backbone does not have."""
     if not 1 <= n <= available:
         raise ValueError(f"last_blocks needs n between 1 and the backbone's {available} blocks, got {n}")
+
+
+def check_stage(stage: int, available: int) -> int:
+    """The number of a stage from 0 on; refuses one that the backbone does not have."""
+    if not -available <= stage < available:
+        raise ValueError(f"stage_regions needs a stage between {-available} and {available - 1}, got {stage}")
+    return stage % available

@@ -26,6 +26,10 @@ class StagedBackbone(Backbone):
         """(b c h w) -> the pooled feature (b c) of every block, earliest first; the last norm is for the last stage."""
         raise NotImplementedError
 
+    @property
+    def num_stages(self) -> int:
+        return len(self.stage_widths)
+
     def last_blocks(self, x: Tensor, n: int) -> Tensor:
         check_block_count(n, sum(self.spec["depths"]))
         return torch.cat(list(self.pooled_blocks(x))[-n:], dim=-1)

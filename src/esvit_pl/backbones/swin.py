@@ -26,7 +26,7 @@ from timm.models.swin_transformer import (
 )
 from torch import Tensor, nn
 
-from esvit_pl.backbones.interface import Attention, Features, hide, places_in_windows
+from esvit_pl.backbones.interface import Attention, Features, Regions, check_stage, hide, places_in_windows
 from esvit_pl.backbones.recompute import Recomputable
 from esvit_pl.backbones.stages import StagedBackbone, check_sizes
 from esvit_pl.backbones.swin_windows import Strip, WindowGroup, WindowPlan, shifted_window_mask, window_plan
@@ -113,6 +113,14 @@ class Swin(StagedBackbone):
             x = stage(x)
         regions = self.norm(x).flatten(1, 2)  # (b n c)
         return Features(regions.mean(1), regions, (x.shape[1], x.shape[2]))
+
+    def stage_regions(self, x: Tensor, stage: int = -1) -> Regions:
+        last = check_stage(stage, self.num_stages) + 1
+        x = self.embed(x)
+        for module in self.layers[:last]:
+            x = module(x)
+        x = self.norm(x) if last == self.num_stages else x
+        return Regions(x.flatten(1, 2), (x.shape[1], x.shape[2]))
 
     def learn_mask(self) -> None:
         self.mask_vector = nn.Parameter(torch.zeros(self.stage_widths[0]))

@@ -18,11 +18,20 @@ from timm.models._manipulate import group_with_matcher
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from esvit_pl.backbones.interface import HAVE_ATTENTION, Attention, Backbone, Features, check_block_count, hide
+from esvit_pl.backbones.interface import (
+    HAVE_ATTENTION,
+    Attention,
+    Backbone,
+    Features,
+    Regions,
+    check_block_count,
+    check_stage,
+    hide,
+)
 from esvit_pl.backbones.recompute import hold_statistics
 from esvit_pl.backbones.stages import check_block
 from esvit_pl.backbones.timm_errors import check_spec
-from esvit_pl.backbones.timm_features import Pool, as_features, create, last_tokens, padded, pooled_blocks
+from esvit_pl.backbones.timm_features import Pool, as_features, create, last_tokens, padded, pooled_blocks, stage_map
 from esvit_pl.backbones.timm_study import check_recomputes, study
 
 _BEYOND = "classifier?"
@@ -159,6 +168,19 @@ class TimmBackbone(Backbone):
         last = depths.pop(_BEYOND)  # with all that timm leaves to the classifier, as the norm in front of it
         mask = {"mask_vector": 0} if self.mask_vector is not None else {}
         return {f"model.{name}": depth for name, depth in depths.items() if depth < last} | mask
+
+    @property
+    def num_stages(self) -> int:
+        return len(self.traits.widths)
+
+    def stage_regions(self, x: Tensor, stage: int = -1) -> Regions:
+        """The region map after a block of a plain ViT, or of an entry of timm's ``feature_info`` (mostly a stage)."""
+        index = check_stage(stage, self.num_stages)
+        if index == self.num_stages - 1:
+            _, regions, grid = self.forward(x)
+            return Regions(regions, grid)
+        self.check_activations()
+        return stage_map(self.model, self.traits, padded(x, self.traits.multiple), index)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Turn timm's own switch, which decides what a block is: a layer or a stage.

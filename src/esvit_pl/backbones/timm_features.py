@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from esvit_pl.backbones.interface import Features
+from esvit_pl.backbones.interface import Features, Regions
 
 Pool = Literal["token", "mean"]
 
@@ -87,6 +87,16 @@ def pooled_blocks(model: nn.Module, traits: Traits, pool: Pool, x: Tensor, n: in
     last, maps = walk(x, indices=n)  # all maps are (b c h w)
     last = maps[-1] if traits.cut else last
     return [*(z.mean((2, 3)) for z in maps[:-1]), as_features(last, model, traits, pool, x).pooled]
+
+
+def stage_map(model: nn.Module, traits: Traits, x: Tensor, index: int) -> Regions:
+    """The region map of one entry of ``feature_info``, of padded images; not for the last one, which has a norm."""
+    walk = cast(Any, model).forward_intermediates
+    how = {"norm": True} if traits.plain else {}
+    (z,) = walk(x, indices=[index], intermediates_only=True, stop_early=True, **how)  # (b c h w)
+    regions = z.flatten(2).mT
+    regions = last_norm(model, regions.shape[-1])(regions) if traits.plain else regions
+    return Regions(regions, (z.shape[2], z.shape[3]))
 
 
 def last_norm(model: nn.Module, width: int) -> nn.Module:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any, Literal, cast
 
 import torch
@@ -19,7 +20,7 @@ from timm.layers.drop import DropPath
 from timm.layers.mlp import Mlp
 from torch import Tensor, nn
 
-from esvit_pl.backbones.interface import Attention, Features
+from esvit_pl.backbones.interface import Attention, Features, Regions, check_stage
 from esvit_pl.backbones.recompute import Recomputable
 from esvit_pl.backbones.stages import StagedBackbone, check_block, check_sizes, drop_path_rates
 from esvit_pl.backbones.vil_attention import (
@@ -109,6 +110,14 @@ class ViL(StagedBackbone):
             last, shape = tokens, grid
         z = self.norm(last)
         return Features(self.pool(z, self.stages[-1]), z[:, self.stages[-1].num_globals :], shape)
+
+    def stage_regions(self, x: Tensor, stage: int = -1) -> Regions:
+        index = check_stage(stage, self.num_stages)
+        for after_block in islice(self.walk(x), sum(self.spec["depths"][: index + 1])):
+            last = after_block
+        place, tokens, grid = last
+        tokens = self.norm(tokens) if index == self.num_stages - 1 else tokens
+        return Regions(tokens[:, place.num_globals :], grid)
 
     def pooled_blocks(self, x: Tensor) -> Iterator[Tensor]:
         for stage, tokens, _ in self.walk(x):

@@ -14,7 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from esvit_pl.configs import config_space, near_match, refusals, typed_values
 
-_FOLDERS = ("esvit_pl.datasets.folder", "esvit_pl.datasets.imagenet")
+_FOLDERS = tuple(f"esvit_pl.datasets.{name}" for name in ("folder", "imagenet", "voc2012", "ade20k", "spair71k"))
 # Targets that need a package which is not installed with this one -> that package, and our extra that brings it.
 _PACKAGES = {
     "pytorch_lightning.loggers.TensorBoardLogger": ("tensorboard", "esvit_pl[tensorboard]"),

@@ -22,7 +22,10 @@ if TYPE_CHECKING:
 
 EVALUATION = ("eval_resize", "eval_crop", "eval_interpolation", "eval_squash", "normalize", "mean", "std")
 """Settings of `Recipe` that every evaluation uses."""
-_PLACES = {"folder": "root", "imagenet": "root", "cifar10": "root", "table": "file"}
+_PLACES = {
+    **dict.fromkeys(("folder", "imagenet", "cifar10", "voc2012", "ade20k", "spair71k"), "root"),
+    "table": "file",
+}
 """Where the images of a data set lie; `esvit-convert` leaves it out of what it writes."""
 SUPERVISED = ("supervised_size", "supervised_scale", "aspect", "flip")
 """Settings that a probe which trains on augmented images uses, too."""

@@ -45,6 +45,7 @@ _UNSAID_IN = {  # the same, of one command alone
         "cache": Kinds(frozenset({"str"})),
         "groups": Kinds(frozenset({"str"})),
     },
+    "dense": {"evaluation.probes": Kinds(frozenset({"list"}), items=Kinds(frozenset({"str"})))},
     "visualize": {
         "ckpt_path": Kinds(frozenset({"str", "list", "dict"})),
         "image": Kinds(frozenset({"str", "list"})),

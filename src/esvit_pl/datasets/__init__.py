@@ -14,10 +14,12 @@ from esvit_pl.datasets.interface import (
     Subset,
     split_by_name,
 )
+from esvit_pl.datasets.keypoints import KeypointPair, KeypointSplits, spair71k
 from esvit_pl.datasets.mosaics import Mosaics, photograph_mosaics
 from esvit_pl.datasets.own import splits_of
 from esvit_pl.datasets.photographs import FREE_TO_SHOW, photograph_windows, photographs
 from esvit_pl.datasets.pixels import PixelRules, UnreadableMetadata
+from esvit_pl.datasets.segmentation import MaskedImages, SegmentationSplits, ade20k, voc2012
 from esvit_pl.datasets.table import table
 
 __all__ = [
@@ -27,14 +29,19 @@ __all__ = [
     "CheckReport",
     "FolderDataset",
     "ImageDataset",
+    "KeypointPair",
+    "KeypointSplits",
+    "MaskedImages",
     "Mosaics",
     "Picture",
     "PixelRules",
     "Reading",
+    "SegmentationSplits",
     "SkippedImage",
     "Splits",
     "Subset",
     "UnreadableMetadata",
+    "ade20k",
     "check",
     "cifar10",
     "decode",
@@ -44,7 +51,9 @@ __all__ = [
     "photograph_windows",
     "photographs",
     "readable",
+    "spair71k",
     "split_by_name",
     "splits_of",
     "table",
+    "voc2012",
 ]

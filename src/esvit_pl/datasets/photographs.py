@@ -11,6 +11,7 @@ The task is small, and it is not a benchmark of natural images: grey-level stati
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -93,7 +94,7 @@ def photograph_windows(*, train_windows: int = 250, test_windows: int = 60, seed
             raise ValueError(f"{name} must be 1 or more, got {number}")
     pictures = {name: _grey(*where) for name, where in PHOTOGRAPHS.items()}
     parts = {
-        (part, side): _stacked(pictures, part, number, seed, lambda *how, side=side: _windows(*how, side))
+        (part, side): _stacked(pictures, part, number, seed, partial(_windows, side=side))
         for part, number in (("train", train_windows), ("test", test_windows))
         for side in (PATCH, 2 * PATCH)
     }

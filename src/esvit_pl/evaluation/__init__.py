@@ -19,6 +19,12 @@ if TYPE_CHECKING:
     from esvit_pl.evaluation.data import Place as Place
     from esvit_pl.evaluation.data import Training as Training
     from esvit_pl.evaluation.data import place_of as place_of
+    from esvit_pl.evaluation.dense import DenseData as DenseData
+    from esvit_pl.evaluation.dense import KeypointCorrespondence as KeypointCorrespondence
+    from esvit_pl.evaluation.dense import RawRegions as RawRegions
+    from esvit_pl.evaluation.dense import SegmentationInContext as SegmentationInContext
+    from esvit_pl.evaluation.dense import SegmentationKNN as SegmentationKNN
+    from esvit_pl.evaluation.dense import SegmentationLinear as SegmentationLinear
     from esvit_pl.evaluation.features import Extracted as Extracted
     from esvit_pl.evaluation.features import extract_features as extract_features
     from esvit_pl.evaluation.features import unpack_batch as unpack_batch
@@ -44,6 +50,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Baselines": "baselines",
+    "DenseData": "dense",
     "EffectiveRank": "label_free",
     "EvaluationData": "data",
     "Evaluator": "interface",
@@ -53,6 +60,7 @@ _HOMES = {
     "GreyHistogram": "baselines",
     "InTurn": "in_turn",
     "KNN": "knn",
+    "KeypointCorrespondence": "dense",
     "LiDAR": "label_free",
     "Linear": "linear",
     "LinearHeads": "linear",
@@ -62,9 +70,13 @@ _HOMES = {
     "Place": "data",
     "RankMe": "label_free",
     "RawPixels": "baselines",
+    "RawRegions": "dense",
     "RegionCorrespondence": "correspondence",
     "RegionDiversity": "label_free",
     "RegionRetrieval": "correspondence",
+    "SegmentationInContext": "dense",
+    "SegmentationKNN": "dense",
+    "SegmentationLinear": "dense",
     "Stored": "stored",
     "Training": "data",
     "extract_features": "features",

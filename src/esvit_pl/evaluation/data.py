@@ -222,8 +222,8 @@ class EvaluationData:
 
     def keep(self, pairs: Sequence[tuple[Encoder, Kind]], which: Literal["bank", "query"]) -> None:
         """Put features into the cache, if there is one, but for those in half precision."""
-        for encoder, kind in pairs if self.cache is not None else ():
-            if kind not in HALF:
+        for encoder, kind in pairs:
+            if self.cache is not None and kind not in HALF:
                 self.cache.put(encoder, which, kind, self.features(encoder, which, kind))
 
     def add(self, encoder: Encoder, which: str, kinds: Sequence[Kind], batches: Iterable[Any]) -> None:

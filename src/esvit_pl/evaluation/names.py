@@ -31,6 +31,10 @@ TITLES = {
     "lidar": "LiDAR",
     "region_diversity": "region diversity",
     "correspondence": "region correspondence",
+    "segmentation_knn": "k-NN mIoU",
+    "segmentation_linear": "linear mIoU",
+    "segmentation_in_context": "in-context mIoU",
+    "keypoints": "keypoints PCK",
     **PROBES,
 }
 
@@ -70,8 +74,9 @@ def main_metric(probe: str) -> str:
 
 
 def is_accuracy(metric: str) -> bool:
-    """Whether a metric is a fraction of right answers, shown in %: ``knn/top1``, ``linear/lr0.1/top5``, ``top1``."""
-    return metric.rpartition("/")[2].startswith("top")
+    """Whether a metric is a fraction of right answers, shown in %: ``knn/top1``, ``linear/lr0.1/top5``, ``top1``; or
+    what dense tasks have in its place: ``segmentation_knn/miou``, ``keypoints/pck``."""
+    return metric.rpartition("/")[2].startswith(("top", "miou", "pck"))
 
 
 def is_training_loss(metric: str) -> bool:

@@ -27,6 +27,16 @@ if TYPE_CHECKING:
     from esvit_pl.metrics.correspondence import correspond as correspond
     from esvit_pl.metrics.correspondence import correspondence_sums as correspondence_sums
     from esvit_pl.metrics.correspondence import retrieved as retrieved
+    from esvit_pl.metrics.dense import VOID as VOID
+    from esvit_pl.metrics.dense import IoU as IoU
+    from esvit_pl.metrics.dense import confusion as confusion
+    from esvit_pl.metrics.dense import correct_keypoints as correct_keypoints
+    from esvit_pl.metrics.dense import iou as iou
+    from esvit_pl.metrics.dense import majority as majority
+    from esvit_pl.metrics.dense import match_places as match_places
+    from esvit_pl.metrics.dense import neighbour_votes as neighbour_votes
+    from esvit_pl.metrics.dense import region_labels as region_labels
+    from esvit_pl.metrics.dense import upsampled as upsampled
     from esvit_pl.metrics.health import HEALTHY as HEALTHY
     from esvit_pl.metrics.health import Healthy as Healthy
     from esvit_pl.metrics.knn import TopK as TopK
@@ -39,28 +49,38 @@ _HOMES = {
     "Correspondences": "correspondence",
     "HEALTHY": "health",
     "Healthy": "health",
+    "IoU": "dense",
     "MEASURES": "correspondence",
     "RegionMap": "correspondence",
     "TopK": "knn",
+    "VOID": "dense",
     "average_precision": "classification",
+    "confusion": "dense",
+    "correct_keypoints": "dense",
     "correspond": "correspondence",
     "correspondence_sums": "correspondence",
     "diversity": "collapse",
     "effective_rank": "collapse",
     "entropy_share": "collapse",
     "feature_spread": "collapse",
+    "iou": "dense",
     "knn_accuracy": "knn",
     "knn_correct": "knn",
     "knn_predict": "knn",
     "largest_entropy": "collapse",
     "lidar": "collapse",
+    "majority": "dense",
+    "match_places": "dense",
     "mean_per_class_accuracy": "classification",
     "nearest": "knn",
+    "neighbour_votes": "dense",
     "rankme": "collapse",
     "region_diversity": "collapse",
+    "region_labels": "dense",
     "region_statistics": "collapse",
     "retrieved": "correspondence",
     "roc_auc": "classification",
+    "upsampled": "dense",
 }
 __all__ = [*_HOMES]  # pyright: ignore[reportUnsupportedDunderAll]
 

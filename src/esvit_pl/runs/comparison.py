@@ -152,7 +152,7 @@ class Comparison:
             for metric, value in answer.numbers.items()
         ]
         differences = self.differences()
-        results = {
+        results: dict[str, Any] = {
             "status": "finished",
             "rows": {name: {} for name in self.rows},
             "intervals": {name: {} for name in self.rows},
