@@ -227,7 +227,7 @@ def test_batches_and_padding_change_nothing(tmp_path):
 def test_what_is_missing_is_said(tmp_path, voc):
     with pytest.raises(ValueError, match=r"SegmentationKNN needs images with masks or keypoints.* esvit-dense asks it"):
         SegmentationKNN().run(RawRegions(grid=2), EvaluationData())
-    with pytest.raises(ValueError, match="needs bank images; give DenseData bank="):
+    with pytest.raises(ValueError, match="needs bank images; give EvaluationData bank="):
         SegmentationKNN().run(RawRegions(grid=2), DenseData(classes=["a"]))
     void = {"image": torch.zeros(1, 3, 4, 4), "mask": torch.full((1, 4, 4), VOID)}
     with pytest.raises(ValueError, match="the bank's are all void"):

@@ -68,12 +68,7 @@ class DenseData(EvaluationData):
 
     def loader(self, which: Literal["bank", "query"]) -> Iterable[Any]:
         """The loader of bank or query; it is made at the first call."""
-        source = self._sources[which]
-        if source is None:
-            raise ValueError(f"this evaluator needs {which} images; give DenseData {which}=")
-        if callable(source):
-            source = self._sources[which] = source()
-        return source
+        return self._source(which)
 
     def regions(self, encoder: Any, images: Tensor, stage: int) -> Regions:
         """Region map (b n d) of a stage, in float32 at least, without gradients."""

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from esvit_pl.metrics.knn import SIMILARITIES_AT_ONCE, check_temperature
+from esvit_pl.metrics.knn import QUERIES_AT_ONCE, check_temperature, nearest
 
 VOID = 255
 """In a mask: a pixel that belongs to no class, and counts nowhere."""
@@ -136,12 +136,10 @@ def neighbour_votes(
         raise ValueError(f"bank, labels and query must be (m d), (m c) and (q d), got {shapes}")
     if not 1 <= k <= len(bank):
         raise ValueError(f"k={k} neighbours, and the bank holds {len(bank)} regions; choose k from 1 to {len(bank)}")
-    bank = F.normalize(bank, dim=1)
-    chunk = chunk or max(1, SIMILARITIES_AT_ONCE // max(len(bank), k * labels.shape[1]))
     votes = []
-    for part in F.normalize(query, dim=1).split(chunk):
-        with torch.autocast(part.device.type, enabled=False):  # bfloat16 has too few digits to rank by
-            cosine, places = (part @ bank.T).topk(k, dim=1)
+    for part in query.split(chunk or QUERIES_AT_ONCE):
+        cosine, places = nearest(bank, part, k)
+        with torch.autocast(part.device.type, enabled=False):
             weights = (cosine / temperature).softmax(1)  # (q k)
             votes.append((weights[:, None] @ labels[places].to(weights))[:, 0])
     return torch.cat(votes)
