@@ -17,6 +17,7 @@ FLOORS = [
     # ground: tensors
     [
         "distributed",
+        "fingerprint",
         "isolation",
         "schedules",
         "compiling",

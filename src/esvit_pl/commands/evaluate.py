@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 EXAMPLES = [
     "esvit-evaluate ckpt_path=RUN evaluation.probes=[knn,linear,logistic]      # on the images of its training",
     "esvit-evaluate ckpt_path=[RUN,OTHER] dataset=folder dataset.root=photos/ out=compared",
-    "esvit-evaluate 'ckpt_path={before:swin_tiny_patch4_window7_224.ms_in1k,after:RUN}' dataset=folder "
+    'esvit-evaluate "ckpt_path={before:swin_tiny_patch4_window7_224.ms_in1k,after:RUN}" dataset=folder '
     "dataset.root=photos/",
 ]
 
