@@ -174,11 +174,17 @@ def table(found: Mapping[Key, Kept]) -> list[Row]:
         rows.append(
             Row(
                 title,
-                *(f"{mean(values):.3f} ± {stdev(values) if len(values) > 1 else 0:.3f}" for values in (view, both)),
-                f"{mean(differences):+.3f} ({min(differences):+.3f} to {max(differences):+.3f})",
+                *(spread(values) for values in (view, both)),
+                f"{mean(differences):+.3f}"
+                + (f" ({min(differences):+.3f} to {max(differences):+.3f})" if len(differences) > 1 else ""),
             )
         )
     return rows
+
+
+def spread(values: Sequence[float]) -> str:
+    """The mean, and the standard deviation of several."""
+    return f"{mean(values):.3f}" + (f" ± {stdev(values):.3f}" if len(values) > 1 else "")
 
 
 def paired(found: Mapping[Key, Kept], draws: int = 10_000) -> tuple[float, float, float]:
