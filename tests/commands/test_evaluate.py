@@ -101,7 +101,10 @@ def test_without_labels(pretrained, commands, unlabelled, tmp_path):
     [
         ([], "esvit-evaluate needs ckpt_path="),
         (["ckpt_path=nowhere.ckpt"], "there is no such file"),
-        (["ckpt_path=RUN", "evaluation.probes=[knm]"], "evaluation.probes holds knm; there are effective_rank, knn"),
+        (
+            ["ckpt_path=RUN", "evaluation.probes=[knm]"],
+            "evaluation.probes holds knm; there are effective_rank, few_shot",
+        ),
         (["ckpt_path=RUN", "experiment=embedded"], "experiment=embedded holds the settings of a training"),
         (["ckpt_path=RUN", "groups=3"], "groups"),
     ],

@@ -158,7 +158,7 @@ def test_results_say_on_what_and_how_they_were_measured(pretrained, commands, pi
     assert about["dataset"].items() >= {"name": "folder", "root": str(pictures), "val_fraction": 0.34}.items()
     assert about["images"] == {"train": 36, "bank": 28, "query": 8}
     assert about["classes"] == 3
-    assert about["probes"] == {"knn": {"k": [20, 28], "temperature": 0.07}}
+    assert about["probes"] == {"knn": {"k": [20, 28], "temperature": 0.07, "bank_dtype": "float32"}}
     preparation = {"eval_resize": 16, "eval_crop": 16, "eval_interpolation": "bicubic", "eval_squash": False}
     preparation |= {"normalize": "dataset", "mean": [0.5] * 3, "std": [0.157] * 3}
     assert about["preparation"] == preparation

@@ -29,12 +29,12 @@ def test_it_says_what_the_pretraining_run_said(probed, pretrained):
 
 def test_its_heads_are_those_of_the_pretraining_run(probed, pretrained, monkeypatch):
     """Accuracies on eight pictures agree by chance; weights do not."""
-    heads = []
+    learnt = []
     train = Linear.train
 
     def witnessed(self, encoder, data):
-        heads.append(train(self, encoder, data))
-        return heads[-1]
+        learnt.append(train(self, encoder, data))
+        return learnt[-1]
 
     monkeypatch.setattr(Linear, "train", witnessed)
     cfg = OmegaConf.load(pretrained.folder / "config.yaml")
@@ -46,7 +46,7 @@ def test_its_heads_are_those_of_the_pretraining_run(probed, pretrained, monkeypa
     checkpoint = torch.load(probed.last, weights_only=True)
     command = LinearProbe(load_backbone(pretrained.last), 3, last_blocks=2, lr=[0.1, 1.0])
     command.load_state_dict(checkpoint["state_dict"])
-    assert [fingerprint(part) for part in heads] == [fingerprint(command.heads)]
+    assert [fingerprint(candidates) for candidates, _ in learnt] == [fingerprint(command.candidates)]
 
 
 def test_what_it_leaves_behind(probed):

@@ -58,7 +58,9 @@ def test_the_plan_is_printed_before_the_first_epoch_and_the_table_and_the_files_
     table = next(i for i, line in enumerate(lines) if line.split() == ["k-NN", "linear"])
     assert lines[table - 2] == "8 query images, 28 in the bank; ranges are 95 % intervals"
     rows = [line.split("  ")[0] for line in lines[table + 1 : lines.index("", table)]]
-    assert rows == [titles.table for row, titles in ROWS.items() if row not in ("initial", "pretrained_subset")]
+    assert rows == [
+        titles.table for row, titles in ROWS.items() if row not in ("initial", "pretrained_subset", "from_scratch")
+    ]
     assert f"{pretrained.folder}/" in lines[table:]
     assert "  checkpoints/last.ckpt" in lines[table:]
     assert pretrained.err == ""
@@ -614,7 +616,7 @@ def test_three_epochs_need_no_further_setting(commands, pictures):
         ),
         (
             ["evaluation.probes=[knm]"],
-            r"evaluation.probes holds knm; there are effective_rank, knn, lidar, .*, rankme and region_diversity",
+            r"evaluation.probes holds knm; there are effective_rank, few_shot, knn, lidar, .*, rankme and region_diversity",
         ),
         (
             ["evaluation.probes=[linear]"],

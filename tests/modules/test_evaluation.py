@@ -45,7 +45,7 @@ def test_a_linear_evaluator_ends_with_the_numbers_of_a_linear_probe_to_the_last_
     backbone, settings = toys.backbone(), {"last_blocks": 2, "lr": [0.1, 3.0, 100.0]}
     options = {"precision": precision, "accumulate_grad_batches": accumulate}
     torch.manual_seed(3)
-    probe = LinearProbe(backbone, 3, **settings)
+    probe = LinearProbe(backbone, 3, **settings, seed=3)
     toys.trainer(tmp_path, max_epochs=3, limit_val_batches=0, **options).fit(probe, data())
     (expected,) = toys.trainer(tmp_path, **options).validate(probe, data(), verbose=False)
     trained: list[Any] = []
@@ -59,7 +59,7 @@ def test_a_linear_evaluator_ends_with_the_numbers_of_a_linear_probe_to_the_last_
     module = Evaluation(backbone, Witness(**settings, epochs=3, seed=3))
     (got,) = toys.trainer(tmp_path, **options).validate(module, data(), verbose=False)
     assert torch.equal(torch.get_rng_state(), state)
-    assert toys.largest_difference(toys.state(trained[0]), toys.state(probe.heads)) == 0
+    assert toys.largest_difference(toys.state(trained[0][0]), toys.state(probe.candidates)) == 0
     assert got == expected
     assert len({value for name, value in got.items() if name.startswith("linear/lr")}) > 1
     backbone.train()(torch.randn(1, 3, 16, 16, dtype=next(backbone.parameters()).dtype)).pooled.sum().backward()

@@ -199,7 +199,7 @@ def test_bad_input() -> None:
         learning_curve([{"step": 1, "other": 2.0}])
     with pytest.raises(ValueError, match=r"boxes of shape \(2, 4\), one for each view, got \(1, 4\)"):
         crops(torch.zeros(3, 4, 4), torch.zeros(1, 4), [torch.zeros(3, 2, 2)] * 2)
-    with pytest.raises(ValueError, match="results of knn or linear or logistic or few_shot, got status"):
+    with pytest.raises(ValueError, match="results of knn or linear or logistic or few_shot or finetune, got status"):
         comparison({"status": "finished"})
     with pytest.raises(ValueError, match="sweep needs a value of knn/top1, got 1 groups without any"):
         sweep({"lr=1": []}, "knn/top1")

@@ -46,6 +46,7 @@ class LinearProbe(LightningModule):
         lr: per 256 images of the global batch, one or several.
         momentum: of SGD.
         held_out: share of each class of the training images on which one of several classifiers is chosen.
+        seed: of these images.
         unpack: batch -> (images, labels).
 
     Raises:
@@ -61,10 +62,11 @@ class LinearProbe(LightningModule):
         lr: float | Sequence[float] = 0.001,
         momentum: float = 0.9,
         held_out: float = 0.1,
+        seed: int = 0,
         unpack: Unpack = unpack_batch,
     ) -> None:
         super().__init__()
-        self.linear = Linear(last_blocks=last_blocks, lr=lr, momentum=momentum, held_out=held_out)
+        self.linear = Linear(last_blocks=last_blocks, lr=lr, momentum=momentum, held_out=held_out, seed=seed)
         self.linear.check(backbone, num_classes)
         assert num_classes is not None
         self.num_classes = num_classes
@@ -175,6 +177,7 @@ class LinearProbe(LightningModule):
             "num_classes": self.num_classes,
             "lr": list(dict.fromkeys(choice.lr for choice in self.linear.choices)),
             "held_out": self.linear.held_out,
+            "seed": self.linear.seed,
         }
 
     def _epochs(self) -> int:
