@@ -616,7 +616,7 @@ def test_three_epochs_need_no_further_setting(commands, pictures):
         ),
         (
             ["evaluation.probes=[knm]"],
-            r"evaluation.probes holds knm; there are effective_rank, few_shot, knn, lidar, .*, rankme and region_diversity",
+            r"evaluation.probes holds knm; there are effective_rank, few_shot, knn, .*, rankme and region_diversity",
         ),
         (
             ["evaluation.probes=[linear]"],

@@ -45,7 +45,8 @@ def probe(cfg: DictConfig, backbone: Backbone, data: ImageDataModule) -> LinearP
             cfg.resume_from = str(last_checkpoint(cfg.resume_from))
     evaluation.refuse_unlabelled("esvit-linear", data)
     assemble.seed_weights(cfg)
-    made: LinearProbe = assemble.construct(cfg, "module", backbone=backbone, num_classes=data.num_classes)
+    parts = {"backbone": backbone, "num_classes": data.num_classes, "seed": cfg.seed}
+    made: LinearProbe = assemble.construct(cfg, "module", **parts)
     return made
 
 
