@@ -130,8 +130,8 @@ def test_pretraining_on_two_processes_is_that_on_one_and_sends_next_to_nothing(t
     assert_equal_logs(one_log, two_log, tolerance, names=30)
     # Beside the gradients, in an epoch: centres, losses and the non-finite flag as one sum for each step; a sum of the
     # linear heads' gradients, and one of what is right; one for k-NN's. Gathered are, each with its sizes, the query
-    # for k-NN, embeddings and region statistics for the monitor, whose diagnostics are a sum. For k-NN also the sizes of
-    # bank and query are, and the largest class; cosines and classes of the nearest images go back.
+    # for k-NN, embeddings and region statistics for the monitor, whose diagnostics are a sum. For k-NN also the sizes
+    # of bank and query are, and the largest class; cosines and classes of the nearest images go back.
     step, heads, right, knn, diagnostics = STEPS, STEPS, 1, 1, STEPS
     counts = [json.loads((tmp_path / "two" / f"rank_{r}").read_text()) for r in (0, 1)]
     expected = {"all_reduce": step + heads + right + knn + diagnostics + 1, "all_gather": 1 + 2 * (1 + 2 * STEPS)}
