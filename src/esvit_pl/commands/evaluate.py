@@ -57,7 +57,8 @@ def main(cfg: DictConfig) -> None:
     compared = evaluate(cfg)
     if is_first_process():
         files = compared.write(Path(cfg.out))
-        weights.say("\n".join(["", compared.text(), "", *compared.sentences(), "", *map(str, files)]))
+        parts = [compared.text(), *filter(None, ["\n".join(compared.sentences())]), "\n".join(map(str, files))]
+        weights.say("\n" + "\n\n".join(parts))
 
 
 def evaluate(cfg: DictConfig, images: Splits | None = None) -> Comparison:
