@@ -30,6 +30,7 @@ from torch import Tensor
 from esvit_pl.checkpoints import load_backbone
 from esvit_pl.datasets import ImageDataset, photograph_windows
 from esvit_pl.evaluation import extract_features
+from esvit_pl.evaluation.interval import resampled
 from esvit_pl.metrics import knn_predict
 from esvit_pl.metrics_file import curve, read_metrics
 from esvit_pl.profiling.report import as_markdown
@@ -195,10 +196,10 @@ def paired(found: Mapping[Key, Kept], draws: int = 10_000) -> tuple[float, float
         for tile, (right, patches) in kept.tiles.items():
             gain[tile] += right if loss == "view_region" else -right
             number[tile] += patches if loss == "view" else 0
-    gains, numbers = (np.array([counts[tile] for tile in sorted(number)]) for counts in (gain, number))
-    drawn = np.random.default_rng(0).integers(len(gains), size=(draws, len(gains)))
-    low, high = np.quantile(gains[drawn].sum(1) / numbers[drawn].sum(1), (0.025, 0.975))
-    return float(gains.sum() / numbers.sum()), float(low), float(high)
+    tiles, patches = list(number), [number[tile] for tile in number]
+    values = np.repeat([gain[tile] / number[tile] for tile in tiles], patches)
+    low, high = resampled(values, np.repeat(tiles, patches), draws=draws)
+    return float(values.mean()), low, high
 
 
 def sentences(found: Mapping[Key, Kept]) -> list[str]:

@@ -68,7 +68,7 @@ def as_code(text: str) -> str:
 
 
 def for_latex(text: str) -> str:
-    """Text in which no sign is an order to LaTeX.
+    """Text that LaTeX prints as it stands.
 
     >>> for_latex("50 % of a_b")
     '50 \\\\% of a\\\\_b'

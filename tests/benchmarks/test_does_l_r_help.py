@@ -40,7 +40,7 @@ def test_the_interval_of_the_difference_is_that_of_tiles():
 
 @pytest.mark.slow
 def test_what_was_stopped_goes_on_and_what_is_finished_is_left_alone(tmp_path, capsys):
-    sizes = ["dataset.train_patches=8", "dataset.test_patches=4", "callbacks.correspondence.retrieval=16"]
+    sizes = ["dataset.train_windows=8", "dataset.test_windows=4", "callbacks.correspondence.retrieval=16"]
     words = [f"out={tmp_path}/runs", "jobs=2", "trainer.max_epochs=2", "optimizer.warmup_epochs=1", *sizes]
     words += [f"kept={tmp_path}/kept"]
     assert main([*words, "seeds=0"]) == 0

@@ -123,7 +123,7 @@ def baselines(cfg: DictConfig, row: Row, *, labelled: bool) -> list[Row]:
 
 
 def answers(cfg: DictConfig, row: Row, probes: Mapping[str, Evaluator], splits: Splits) -> dict[str, Answer]:
-    """{probe: what it says of an encoder}; what lies in ``out`` is read, the rest is measured and kept there.
+    """The answers of all probes about one encoder. Those in ``out`` are read, the others are measured and kept there.
 
     Raises:
         ValueError: an answer that lies there belongs to other weights, images or settings.

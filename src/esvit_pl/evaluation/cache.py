@@ -81,12 +81,12 @@ class FeatureCache:
 
     def _about(self, encoder: Any, which: str, kind: Kind) -> dict[str, Any]:
         return {
+            **self.about[which],
             "weights": fingerprint(encoder),
             "architecture": plain(getattr(encoder, "spec", type(encoder).__name__)),
             "part": which,
             "kind": kind,
             "rank": [rank(), num_ranks()],
-            **self.about[which],
         }
 
     def _path(self, about: Mapping[str, Any]) -> Path:

@@ -180,7 +180,7 @@ class EvaluationData:
 
     def number(self, which: Literal["bank", "query"]) -> int | None:
         """Images on all ranks, before any is read; None if their loader has no `dataset` with a length."""
-        dataset: Any = getattr(self._source(which), "dataset", None)
+        dataset: Any = getattr(self.loader(which), "dataset", None)
         return len(dataset) if hasattr(dataset, "__len__") else None
 
     def read(self, encoders: Sequence[Encoder], which: Literal["bank", "query"], kinds: Sequence[Kind]) -> None:
@@ -189,11 +189,11 @@ class EvaluationData:
         missing = self.missing(encoders, which, kinds)
         if not missing:
             return
-        self._add(missing, which, dealt(self._source(which)))
+        self._add(missing, which, dealt(self.loader(which)))
         self.keep(missing, which)
 
-    def _source(self, which: str) -> Iterable[Any]:
-        """The loader, made when it is first needed."""
+    def loader(self, which: str) -> Iterable[Any]:
+        """The loader of bank or query, made when it is first needed."""
         source = self._sources[which]
         if source is None:
             raise ValueError(f"this evaluator needs {which} images; give EvaluationData {which}=")
@@ -202,7 +202,7 @@ class EvaluationData:
         return source
 
     def missing(self, encoders: Sequence[Encoder], which: str, kinds: Sequence[Kind]) -> list[tuple[Encoder, Kind]]:
-        """What neither was computed here nor lies in the cache."""
+        """The pairs whose features are neither here nor in the cache."""
         self._keep(encoders)
         pairs = [(encoder, kind) for encoder in encoders for kind in kinds]
         return [(encoder, kind) for encoder, kind in pairs if not self._has(encoder, which, kind)]

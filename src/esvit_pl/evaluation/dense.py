@@ -5,8 +5,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Any, Literal, NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -65,10 +65,6 @@ class DenseData(EvaluationData):
             raise ValueError(f"dense tasks are measured in one process, got {num_ranks()}; set trainer.devices=1")
         super().__init__(bank, query, train=train, num_classes=len(classes), place=place)
         self.classes = list(classes)
-
-    def loader(self, which: Literal["bank", "query"]) -> Iterable[Any]:
-        """The loader of bank or query; it is made at the first call."""
-        return self._source(which)
 
     def regions(self, encoder: Any, images: Tensor, stage: int) -> Regions:
         """Region map (b n d) of a stage, in float32 at least, without gradients."""

@@ -23,7 +23,7 @@ from esvit_pl.safe_text import for_terminal
 
 Classifier = Literal["logistic", "centroid"]
 NAMED = 5
-"""So many classes that are left out are called by name."""
+"""How many of the classes that are left out are printed by name."""
 
 
 class FewShot(Evaluator):

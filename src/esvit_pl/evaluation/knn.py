@@ -22,7 +22,7 @@ from esvit_pl.printing import say_once
 
 BankDtype = Literal["float32", "float16", "bfloat16"]
 WORTH_A_LINE = 10**8
-"""Bytes of a bank from which on its memory is told."""
+"""A bank of so many bytes or more is worth a line about its memory."""
 
 
 class KNN(Evaluator):

@@ -337,10 +337,10 @@ HeldOut = Callable[[], Iterator[tuple[Tensor, Tensor, Any]]]
 
 
 class Lessons(NamedTuple):
-    """What classifiers learn from."""
+    """What linear classifiers learn from: batches of features."""
 
     batches: Callable[[int], Iterator[Lesson]]
-    """Of an epoch."""
+    """Takes the number of an epoch and gives its batches."""
     images_per_step: int
     accumulate: int
     held_out: HeldOut | None

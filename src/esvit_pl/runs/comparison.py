@@ -93,7 +93,7 @@ class Comparison:
         return resampled(right, self.groups)
 
     def differences(self) -> list[Difference]:
-        """Of each pair of compared encoders, of each accuracy of which both tell what is right."""
+        """Compares each pair of encoders, in each accuracy for which both of them know which images they get right."""
         found = []
         for probe in self.probes:
             names = [name for name in self.compared or self.rows if probe in self.rows[name]]
