@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import subprocess
+import sys
 
 import pytest
 from commandline import MACHINE
@@ -129,3 +131,37 @@ def test_features_are_computed_once(pretrained, commands, tmp_path, monkeypatch)
     again = evaluate(commands, tmp_path / "b", *words, "evaluation.probes=[knn,logistic]")
     assert again.code == 0, again.err
     assert (tmp_path / "a" / "table.csv").read_text() == (tmp_path / "b" / "table.csv").read_text()
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_table_of_one_with_features_kept_by_one(pretrained, tmp_path):
+    words = [
+        *MACHINE,
+        f"ckpt_path={pretrained.folder}",
+        "evaluation.baselines=false",
+        "cache=features",
+        'groups="(.*)/"',
+    ]
+    words += ["evaluation.probes=[knn,logistic,few_shot]", "evaluation.few_shot.n=1", "trainer=ddp_cpu"]
+    rows = []
+    for devices in (1, 2):
+        done = subprocess.run(
+            [
+                sys.executable,
+                "-m",
+                "esvit_pl.commands.evaluate",
+                *words,
+                f"trainer.devices={devices}",
+                f"out={devices}",
+            ],
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+            timeout=300,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        rows.append(json.loads((tmp_path / str(devices) / "results.json").read_text())["rows"])
+    (name,) = rows[0]
+    assert rows[1][name] == pytest.approx(rows[0][name])
+    assert len(list((tmp_path / "features").iterdir())) == 2 + 4

@@ -149,18 +149,19 @@ def answers(cfg: DictConfig, row: Row, probes: Mapping[str, Evaluator], splits: 
             if is_first_process():
                 write(files[name], about[name], kept)
 
-        asked, cache, batches = InTurn(missing, done), None, None
+        cache = None
         if cfg.cache is not None:
             parts = {"bank": splits.bank, "query": splits.query}
-            abouts = {which: evaluation.origin(cfg, row.encoder, row.recipe, each) for which, each in parts.items()}
+            abouts = {
+                which: {**evaluation.origin(cfg, row.encoder, row.recipe, each), "images": len(each)}
+                for which, each in parts.items()
+            }
             cache = FeatureCache(cfg.cache, abouts)
-            if all(cache.get(row.encoder, "query", kind) for kind in asked.reads):
-                batches = 1  # no image of the query need be read, but Lightning's loop wants a batch
-        trainer = trainers.quiet(cfg, bar=cfg.trainer.enable_progress_bar, batches=batches)
+        trainer = trainers.quiet(cfg, bar=cfg.trainer.enable_progress_bar)
         data = assemble.datamodule(cfg, splits, row.recipe, **results.supervised(splits))
         if any(getattr(probe, "trains", False) for probe in missing.values()):
             results.fit_batch(data, trainer)
-        trainer.validate(Evaluation(row.encoder, asked, cache=cache), data, verbose=False)
+        trainer.validate(Evaluation(row.encoder, InTurn(missing, done), cache=cache), data, verbose=False)
         row.encoder.cpu()
     return {name: found[name] for name in probes}
 

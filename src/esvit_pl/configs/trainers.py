@@ -125,18 +125,9 @@ def fit(trainer: Trainer, module: LightningModule, data: ImageDataModule, ckpt_p
         raise
 
 
-def quiet(cfg: DictConfig, *, bar: bool = False, batches: int | None = None) -> Trainer:
-    """A Trainer of the same kind for a measurement on the side: no log, no checkpoint, and no bar.
-
-    Args:
-        batches: of the validation loader; None: all images.
-    """
-    overrides = {
-        "enable_progress_bar": bar,
-        "fast_dev_run": False,
-        "limit_val_batches": batches,
-        "overfit_batches": 0.0,
-    }
+def quiet(cfg: DictConfig, *, bar: bool = False) -> Trainer:
+    """A Trainer of the same kind for a measurement on the side, of all images: no log, no checkpoint, and no bar."""
+    overrides = {"enable_progress_bar": bar, "fast_dev_run": False, "limit_val_batches": None, "overfit_batches": 0.0}
     side = OmegaConf.merge(cfg, {"trainer": overrides})
     parts: dict[str, Any] = {"logger": False, "callbacks": [], "enable_checkpointing": False}
     made: Trainer = construct(cast(DictConfig, side), "trainer", **parts)

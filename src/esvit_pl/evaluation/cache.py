@@ -28,7 +28,8 @@ class FeatureCache:
     A file says what its features depend on: a hash of the weights, the architecture, and what `about` says. Only
     features of exactly that are given back; another encoder or other images get files of their own.
 
-    >>> cache = FeatureCache("features", {"bank": {"data": "photos"}, "query": {"data": "others"}})
+    >>> about = {"bank": {"data": "photos", "images": 2}, "query": {"data": "others", "images": 2}}
+    >>> cache = FeatureCache("features", about)
     >>> net, features = torch.nn.Linear(2, 2), Extracted(torch.eye(2), torch.tensor([0, 1]))
     >>> cache.put(net, "bank", "pooled", features)
     >>> cache.get(net, "bank", "pooled").labels.tolist(), cache.get(net, "query", "pooled")
@@ -36,7 +37,8 @@ class FeatureCache:
 
     Args:
         folder: made when there is something to keep.
-        about: {part: what its features depend on besides the encoder}: images, preparation, precision.
+        about: {part: what its features depend on besides the encoder}: data, preparation, precision, and "images", how
+            many there are. Features of fewer (a pass that was cut short, images that cannot be read) are not kept.
     """
 
     def __init__(self, folder: str | Path, about: Mapping[str, Mapping[str, Any]]) -> None:
@@ -69,7 +71,9 @@ class FeatureCache:
         return Extracted(features, labels)
 
     def put(self, encoder: Any, which: str, kind: Kind, extracted: Extracted) -> None:
-        """Keep this rank's features and labels."""
+        """Keep this rank's features and labels, if they are those of all its images."""
+        if len(extracted.features) != len(range(rank(), self.about[which]["images"], num_ranks())):
+            return
         about = self._about(encoder, which, kind)
         path = self._path(about)
         arrays = {"features": extracted.features.float().cpu().numpy(), "about": np.array(json.dumps(about))}
