@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import multiprocessing
 import os
 import re
 import signal
@@ -90,6 +92,23 @@ def test_the_image_is_named(fault, loader):
         told = batches.in_words(error) or str(error)
     assert re.search(FAULTS[fault], told), told
     assert time.monotonic() - start < 60
+
+
+def test_a_loader_that_nobody_holds_has_no_processes():
+    """One that waits for the garbage collector ends in the middle of a later pass, and takes that pass's errors."""
+    images = Splits(Faulty(lambda: None))
+    data = ImageDataModule(images, Recipe(global_size=16, local_size=8), batch_size=4, num_workers=2)
+    gc.collect()
+    gc.disable()
+    try:
+        loader = data.train_dataloader()
+        next(iter(loader))
+        workers = set(multiprocessing.active_children())
+        assert len(workers) == 2
+        del loader
+        assert not workers & set(multiprocessing.active_children())
+    finally:
+        gc.enable()
 
 
 def test_a_negative_limit_is_refused():

@@ -21,7 +21,7 @@ class ResumableLoader(DataLoader[dict[str, Any]]):
     """
 
     def __iter__(self) -> Any:
-        self.batches = Batches(self, super().__iter__())
+        self.batches = Batches(self.dataset, super().__iter__())
         return self.batches
 
     def check_worker_number_rationality(self) -> None:
@@ -41,8 +41,8 @@ class Batches:
     [tensor([1, 2, 3])]
     """
 
-    def __init__(self, loader: ResumableLoader, batches: Any) -> None:
-        self._loader, self._batches = loader, batches
+    def __init__(self, data: Any, batches: Any) -> None:
+        self._data, self._batches = data, batches  # not the loader: a cycle would keep its processes until gc comes by
 
     def __iter__(self) -> Batches:
         return self
@@ -61,7 +61,7 @@ class Batches:
 
     def in_words(self, error: BaseException) -> str | None:
         """What torch says about a loading process that hangs or has died, for people; None for other errors."""
-        data = self._loader.dataset
+        data = self._data
         if not hasattr(data, "at_work") or not hasattr(data, "images"):
             return None
         return in_words(error, getattr(self._batches, "_workers", []), data.at_work, data.images)
