@@ -5,7 +5,7 @@ from hashlib import blake2b
 import pytest
 import torch
 
-from esvit_pl.datasets import ArrayDataset, Picture, Splits, Subset, split_by_name
+from esvit_pl.datasets import ArrayDataset, Joined, Picture, Splits, Subset, split_by_name
 
 
 def images(n: int, labels: list[int] | None = None) -> ArrayDataset:
@@ -87,3 +87,51 @@ def test_bad_input():
         ArrayDataset(torch.zeros(1, 3, 2, 2), ["a"])
     with pytest.raises(ValueError, match="same length, got 1 images, 2 names, no labels"):
         ArrayDataset(torch.zeros(1, 3, 2, 2, dtype=torch.uint8), ["a", "b"])
+
+
+# -- three splits, and several classes in an image
+
+
+def test_with_a_test_the_query_is_the_test_and_the_bank_all_the_rest():
+    splits = Splits(images(4, [0, 1, 0, 1]), images(3, [1, 0, 1]), ["a", "b"], test=images(2, [1, 1]))
+    assert isinstance(splits.bank, Joined)
+    assert [splits.bank.name(i) for i in range(7)] == ["0.png", "1.png", "2.png", "3.png", "0.png", "1.png", "2.png"]
+    assert splits.bank.labels == [0, 1, 0, 1, 1, 0, 1]
+    assert splits.bank[6][1] == splits.bank.open(6).label == 1
+    assert splits.query is splits.test
+    assert splits.tuned_from == 4
+    assert splits.describe() == (
+        "data: 4 images to train on, 2 classes; bank: the training images and the 3 of val, on which settings are "
+        "chosen; query: the 2 of test"
+    )
+    two = Splits(images(4, [0, 1, 0, 1]), classes=["a", "b"], test=images(2, [1, 1]))
+    assert two.bank is two.train
+    assert two.tuned_from is None
+
+
+def test_an_image_can_belong_to_several_classes():
+    rows = [[1, 0, 1], [0, 1, -1], [0, 0, 0]]
+    data = images(3, rows)
+    assert (data.labels, data.has_labels) == (None, True)
+    assert data[1][1].tolist() == data.open(1).label.tolist() == [0, 1, -1]
+    assert Subset(data, [2, 0]).memberships.tolist() == [[0, 0, 0], [1, 0, 1]]
+    splits = Splits(data, data, ["a", "b", "c"], metric="map11")
+    assert splits.multi_label
+    assert "3 classes, several in an image;" in splits.describe()
+    assert Splits(data, data, ["a", "b", "c"], test=data, metric="map11").bank.memberships.tolist() == rows * 2
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: images(1, [[0, 2]]), r"memberships must be 1, 0 or -1 \(unknown\), got \[0 2\]"),
+        (lambda: Splits(images(1, [[0, 1]]), images(1, [0])), "train and val must both have one class an image"),
+        (lambda: Splits(images(1, [[0, 1]])), "memberships in several classes and metric=map11 go together, got"),
+        (lambda: Splits(images(1, [0]), metric="map11"), "memberships in several classes and metric=map11 go together"),
+        (lambda: Splits(images(1, [[0, 1]]), metric="map11"), "in 2 classes need classes= with as many names, got 0"),
+        (lambda: Splits(images(1, [0]), test=images(0, [])), "the test split holds no image"),
+    ],
+)
+def test_splits_that_do_not_fit(make, said):
+    with pytest.raises(ValueError, match=said):
+        make()

@@ -11,7 +11,8 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch.utils.data import DataLoader, SequentialSampler, TensorDataset
 
-from esvit_pl.evaluation import EvaluationData, Logistic, fit_logistic, logistic
+from esvit_pl.evaluation import KNN, EvaluationData, FewShot, Logistic, fit_logistic, logistic
+from esvit_pl.metrics import average_precision, measure
 
 
 @pytest.mark.golden
@@ -68,6 +69,8 @@ def test_without_weight_only_the_frequencies_of_classes_are_learned():
             "3 were said, and labels go from 0 to 4",
         ),
         (torch.ones(2, 3), torch.tensor([0]), {"C": 1.0}, r"got \(2, 3\), \(1,\)"),
+        (torch.ones(2, 3), torch.tensor([-1, -1]), {"C": 1.0}, "needs one image or more with a label"),
+        (torch.ones(2, 3), torch.tensor([[0, 2], [1, 0]]), {"C": 1.0}, r"must be 1, 0 or -1 \(unknown\)"),
         (torch.full((2, 3), math.nan), torch.tensor([0, 1]), {"C": 1.0}, "must be finite"),
     ],
 )
@@ -147,6 +150,76 @@ def test_what_cannot_be_fitted():
     ):
         with pytest.raises(ValueError, match=said):
             Logistic(**how)
+
+
+# -- several classes in an image, and labels that nobody knows
+
+
+def several(number: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Features and memberships in four classes."""
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randn(number, 5, generator=generator, dtype=torch.float64)
+    return images, (images[:, :4] + 0.7 * torch.randn(number, 4, generator=generator) > 0.3).long()
+
+
+@pytest.mark.parametrize("unknown", [False, True], ids=["all known", "some unknown"])
+def test_one_against_the_rest_is_what_scikit_learn_says(unknown):
+    linear_model = pytest.importorskip("sklearn.linear_model")
+    images, memberships = several(80, 0)
+    if unknown:
+        memberships[torch.rand(80, 4) < 0.2] = -1
+    for penalty in (0.05, 10.0):
+        ours = fit_logistic(images, memberships, C=penalty).probabilities(images)
+        for number, column in enumerate(memberships.T):
+            known = column >= 0
+            theirs = linear_model.LogisticRegression(C=penalty, tol=1e-10, max_iter=10_000)
+            theirs.fit(images[known], column[known])
+            wanted = torch.tensor(theirs.predict_proba(images)[:, 1])
+            torch.testing.assert_close(ours[:, number], wanted, rtol=0, atol=1e-4)
+
+
+def test_mean_average_precision_of_several_classes_chosen_on_the_val_split():
+    (bank, truth), (query, asked) = several(60, 0), several(40, 1)
+    data = EvaluationData([(bank, truth)], [(query, asked)], num_classes=4, metric="map11", tuned_from=40)
+    found = Logistic().run(features, data)
+    model = fit_logistic(bank, truth, C=found["logistic/C"])
+    assert list(found) == ["logistic/map11", "logistic/C", "logistic/held_out_map11"]
+    wanted = average_precision(model.probabilities(query), asked, eleven_points=True).mean()
+    assert found["logistic/map11"] == pytest.approx(float(wanted))
+    first = fit_logistic(bank[:40], truth[:40], C=found["logistic/C"])
+    held = average_precision(first.probabilities(bank[40:]), truth[40:], eleven_points=True).mean()
+    assert found["logistic/held_out_map11"] == pytest.approx(float(held), abs=1e-6)
+
+
+@pytest.mark.parametrize("metric", ["per_class", "roc_auc"])
+def test_the_metric_of_the_data_set(metric):
+    images, labels = cloud(90, 0)
+    labels = (labels == 2).long()  # two classes, one of them with twice the images
+    found = Logistic(C=0.5).run(features, EvaluationData([(images, labels)], [QUERY_OF_TWO], metric=metric))
+    scores = fit_logistic(images, labels, C=0.5).probabilities(QUERY_OF_TWO[0])
+    assert found == {f"logistic/{metric}": measure(metric, scores, QUERY_OF_TWO[1]), "logistic/C": 0.5}
+
+
+QUERY_OF_TWO = (QUERY[0], (QUERY[1] == 2).long())
+
+
+def test_images_without_a_label_are_left_out():
+    bank, query = (BANK[0], BANK[1].clone()), (QUERY[0], QUERY[1].clone())
+    bank[1][::3], query[1][:10] = -1, -1
+    found = Logistic(C=0.5).run(features, EvaluationData([bank], [query]))
+    known = bank[1] >= 0
+    some = EvaluationData([(bank[0][known], bank[1][known])], [(QUERY[0][10:], QUERY[1][10:])])
+    assert found == Logistic(C=0.5).run(features, some)
+
+
+def test_other_probes_refuse_several_classes_and_say_which_can():
+    images, memberships = several(20, 0)
+    data = EvaluationData([(images, memberships)], [(images, memberships)], metric="map11", num_classes=4)
+    for probe, name in ((KNN(k=1), "k-NN"), (FewShot(n=1), "few-shot classification")):
+        with pytest.raises(ValueError, match=rf"{name} needs one class for each image, .*several of 4; logistic reg"):
+            probe.run(features, data)
+    with pytest.raises(ValueError, match="logistic regression needs one class for each image"):
+        Logistic(C=1.0).run(features, EvaluationData([(images, memberships)], [(images, memberships)]))
 
 
 def loader(images, labels):

@@ -6,7 +6,7 @@ import golden_files
 import pytest
 import torch
 
-from esvit_pl.metrics import average_precision, mean_per_class_accuracy, roc_auc
+from esvit_pl.metrics import average_precision, mean_per_class_accuracy, measure, roc_auc
 
 
 @pytest.mark.golden
@@ -88,3 +88,37 @@ def test_bad_input(measure, scores, labels, said):
 def test_a_prediction_for_each_label():
     with pytest.raises(ValueError, match="a prediction for each label"):
         mean_per_class_accuracy(torch.zeros(2), torch.zeros(3))
+
+
+# -- by name, as a data set says it
+
+
+def test_each_data_set_counts_in_its_own_way():
+    scores, labels = torch.tensor([[0.9, 0.1], [0.8, 0.2], [0.3, 0.7], [0.6, 0.4]]), torch.tensor([0, 0, 0, 1])
+    assert measure("top1", scores, labels) == 0.5
+    assert measure("per_class", scores, labels) == pytest.approx((2 / 3 + 0) / 2)
+    assert measure("roc_auc", scores, labels) == pytest.approx(2 / 3)  # 0.4 is above 0.1 and 0.2, not above 0.7
+    both = torch.tensor([[1, 0], [0, 0], [1, 0], [0, 0]])  # nothing is known of the second class but that it is absent
+    assert measure("map11", scores, both) == pytest.approx((6 * 1 + 5 * 2 / 4) / 11)
+
+
+def test_what_nobody_knows_is_left_out():
+    scores, labels = torch.tensor([[0.9, 0.1], [0.2, 0.8], [0.9, 0.1]]), torch.tensor([0, -1, 1])
+    assert measure("top1", scores, labels) == measure("top1", scores[[0, 2]], labels[[0, 2]]) == 0.5
+    both = torch.tensor([[1, -1], [-1, -1], [0, 1]])
+    assert measure("map11", scores, both) == (0.5 + 1) / 2  # of the first class both have the same score
+
+
+@pytest.mark.parametrize(
+    ("metric", "labels", "said"),
+    [
+        ("top2", torch.zeros(2).long(), "metric must be one of top1, per_class, roc_auc, map11, got top2"),
+        ("top1", torch.zeros(2, 3).long(), r"metric=top1 needs one class for each image, got labels of shape \(2, 3\)"),
+        ("map11", torch.zeros(2).long(), "metric=map11 needs memberships of each image in all classes"),
+        ("roc_auc", torch.zeros(2).long(), "metric=roc_auc needs two classes, got 3"),
+        ("top1", torch.tensor([-1, -1]), "needs one image or more with a label"),
+    ],
+)
+def test_labels_that_do_not_fit_a_metric(metric, labels, said):
+    with pytest.raises(ValueError, match=said):
+        measure(metric, torch.rand(2, 3), labels)

@@ -26,6 +26,7 @@ from esvit_pl.augment import (
 from esvit_pl.data.at_work import AtWork
 from esvit_pl.data.threads import as_in_a_worker
 from esvit_pl.datasets import ImageDataset, readable
+from esvit_pl.datasets.interface import Label
 
 Place = int | tuple[int, int]  # an index, or (epoch, index)
 
@@ -138,5 +139,5 @@ def _places(drawn: ViewParameters) -> dict[str, Any]:
     return {**places, "masks": list(drawn.masks)} if any(mask is not None for mask in drawn.masks) else places
 
 
-def _item(index: int, label: int | None, **tensors: Any) -> dict[str, Any]:
+def _item(index: int, label: Label | None, **tensors: Any) -> dict[str, Any]:
     return {**tensors, "index": index, **({} if label is None else {"label": label})}

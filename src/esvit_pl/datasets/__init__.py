@@ -6,9 +6,11 @@ from esvit_pl.datasets.cifar10 import cifar10
 from esvit_pl.datasets.decode import decode
 from esvit_pl.datasets.folder import FolderDataset, folder, imagenet
 from esvit_pl.datasets.interface import (
+    UNKNOWN,
     UNREADABLE_METADATA,
     ArrayDataset,
     ImageDataset,
+    Joined,
     Picture,
     Splits,
     Subset,
@@ -24,11 +26,13 @@ from esvit_pl.datasets.table import table
 
 __all__ = [
     "FREE_TO_SHOW",
+    "UNKNOWN",
     "UNREADABLE_METADATA",
     "ArrayDataset",
     "CheckReport",
     "FolderDataset",
     "ImageDataset",
+    "Joined",
     "KeypointPair",
     "KeypointSplits",
     "MaskedImages",

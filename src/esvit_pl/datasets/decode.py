@@ -17,7 +17,7 @@ from PIL import Image, UnidentifiedImageError
 from PIL.TiffImagePlugin import IMAGELENGTH, IMAGEWIDTH, PHOTOMETRIC_INTERPRETATION, ImageFileDirectory_v2
 from torch import Tensor
 
-from esvit_pl.datasets.interface import Picture
+from esvit_pl.datasets.interface import Label, Picture
 from esvit_pl.datasets.metadata import without_metadata
 from esvit_pl.datasets.pillow_settings import PillowSettings
 from esvit_pl.datasets.pixels import PixelError, PixelRules, UnreadableMetadata, orientation, rule_of, upright_tensor
@@ -49,7 +49,7 @@ def decode(path: str | bytes, rules: PixelRules | None = None, told: Told | None
     return _read(path, rules, told, partial(_pixels, rules))
 
 
-def open_picture(path: str, label: int | None, rules: PixelRules | None = None, told: Told | None = None) -> Picture:
+def open_picture(path: str, label: Label | None, rules: PixelRules | None = None, told: Told | None = None) -> Picture:
     """The picture in a file. It is decoded later if its format can be decoded at a smaller scale."""
     rules = rules or PixelRules()
 

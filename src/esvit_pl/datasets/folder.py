@@ -15,7 +15,7 @@ from esvit_pl.datasets import index_file
 from esvit_pl.datasets.arranged import Images
 from esvit_pl.datasets.bad_images import Problems, Reading
 from esvit_pl.datasets.decode import decode, open_picture, size_of
-from esvit_pl.datasets.interface import UNREADABLE_METADATA, LabelledDataset, Picture, Splits, sampled
+from esvit_pl.datasets.interface import UNREADABLE_METADATA, Label, LabelledDataset, Picture, Splits, sampled
 from esvit_pl.datasets.listing import TABLES, ending, shown
 from esvit_pl.datasets.names import Names
 
@@ -72,7 +72,7 @@ class FolderDataset(LabelledDataset):
     def __len__(self) -> int:
         return len(self._names)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int | None]:
+    def __getitem__(self, index: int) -> tuple[Tensor, Label | None]:
         with self._problems.watch(index):
             return decode(self.path(index), self.reading, self._problems.told(index)), self.label(index)
 

@@ -19,7 +19,16 @@ from torch.utils.data import Subset as TorchSubset
 from esvit_pl.datasets.as_uint8 import CHANNELS, as_uint8
 from esvit_pl.datasets.bad_images import Problems, Reading
 from esvit_pl.datasets.folder import FolderDataset, folder
-from esvit_pl.datasets.interface import UNREADABLE_METADATA, ImageDataset, LabelledDataset, Picture, Splits, Subset
+from esvit_pl.datasets.interface import (
+    UNREADABLE_METADATA,
+    ImageDataset,
+    Joined,
+    Label,
+    LabelledDataset,
+    Picture,
+    Splits,
+    Subset,
+)
 from esvit_pl.datasets.labels import Labels, number_labels, read_labels
 from esvit_pl.datasets.layout import split_named
 from esvit_pl.datasets.listing import TABLES, ending, shown
@@ -114,7 +123,7 @@ class OwnImages(LabelledDataset):
     def __len__(self) -> int:
         return len(self.data)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int | None]:
+    def __getitem__(self, index: int) -> tuple[Tensor, Label | None]:
         with self._problems.watch(index):
             return self.image(index), self.label(index)
 
@@ -155,7 +164,7 @@ class Relabelled(LabelledDataset):
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int | None]:
+    def __getitem__(self, index: int) -> tuple[Tensor, Label | None]:
         return self.images[index][0], self.label(index)
 
     def open(self, index: int) -> Picture:
@@ -171,46 +180,20 @@ class Relabelled(LabelledDataset):
         return self.images.problems()
 
 
-class Joined(ImageDataset):
-    """Several data sets as one, without labels. Names say the number of the data set: "1/cat.jpg".
+class Numbered(Joined):
+    """The same with names that say the number of the data set: "1/cat.jpg".
 
     >>> images = OwnImages([torch.zeros(3, 8, 8)], Reading())
-    >>> Joined([images, images]).name(1)
+    >>> Numbered([images, images]).name(1)
     '1/00000000'
     """
 
-    labels = None
-
-    def __init__(self, parts: Sequence[ImageDataset]) -> None:
-        self.parts = list(parts)
-        self.ends = np.cumsum([len(part) for part in parts])
-
-    def __len__(self) -> int:
-        return int(self.ends[-1])
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int | None]:
-        part, inside = self._place(index)
-        return self.parts[part][inside][0], None
-
-    def open(self, index: int) -> Picture:
-        part, inside = self._place(index)
-        return self.parts[part].open(inside)._replace(label=None)
-
-    def size(self, index: int) -> tuple[int, int]:
-        part, inside = self._place(index)
-        return self.parts[part].size(inside)
-
     def name(self, index: int) -> str:
-        part, inside = self._place(index)
-        return f"{part}/{self.parts[part].name(inside)}"
+        return f"{self._place(index)[0]}/{super().name(index)}"
 
     def problems(self) -> list[tuple[str, str]]:
         found = ((number, *problem) for number, part in enumerate(self.parts) for problem in part.problems())
         return [(f"{number}/{name}", sentence) for number, name, sentence in found]
-
-    def _place(self, index: int) -> tuple[int, int]:
-        part = int(np.searchsorted(self.ends, index, side="right"))
-        return part, index - int(self.ends[part] - len(self.parts[part]))
 
 
 # -- splits
@@ -337,7 +320,7 @@ def _of_parts(data: Any, reading: Reading, split: str) -> _Source:
         raise ValueError("some parts of the ConcatDataset have labels and others have none; give all of them labels")
     labels = [label for found in each if found is not None for label in found] or None
     return _Source(
-        lambda numbers: Relabelled(Joined([part.build(None) for part in parts]), numbers), Labels(labels), notes
+        lambda numbers: Relabelled(Numbered([part.build(None) for part in parts]), numbers), Labels(labels), notes
     )
 
 

@@ -111,6 +111,8 @@ class EvaluationData:
         unpack: batch -> (images, labels).
         place: device and precision; None is the CPU.
         cache: gives features of bank and query that were computed before, and keeps those that are not.
+        metric: how the data set counts right answers, one of those of `metrics.measure`.
+        tuned_from: the bank's images from this number on are those on which settings are chosen; None: any part of it.
     """
 
     def __init__(
@@ -125,8 +127,10 @@ class EvaluationData:
         unpack: Unpack = unpack_batch,
         place: Place | None = None,
         cache: FeatureCache | None = None,
+        metric: str = "top1",
+        tuned_from: int | None = None,
     ) -> None:
-        self.cache = cache
+        self.cache, self.metric, self.tuned_from = cache, metric, tuned_from
         self._sources = {"bank": bank, "query": query}
         self._train, self._pairs = train, pairs
         self.num_classes = num_classes

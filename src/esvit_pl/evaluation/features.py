@@ -26,7 +26,7 @@ class Extracted(NamedTuple):
     features: Tensor
     """(n d)"""
     labels: Tensor | None
-    """(n,) long, None if the loader gives no labels."""
+    """(n,) long, (n c) where an image can belong to several classes, None if the loader gives no labels."""
 
 
 def unpack_batch(batch: Any) -> tuple[Any, Tensor | None]:
@@ -126,10 +126,16 @@ def at_unit_length(features: Tensor, dtype: torch.dtype) -> Tensor:
     return F.normalize(features, dim=1).to(dtype)
 
 
-def needed_labels(owner: str, labels: Tensor | None, where: str) -> Tensor:
-    """The labels; raises if the batches have no labels ("k-NN needs labels, and the batches of the bank have none")."""
+def needed_labels(owner: str, labels: Tensor | None, where: str, several: bool = False) -> Tensor:
+    """The labels; raises if the batches have no labels ("k-NN needs labels, and the batches of the bank have none"), or
+    have several for an image and `several` is not set."""
     if labels is None:
         raise ValueError(f"{owner} needs labels, and {where}; give unpack= a function that finds them")
+    if labels.ndim == 2 and not several:
+        raise ValueError(
+            f"{owner} needs one class for each image, and these images can belong to several of {labels.shape[1]}; "
+            "logistic regression (esvit-evaluate evaluation.probes=[logistic]) can learn them"
+        )
     return labels
 
 

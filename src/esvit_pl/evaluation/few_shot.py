@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from esvit_pl.distributed import dealt_in_turn, gather_over_ranks, gather_uneven, rank, sum_over_ranks
+from esvit_pl.distributed import dealt_in_turn, gather_over_ranks, gather_uneven, rank
 from esvit_pl.evaluation.accuracy import accuracies_over_ranks, count_correct
 from esvit_pl.evaluation.data import EvaluationData
 from esvit_pl.evaluation.features import Extracted, needed_labels
@@ -133,8 +133,7 @@ class FewShot(Evaluator):
             weight = F.normalize(sums.index_add_(0, labels, features.double()), dim=1)
             return LogisticModel(weight, weight.new_zeros(num_classes))
         found = fit_logistic(features, labels, C=self.C, num_classes=num_classes, max_iterations=self.max_iterations)
-        # Every rank has solved the same; a last digit that differs is that of the first one.
-        return LogisticModel(*(sum_over_ranks(part if rank() == 0 else torch.zeros_like(part)) for part in found))
+        return found.of_first_rank()
 
 
 def drawn(labels: Tensor, generator: torch.Generator) -> Tensor:

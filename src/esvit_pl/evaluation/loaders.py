@@ -55,7 +55,7 @@ def held_out(trainer: Any) -> Tensor | None:
     none, or if the data module is another one.
     """
     data: Any = getattr(trainer, "datamodule", None)
-    if getattr(data, "train_subset", None) != "all" or data.dataset.val is not None:
+    if getattr(data, "train_subset", None) != "all" or data.dataset.val is not None or data.dataset.test is not None:
         return None
     held = torch.zeros(len(data.train_images), dtype=torch.bool)
     held[data.dataset.query.indices] = True

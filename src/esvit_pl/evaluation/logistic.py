@@ -15,8 +15,9 @@ from torch import Tensor
 from esvit_pl.distributed import gather_in_turn, rank, sum_over_ranks
 from esvit_pl.evaluation.accuracy import accuracies_over_ranks, count_correct, first_is_right
 from esvit_pl.evaluation.data import EvaluationData
-from esvit_pl.evaluation.features import needed_labels
+from esvit_pl.evaluation.features import Extracted, needed_labels
 from esvit_pl.evaluation.interface import Evaluator, Kind
+from esvit_pl.metrics import measure
 from esvit_pl.printing import say
 
 SEARCHED = (-6.0, 6.0)
@@ -32,13 +33,22 @@ class LogisticModel(NamedTuple):
     """(o d)"""
     bias: Tensor
     """(o,)"""
+    several: bool = False
+    """Whether an image can belong to several classes, so that each output is a sigmoid of its own."""
 
     def probabilities(self, features: Tensor) -> Tensor:
         """(n d) -> (n c)"""
         logits = F.linear(features.to(self.weight), self.weight, self.bias)
+        if self.several:
+            return logits.sigmoid()
         if logits.shape[1] > 1:
             return logits.softmax(1)
         return torch.cat([-logits, logits], dim=1).sigmoid()
+
+    def of_first_rank(self) -> LogisticModel:
+        """The same weights everywhere: every rank has solved the same, and a last digit may differ."""
+        weight, bias = (sum_over_ranks(x if rank() == 0 else torch.zeros_like(x)) for x in (self.weight, self.bias))
+        return LogisticModel(weight, bias, self.several)
 
 
 @torch.inference_mode(False)  # in which Lightning evaluates
@@ -56,8 +66,9 @@ def fit_logistic(
     """The minimum of C times the sum of losses plus half the squared weights, which scikit-learn's LogisticRegression
     has, too.
 
-    Several classes are one softmax, two classes one sigmoid; the bias is not penalised. L-BFGS sees all images in every
-    step, on the device of `features`.
+    Several classes are one softmax, two classes one sigmoid; where an image can belong to several classes, each class
+    is a sigmoid of its own (one against the rest). The bias is not penalised. Nothing is learnt where a label is -1.
+    L-BFGS sees all images in every step, on the device of `features`.
 
     >>> features, labels = torch.tensor([[-2.0], [-1.0], [1.0], [2.0]]), torch.tensor([0, 0, 1, 1])
     >>> model = fit_logistic(features, labels, C=1.0)
@@ -66,9 +77,9 @@ def fit_logistic(
 
     Args:
         features: (n d).
-        labels: (n,) classes, 0 and up.
+        labels: (n,) classes, 0 and up; or (n c) of 1 and 0, where an image can belong to several; -1: nobody knows.
         C: how much the losses weigh against the weights; a small one keeps the weights small.
-        num_classes: c; by default the largest label, plus one.
+        num_classes: c; by default the largest label, plus one, or the columns of the labels.
         start: weights to begin with, those of another C.
         tolerance: the search ends when no entry of the gradient of the mean loss is larger.
         dtype: of the weights and of all sums.
@@ -78,17 +89,27 @@ def fit_logistic(
     """
     if not C > 0:
         raise ValueError(f"C must be above 0, got {C}")
-    if features.ndim != 2 or labels.shape != features.shape[:1] or not len(labels):
-        raise ValueError(f"features must be (n, d) and labels (n,), got {tuple(features.shape)}, {tuple(labels.shape)}")
-    classes = int(labels.max()) + 1 if num_classes is None else num_classes
-    if classes < 2 or int(labels.min()) < 0 or int(labels.max()) >= classes:
+    several = labels.ndim == 2
+    if features.ndim != 2 or labels.ndim not in (1, 2) or len(labels) != len(features) or not len(labels):
+        raise ValueError(
+            f"features must be (n, d) and labels (n,) or (n, c), got {tuple(features.shape)}, {tuple(labels.shape)}"
+        )
+    known = labels >= 0
+    if not several and not known.all():
+        features, labels = features[known], labels[known]
+    if not len(labels) or not known.any():
+        raise ValueError("logistic regression needs one image or more with a label, got none")
+    classes = labels.shape[1] if several else int(labels.max()) + 1 if num_classes is None else num_classes
+    if several and not set(labels.unique().tolist()) <= {-1, 0, 1}:
+        raise ValueError(f"labels (n, c) must be 1, 0 or -1 (unknown), got {labels.unique().tolist()}")
+    if not several and (classes < 2 or int(labels.max()) >= classes):
         raise ValueError(
             f"logistic regression needs two classes or more, numbered from 0; {classes} were said, and labels go from "
             f"{int(labels.min())} to {int(labels.max())}"
         )
     if not features.isfinite().all():
         raise ValueError("features must be finite, and some are not")
-    outputs = classes if classes > 2 else 1
+    outputs = classes if several or classes > 2 else 1
     # The solver sees features of mean 0 and weights that all change the loss alike: the minimum is the same, and it is
     # found in tens of steps for every C, not in thousands.
     mean = features.mean(0, dtype=dtype)
@@ -111,20 +132,23 @@ def fit_logistic(
 
     def model() -> LogisticModel:
         weight = scaled * scale
-        return LogisticModel(weight, moved - weight @ mean)
+        return LogisticModel(weight, moved - weight @ mean, several)
 
     def loss() -> Tensor:
         solver.zero_grad()
         total = model().weight.square().sum() / (2 * C * len(labels))
         total.backward()
         for some, truth in parts:
-            weight, bias = model()
+            weight, bias, _ = model()
             logits = F.linear(some.to(dtype), weight, bias)
-            part = (
-                F.cross_entropy(logits, truth, reduction="sum")
-                if outputs > 1
-                else F.binary_cross_entropy_with_logits(logits[:, 0], truth.to(dtype), reduction="sum")
-            ) / len(labels)
+            if several:
+                wrong = F.binary_cross_entropy_with_logits(logits, truth.clamp(min=0).to(dtype), reduction="none")
+                part = (wrong * (truth >= 0)).sum()
+            elif outputs > 1:
+                part = F.cross_entropy(logits, truth, reduction="sum")
+            else:
+                part = F.binary_cross_entropy_with_logits(logits[:, 0], truth.to(dtype), reduction="sum")
+            part = part / len(labels)
             part.backward()
             total = total.detach() + part.detach()
         return total
@@ -161,10 +185,14 @@ def best_power(
 class Logistic(Evaluator):
     """Accuracy of logistic regression on the pooled features of the bank.
 
-    C is chosen on a part of the bank that is held out (`best_power`); then the bank as a whole is fitted, and the query
-    is looked at once. ``logistic/top1`` and ``logistic/top5`` are the fractions of the query that are right,
-    ``logistic/C`` is what was chosen, ``logistic/held_out_top1`` is the accuracy there. A line tells C, and
-    whether it lies at the border of the search.
+    C is chosen on a part of the bank that is held out (`best_power`), on the val split where there is also a test; then
+    the bank as a whole is fitted, and the query is looked at once. ``logistic/top1`` and ``logistic/top5`` are the
+    fractions of the query that are right, ``logistic/C`` is what was chosen, ``logistic/held_out_top1`` is the accuracy
+    there. A line tells C, and whether it lies at the border of the search.
+
+    A data set with another metric (`Splits.metric`) is chosen and measured by it: ``logistic/per_class``,
+    ``logistic/roc_auc``, or ``logistic/map11`` where an image can belong to several classes, each one against the rest.
+    Images without a label are left out.
 
     >>> import torch
     >>> from esvit_pl.evaluation import EvaluationData, Logistic
@@ -205,17 +233,22 @@ class Logistic(Evaluator):
 
     def run(self, encoder: Any, data: EvaluationData) -> dict[str, float]:
         bank, query = data.features(encoder, "bank"), data.features(encoder, "query")
-        bank_labels = needed_labels("logistic regression", bank.labels, "the batches of the bank have none")
-        query_labels = needed_labels("logistic regression", query.labels, "the batches of the query have none")
+        several = data.metric == "map11"
+        bank_labels = needed_labels("logistic regression", bank.labels, "the batches of the bank have none", several)
+        query_labels = needed_labels("logistic regression", query.labels, "the batches of the query have none", several)
         features, labels = gather_in_turn(bank.features), gather_in_turn(bank_labels)  # so that the same are held out
         classes = max(data.num_classes or 0, int(labels.max()) + 1 if len(labels) else 0)
-        chosen = {} if self.C is not None else self.choose(features, labels, classes)
+        chosen = {} if self.C is not None else self.choose(features, labels, classes, data.metric, data.tuned_from)
         penalty = chosen.get("logistic/C", self.C)
         assert penalty is not None
         how = {"C": penalty, "num_classes": classes, "max_iterations": self.max_iterations}
-        fitted = fit_logistic(features, labels, **how)  # type: ignore[arg-type]
-        # Every rank has solved the same; a last digit that differs is that of the first one.
-        model = LogisticModel(*(sum_over_ranks(part if rank() == 0 else torch.zeros_like(part)) for part in fitted))
+        model = fit_logistic(features, labels, **how).of_first_rank()  # type: ignore[arg-type]
+        chosen = chosen or {"logistic/C": float(penalty)}
+        if data.metric != "top1":
+            scores, labels = (gather_in_turn(x) for x in (model.probabilities(query.features), query_labels))
+            return {f"logistic/{data.metric}": measure(data.metric, scores, labels)} | chosen
+        known = query_labels >= 0
+        query, query_labels = Extracted(query.features[known], None), query_labels[known]
         right = torch.zeros(2, dtype=torch.float64, device=features.device)
         data.answers["logistic/top1"] = query_labels.new_zeros(0, dtype=torch.bool)
         if len(query_labels):  # a rank may have no query image
@@ -223,12 +256,18 @@ class Logistic(Evaluator):
             right += count_correct(probabilities, query_labels)
             data.answers["logistic/top1"] = first_is_right(probabilities, query_labels)
         (accuracy,) = accuracies_over_ranks(right, len(query_labels))
-        found = {"logistic/top1": accuracy.top1, "logistic/top5": accuracy.top5}
-        return found | (chosen or {"logistic/C": float(penalty)})
+        return {"logistic/top1": accuracy.top1, "logistic/top5": accuracy.top5} | chosen
 
-    def choose(self, features: Tensor, labels: Tensor, num_classes: int) -> dict[str, float]:
-        """C and the accuracy of the held-out part with it."""
-        away = held_out(labels, self.held_out, self.seed)
+    def choose(
+        self, features: Tensor, labels: Tensor, num_classes: int, metric: str = "top1", tuned_from: int | None = None
+    ) -> dict[str, float]:
+        """C and the metric of the held-out part with it: of the images from `tuned_from` on, else of `held_out`."""
+        if tuned_from is not None:
+            away = torch.arange(len(labels), device=labels.device) >= tuned_from
+        elif labels.ndim == 2:
+            away = held_out(labels.new_zeros(len(labels)), self.held_out, self.seed)
+        else:
+            away = held_out(labels, self.held_out, self.seed)
         models: dict[float, LogisticModel] = {}
         scores: dict[float, float] = {}
 
@@ -242,15 +281,14 @@ class Logistic(Evaluator):
                 start=None if near is None else models[near],
                 max_iterations=self.max_iterations,
             )
-            answers = models[power].probabilities(features[away]).argmax(1)
-            scores[power] = float((answers == labels[away]).double().mean())
+            scores[power] = measure(metric, models[power].probabilities(features[away]), labels[away])
             return scores[power]
 
         best = best_power(score)
         if rank() == 0:
             border = ", the border of the search," if best in SEARCHED else ""
             say(f"logistic regression: C={10**best:.3g}{border} was chosen on {int(away.sum())} images held out")
-        return {"logistic/C": 10**best, "logistic/held_out_top1": scores[best]}
+        return {"logistic/C": 10**best, f"logistic/held_out_{metric}": scores[best]}
 
 
 def held_out(labels: Tensor, share: float, seed: int) -> Tensor:

@@ -75,8 +75,8 @@ def main_metric(probe: str) -> str:
 
 def is_accuracy(metric: str) -> bool:
     """Whether a metric is a fraction of right answers, shown in %: ``knn/top1``, ``linear/lr0.1/top5``, ``top1``; or
-    what dense tasks have in its place: ``segmentation_knn/miou``, ``keypoints/pck``."""
-    return metric.rpartition("/")[2].startswith(("top", "miou", "pck"))
+    what other tasks have in its place: ``segmentation_knn/miou``, ``keypoints/pck``, ``logistic/map11``."""
+    return metric.rpartition("/")[2].startswith(("top", "miou", "pck", "per_class", "roc_auc", "map11"))
 
 
 def is_training_loss(metric: str) -> bool:

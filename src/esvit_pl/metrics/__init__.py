@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from esvit_pl.metrics.classification import average_precision as average_precision
     from esvit_pl.metrics.classification import mean_per_class_accuracy as mean_per_class_accuracy
+    from esvit_pl.metrics.classification import measure as measure
     from esvit_pl.metrics.classification import roc_auc as roc_auc
     from esvit_pl.metrics.collapse import diversity as diversity
     from esvit_pl.metrics.collapse import effective_rank as effective_rank
@@ -72,6 +73,7 @@ _HOMES = {
     "majority": "dense",
     "match_places": "dense",
     "mean_per_class_accuracy": "classification",
+    "measure": "classification",
     "nearest": "knn",
     "neighbour_votes": "dense",
     "rankme": "collapse",

@@ -7,6 +7,8 @@ All are computed in float64, so that they equal the published definitions to the
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -89,6 +91,53 @@ def roc_auc(scores: Tensor, labels: Tensor) -> Tensor:
         before = torch.cat([right.new_zeros(1), right[:-1]])
         found.append((steps * (before + right)).sum().double() / (2 * label.sum() * (1 - label).sum()))
     return torch.stack(found)
+
+
+def _map11(scores: Tensor, labels: Tensor) -> Tensor:
+    return average_precision(scores, labels, eleven_points=True).nanmean()
+
+
+def _roc_auc(scores: Tensor, labels: Tensor) -> Tensor:
+    return roc_auc(scores[:, 1:], labels[:, None])[0]
+
+
+COUNTED_BY: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "top1": lambda scores, labels: (scores.argmax(1) == labels).double().mean(),
+    "per_class": lambda scores, labels: mean_per_class_accuracy(scores.argmax(1), labels),
+    "roc_auc": _roc_auc,
+    "map11": _map11,
+}
+"""How a data set counts: accuracy, its mean over classes, area under the ROC curve of the second of two classes, mean of
+the classes' 11-point average precision. Each takes scores (n c) and labels, and gives a scalar in 0-1."""
+
+
+def measure(metric: str, scores: Tensor, labels: Tensor) -> float:
+    """One of `COUNTED_BY` over all images whose label is known.
+
+    >>> scores, labels = torch.tensor([[0.9, 0.1], [0.4, 0.6], [0.3, 0.7]]), torch.tensor([0, 0, 1])
+    >>> round(measure("top1", scores, labels), 4), measure("per_class", scores, labels)
+    (0.6667, 0.75)
+
+    Args:
+        metric: "top1", "per_class", "roc_auc" or "map11".
+        scores: (n c).
+        labels: (n,) classes, -1 where nobody knows; for map11 (n c), as in `average_precision`.
+
+    Raises:
+        ValueError: there is no such metric; it needs other labels or another number of classes; no label is known.
+    """
+    if metric not in COUNTED_BY:
+        raise ValueError(f"metric must be one of {', '.join(COUNTED_BY)}, got {metric}")
+    several = metric == "map11"
+    if labels.ndim != 1 + several:
+        wanted = "memberships of each image in all classes" if several else "one class for each image"
+        raise ValueError(f"metric={metric} needs {wanted}, got labels of shape {tuple(labels.shape)}")
+    if metric == "roc_auc" and scores.shape[1] != 2:
+        raise ValueError(f"metric=roc_auc needs two classes, got {scores.shape[1]}")
+    known = (labels >= 0).view(len(labels), -1).any(1)
+    if not known.any():
+        raise ValueError("an accuracy needs one image or more with a label, got none")
+    return float(COUNTED_BY[metric](scores[known], labels[known]))
 
 
 def _classes(scores: Tensor, labels: Tensor) -> list[tuple[Tensor, Tensor]]:

@@ -56,14 +56,17 @@ class Evaluation(LightningModule):
         self._loader("bank")
 
     def on_validation_start(self) -> None:
-        trainer = self.trainer
+        trainer, module = self.trainer, getattr(self.trainer, "datamodule", None)
+        splits = getattr(module, "dataset", None)
         self.data = EvaluationData(
             self._loader("bank"),
             lambda: cast(Any, trainer.test_dataloaders if trainer.testing else trainer.val_dataloaders),
             train=self._training,
-            pairs=getattr(getattr(trainer, "datamodule", None), "pairs_dataloader", None),
-            num_classes=getattr(getattr(trainer, "datamodule", None), "num_classes", None),
-            class_names=getattr(getattr(getattr(trainer, "datamodule", None), "dataset", None), "classes", None),
+            pairs=getattr(module, "pairs_dataloader", None),
+            num_classes=getattr(module, "num_classes", None),
+            class_names=getattr(splits, "classes", None),
+            metric=getattr(splits, "metric", "top1"),
+            tuned_from=getattr(splits, "tuned_from", None),
             unpack=self.unpack,
             place=place_of(trainer),
             cache=self.cache,
