@@ -133,7 +133,15 @@ def _named(name: str) -> Checkpoint:
         raise ValueError(f"{missing(Path(name).expanduser())}{hub}")
     if not timm.is_model_pretrained(tagged):
         raise ValueError(f"timm has no pretrained weights for {tagged}; it has {_pretrained(tagged)}")
-    model = timm.create_model(tagged, pretrained=True, num_classes=0)
+    try:
+        model = timm.create_model(tagged, pretrained=True, num_classes=0)
+    except OSError as error:  # of the network, or the Hub's "not in the cache"
+        raise ValueError(
+            f"the weights of {tagged} are not in the Hub's cache on this machine, and could not be fetched "
+            f"({type(error).__name__}). Fetch them where there is a connection (timm.create_model('{tagged}', "
+            "pretrained=True)) and copy the cache (~/.cache/huggingface, or where HF_HOME points), or name a file of "
+            "weights in place of the model"
+        ) from error
     cfg = cast(Mapping[str, Any], model.pretrained_cfg)
     return Checkpoint(
         name,

@@ -201,3 +201,15 @@ def existing(root: str | Path) -> Path:
     if kind in TABLES:
         raise ValueError(f"'{shown(path)}' is a table; it is read by dataset=table dataset.file='{shown(path)}'")
     raise ValueError(f"'{shown(path)}' is a file; give a folder of images")
+
+
+def all_there(home: Path, names: Sequence[str]) -> Sequence[str]:
+    """The same names, paths below `home`.
+
+    Raises:
+        ValueError: some of them lead to no file.
+    """
+    missing = [name for name in names if not (home / name).is_file()]
+    if missing:
+        raise ValueError(f"{len(missing):,} of {len(names):,} files are missing in '{shown(home)}', first {missing[0]}")
+    return names

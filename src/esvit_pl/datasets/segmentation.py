@@ -14,7 +14,7 @@ from torch import Tensor
 
 from esvit_pl.datasets.bad_images import Reading
 from esvit_pl.datasets.decode import FORMATS
-from esvit_pl.datasets.folder import FolderDataset, existing
+from esvit_pl.datasets.folder import FolderDataset, all_there, existing
 from esvit_pl.datasets.interface import Splits
 from esvit_pl.datasets.listing import shown
 
@@ -111,7 +111,7 @@ def voc2012(root: str | Path, **reading: Any) -> SegmentationSplits:
         names, masks = (
             [Path(path).relative_to(home).as_posix() for path in paths] for paths in (found.images, found.masks)
         )
-        return MaskedImages(home, _there(home, names), _there(home, masks), reading=Reading(**reading))
+        return MaskedImages(home, all_there(home, names), all_there(home, masks), reading=Reading(**reading))
 
     return SegmentationSplits(
         part("train"), part("val"), notes=(f"masks: {len(VOC_CLASSES)} classes",), mask_classes=VOC_CLASSES
@@ -143,7 +143,7 @@ def ade20k(root: str | Path, **reading: Any) -> SegmentationSplits:
             )
         masks = [f"annotations/{split}/{Path(name).stem}.png" for name in names]
         images = [f"images/{split}/{name}" for name in names]
-        return MaskedImages(home, images, _there(home, masks), first=1, reading=Reading(**reading))
+        return MaskedImages(home, images, all_there(home, masks), first=1, reading=Reading(**reading))
 
     return SegmentationSplits(
         part("training"), part("validation"), notes=(f"masks: {ADE_CLASSES} classes",), mask_classes=_ade_names(home)
@@ -159,12 +159,4 @@ def _ade_names(home: Path) -> tuple[str, ...]:
     names = tuple(line.split("\t")[-1].split(",")[0].strip() for line in lines if line.strip())
     if len(names) != ADE_CLASSES:
         raise ValueError(f"'{shown(home / 'objectInfo150.txt')}' names {len(names)} classes, and ADE20K has 150")
-    return names
-
-
-def _there(home: Path, names: Sequence[str]) -> Sequence[str]:
-    """The same names; raises if one leads to no file."""
-    missing = [name for name in names if not (home / name).is_file()]
-    if missing:
-        raise ValueError(f"{len(missing):,} of {len(names):,} files are missing in '{shown(home)}', first {missing[0]}")
     return names

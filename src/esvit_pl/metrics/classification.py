@@ -107,8 +107,8 @@ COUNTED_BY: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "roc_auc": _roc_auc,
     "map11": _map11,
 }
-"""How a data set counts: accuracy, its mean over classes, area under the ROC curve of the second of two classes, mean of
-the classes' 11-point average precision. Each takes scores (n c) and labels, and gives a scalar in 0-1."""
+"""How a data set counts: accuracy, its mean over classes, area under the ROC curve of the second of two classes, mean
+of the classes' 11-point average precision. Each takes scores (n c) and labels, and gives a scalar in 0-1."""
 
 
 def measure(metric: str, scores: Tensor, labels: Tensor) -> float:
