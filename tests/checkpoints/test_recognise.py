@@ -126,3 +126,14 @@ def test_files_that_are_no_weights(tmp_path):
         ValueError, match=r"b.pth holds weights whose names belong to no known backbone \(features.weight, "
     ):
         read_checkpoint(tmp_path / "b.pth")
+
+
+def test_weights_that_cannot_be_fetched(monkeypatch):
+    def offline(*args, **how):
+        raise FileNotFoundError("An error happened while trying to locate the file on the Hub")
+
+    monkeypatch.setattr("timm.create_model", offline)
+    with pytest.raises(
+        ValueError, match=r"weights of swin_tiny_patch4_window7_224.ms_in1k are not in the Hub's cache on"
+    ):
+        read_checkpoint("swin_tiny_patch4_window7_224.ms_in1k")

@@ -26,12 +26,14 @@ if TYPE_CHECKING:
     from esvit_pl.datasets import Splits
     from esvit_pl.evaluation import Evaluator
     from esvit_pl.runs.comparison import Answer, Comparison
+    from esvit_pl.runs.transfer import Transfer
 
 EXAMPLES = [
     "esvit-evaluate ckpt_path=RUN evaluation.probes=[knn,linear,logistic]      # on the images of its training",
     "esvit-evaluate ckpt_path=[RUN,OTHER] dataset=folder dataset.root=photos/ out=compared",
     'esvit-evaluate "ckpt_path={before:swin_tiny_patch4_window7_224.ms_in1k,after:RUN}" dataset=folder '
     "dataset.root=photos/",
+    "esvit-evaluate ckpt_path=RUN suite=quick root=data/ supervised=swin_tiny_patch4_window7_224.ms_in1k",
 ]
 
 
@@ -54,7 +56,12 @@ class Row(NamedTuple):
 def main(cfg: DictConfig) -> None:
     from esvit_pl.configs.processes import is_first_process
 
-    compared = evaluate(cfg)
+    if cfg.suite is not None:
+        from esvit_pl.commands.suites import transfer
+
+        compared: Comparison | Transfer = transfer(cfg)
+    else:
+        compared = evaluate(cfg)
     if is_first_process():
         files = compared.write(Path(cfg.out))
         parts = [compared.text(), *filter(None, ["\n".join(compared.sentences())]), "\n".join(map(str, files))]
@@ -122,8 +129,13 @@ def baselines(cfg: DictConfig, row: Row, *, labelled: bool) -> list[Row]:
     return [row._replace(title=ROWS[name].table, encoder=encoder) for name, encoder in encoders.items()]
 
 
-def answers(cfg: DictConfig, row: Row, probes: Mapping[str, Evaluator], splits: Splits) -> dict[str, Answer]:
+def answers(
+    cfg: DictConfig, row: Row, probes: Mapping[str, Evaluator], splits: Splits, kept_in: Path | None = None
+) -> dict[str, Answer]:
     """The answers of all probes about one encoder. Those in ``out`` are read, the others are measured and kept there.
+
+    Args:
+        kept_in: in place of ``out/measured``.
 
     Raises:
         ValueError: an answer that lies there belongs to other weights, images or settings.
@@ -135,7 +147,8 @@ def answers(cfg: DictConfig, row: Row, probes: Mapping[str, Evaluator], splits: 
     from esvit_pl.modules import Evaluation
 
     origin = evaluation.origin(cfg, row.encoder, row.recipe, splits.bank, splits.query)
-    files = {name: Path(cfg.out) / "measured" / file_name(row.title) / f"{name}.json" for name in probes}
+    home = (kept_in or Path(cfg.out) / "measured") / file_name(row.title)
+    files = {name: home / f"{name}.json" for name in probes}
     about = {name: {**origin, "settings": assemble.plain(cfg.evaluation[name])} for name in probes}
     found = {name: kept for name in probes if (kept := read(files[name], about[name], replaces=cfg.overwrite))}
     if found:

@@ -25,6 +25,9 @@ PROBES = {
 """Probe, as in results.json and in the config, -> its title. A probe of somebody else's is called by its name."""
 
 
+COUNTED = {"top1": "accuracy", "per_class": "mean per class", "roc_auc": "ROC AUC", "map11": "11-point mAP"}
+"""How a data set counts right answers, as in `metrics.measure`, -> its title."""
+
 TITLES = {
     "effective_rank": "effective rank",
     "rankme": "RankMe",

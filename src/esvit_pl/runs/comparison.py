@@ -4,8 +4,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +15,7 @@ import numpy as np
 
 from esvit_pl.evaluation.interval import resampled, wilson
 from esvit_pl.evaluation.names import TITLES, is_accuracy
-from esvit_pl.safe_text import for_csv, for_latex, for_markdown, for_terminal
+from esvit_pl.runs.cells import as_csv, as_latex, as_markdown, as_text
 from esvit_pl.whole import replacing
 
 
@@ -113,24 +111,14 @@ class Comparison:
 
     def text(self) -> str:
         """For a terminal, numbers to the right."""
-        columns = list(zip(*([for_terminal(cell) for cell in row] for row in self.cells()), strict=True))
-        widths = [max(map(len, column)) for column in columns]
-        lines = zip(*columns, strict=True)
-        return "\n".join(
-            "  ".join([f"{name:<{widths[0]}}", *(f"{cell:>{w}}" for cell, w in zip(row, widths[1:], strict=True))])
-            for name, *row in lines
-        )
+        return as_text(self.cells())
 
     def markdown(self) -> str:
-        head, *rows = [[for_markdown(cell) for cell in row] for row in self.cells()]
-        lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
-        return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        return as_markdown(self.cells())
 
     def latex(self) -> str:
         """A tabular of booktabs."""
-        head, *rows = [" & ".join(for_latex(cell) for cell in row) + r" \\" for row in self.cells()]
-        body = [r"\toprule", head, r"\midrule", *rows, r"\bottomrule"]
-        return "\n".join([rf"\begin{{tabular}}{{l{'r' * len(self.probes)}}}", *body, r"\end{tabular}"])
+        return as_latex(self.cells())
 
     def sentences(self) -> list[str]:
         """A line for each difference between main metrics."""
@@ -163,8 +151,8 @@ class Comparison:
             if low is not None:
                 results["intervals"][name][metric] = [low, high]
         tables = {
-            "table.csv": _csv([("row", "metric", "value", "low", "high"), *numbers]),
-            "differences.csv": _csv([(*Difference._fields, "real"), *((*each, each.real) for each in differences)]),
+            "table.csv": as_csv([("row", "metric", "value", "low", "high"), *numbers]),
+            "differences.csv": as_csv([(*Difference._fields, "real"), *((*each, each.real) for each in differences)]),
             "table.md": self.markdown() + "\n",
             "table.tex": self.latex() + "\n",
             "results.json": json.dumps(results, indent=2) + "\n",
@@ -186,10 +174,3 @@ class Comparison:
         bounds = self.interval(answer, answer.main)
         beside = "" if bounds is None else f" ({100 * bounds[0]:.1f}-{100 * bounds[1]:.1f})"
         return f"{100 * value:.1f}{beside}"
-
-
-def _csv(rows: Sequence[Sequence[Any]]) -> str:
-    text = io.StringIO()
-    cells = ([for_csv(cell) if isinstance(cell, str) else cell for cell in row] for row in rows)
-    csv.writer(text, lineterminator="\n").writerows(cells)
-    return text.getvalue()
