@@ -211,3 +211,14 @@ def test_a_probe_of_somebody_elses_is_one_class_and_one_yaml(commands, pictures,
     assert len(set(rows.values())) == 4
     assert any(line.split() == ["k-NN", "spread"] for line in outcome.out.splitlines())
     assert any(line.endswith(f" {rows['pretrained']:.3g}") for line in outcome.out.splitlines())  # not in %
+
+
+def test_chance_and_intervals_are_those_of_shares_of_images():
+    from esvit_pl.commands.results import Measured
+
+    splits = Splits(images(12), images(6))
+    table = {"logistic": {"untrained": 0.4, "pretrained": 0.6}, "knn": {"untrained": 0.4, "pretrained": 0.5}}
+    names = {"logistic": "logistic/per_class", "knn": "knn/top1"}
+    found = Measured(table, {}, names, splits, splits)
+    assert list(found.intervals) == ["knn"]
+    assert found.final == {"logistic/per_class": 0.6, "knn/top1": 0.5}

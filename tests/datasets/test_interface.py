@@ -101,8 +101,8 @@ def test_with_a_test_the_query_is_the_test_and_the_bank_all_the_rest():
     assert splits.query is splits.test
     assert splits.tuned_from == 4
     assert splits.describe() == (
-        "data: 4 images to train on, 2 classes; bank: the training images and the 3 of val, on which settings are "
-        "chosen; query: the 2 of test"
+        "data: 4 images to train on, 2 classes; bank: the 4 training images and the 3 of val, on which settings "
+        "are chosen; query: the 2 of test"
     )
     two = Splits(images(4, [0, 1, 0, 1]), classes=["a", "b"], test=images(2, [1, 1]))
     assert two.bank is two.train

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from hashlib import blake2b
 
 import numpy as np
@@ -305,3 +306,10 @@ def test_the_suites_hold_what_their_names_say():
 
 def test_every_data_set_has_a_miniature_here():
     assert all(hasattr(transfer_files, entry.read.__name__) for entry in CATALOGUE.values())
+
+
+def test_a_package_that_is_not_there_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "h5py", None)
+    (tmp_path / "pcam").mkdir()
+    with pytest.raises(ValueError, match=r"PatchCamelyon in .* cannot be read: h5py is not found.*Get it: torchvision"):
+        read("pcam", tmp_path)

@@ -16,7 +16,7 @@ def table(**how):
     lines = [
         Line("DTD", "top1", {"a": numbers("top1", 0.7), "b": numbers("top1", 0.5), "sup": numbers("top1", 0.6)}),
         Line("VOC2007", "map11", {x: numbers("map11", y, 1e6) for x, y in (("a", 0.9), ("b", 0.8), ("sup", 0.8))}),
-        Line("Pets", "per_class", {}, "by hand"),
+        Line("Pets", "per_class", {}, "get it: by hand"),
     ]
     return Transfer("quick", ["a", "b", "sup"], lines, **how)
 
@@ -42,7 +42,7 @@ def test_without_a_supervised_backbone_nothing_is_counted():
 
 def test_what_is_said_beside_it():
     said = table(note="who knows").sentences()
-    assert said[0] == "missing: Pets. Get it: by hand"
+    assert said[0] == "missing: Pets; get it: by hand"
     assert said[1] == "VOC2007, a: C=1e+06 lies at the border of the search"
     assert len([line for line in said if "border" in line]) == 3
     assert "mean 77.29 supervised, 80.66 EsViT, 16 wins; 17 of 18 is Swin-S, read off a figure" in said[-2]
@@ -59,5 +59,5 @@ def test_files(tmp_path):
     assert rows[-1] == {"data set": "Pets", "row": "", "metric": "missing", "value": ""}
     assert r"\begin{tabular}{lrrrr}" in written[2].read_text()
     results = json.loads(written[3].read_text())
-    assert results["missing"] == {"Pets": "by hand"}
+    assert results["missing"] == {"Pets": "get it: by hand"}
     assert results["wins"] == {"a": 2, "b": 0, "sup": None}

@@ -14,7 +14,16 @@ from esvit_pl.datasets import Splits, Subset
 from esvit_pl.evaluation import Baselines, GreyHistogram, RawPixels
 from esvit_pl.evaluation.interval import FEW, wilson
 from esvit_pl.evaluation.label_free import evenly
-from esvit_pl.evaluation.names import CHANCE, PRETRAINED, PRETRAINED_SUBSET, ROWS, TITLES, is_accuracy, main_metric
+from esvit_pl.evaluation.names import (
+    CHANCE,
+    PRETRAINED,
+    PRETRAINED_SUBSET,
+    ROWS,
+    TITLES,
+    is_accuracy,
+    is_share_of_images,
+    main_metric,
+)
 from esvit_pl.specs import plain
 
 if TYPE_CHECKING:
@@ -131,7 +140,7 @@ class Measured:
     @property
     def final(self) -> dict[str, float]:
         """The pretrained backbone's numbers as metrics: ``knn/top1``, ``rankme``."""
-        names = {probe: main_metric(probe) if is_accuracy(name) else name for probe, name in self.names.items()}
+        names = {probe: main_metric(probe) if is_share_of_images(name) else name for probe, name in self.names.items()}
         return {names[probe]: column[PRETRAINED] for probe, column in self.table.items()}
 
     @property
@@ -144,7 +153,7 @@ class Measured:
                 if row != CHANCE
             }
             for probe, column in self.table.items()
-            if is_accuracy(self.names[probe])
+            if is_share_of_images(self.names[probe])
         }
 
     def about(self, cfg: DictConfig, probes: Mapping[str, Any], recipe: Recipe) -> dict[str, Any]:
@@ -239,7 +248,7 @@ def measure(
     table: Table = {}
     for probe in probes:
         column: dict[str, float] = {}
-        if others and is_accuracy(whole.metrics[probe]):
+        if others and is_share_of_images(whole.metrics[probe]):
             column[CHANCE] = 1 / (num_classes(splits) or 1)
         if others and probe in compared:
             column |= {row: subset[f"{probe}/{row}"] for row in others}

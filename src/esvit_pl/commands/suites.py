@@ -44,6 +44,7 @@ def transfer(cfg: DictConfig) -> Transfer:
     """The whole job but for the files of the table."""
     from esvit_pl.configs import trainers
     from esvit_pl.datasets import catalogue
+    from esvit_pl.evaluation.names import COUNTED
     from esvit_pl.runs.transfer import Line, Transfer
 
     check(cfg)
@@ -56,8 +57,7 @@ def transfer(cfg: DictConfig) -> Transfer:
         raise ValueError("\n".join([f"none of the data sets of suite={cfg.suite} lies in '{root}':", *said]))
     if suite.note:
         weights.say(f"note: {suite.note}")
-    for name in gone:
-        weights.say(f"missing: {titles[name]}")
+    weights.say(f"{len(suite.datasets) - len(gone)} of {len(suite.datasets)} data sets lie in '{root}'")
     there = [name for name in suite.datasets if name not in gone]
     for name in there:  # so that a data set that is not complete is refused before hours of work
         read(cfg, name)
@@ -66,13 +66,13 @@ def transfer(cfg: DictConfig) -> Transfer:
     found: dict[str, dict[str, Numbers]] = {}
     for name in there:
         splits = read(cfg, name)
-        weights.say(f"{titles[name]}: {splits.describe()}")
+        weights.say(f"{titles[name]} ({COUNTED[splits.metric]}):")
         found[name] = {row.title: measured(cfg, name, row, splits) for row in rows}
     lines = [
-        Line(titles[name], catalogue.CATALOGUE[name].metric, found.get(name, {}), gone.get(name, ""))
+        Line(titles[name], catalogue.CATALOGUE[name].metric, found.get(name, {}), f"get it: {gone.get(name)}")
         for name in suite.datasets
     ]
-    lines += [Line(title, "top1", {}, why) for title, why in suite.not_read.items()]
+    lines += [Line(title, "top1", {}, f"not read here: {why}") for title, why in suite.not_read.items()]
     return Transfer(cfg.suite, [row.title for row in rows], lines, supervised, suite.note)
 
 

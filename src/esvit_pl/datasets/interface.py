@@ -413,7 +413,7 @@ class Splits:
         what += ", several in an image" if self.multi_label else ""
         if self.test is not None:
             tuned = "" if self.val is None else f" and the {len(self.val):,} of val, on which settings are chosen"
-            origin = f"bank: the training images{tuned}; query: the {len(self.test):,} of test"
+            origin = f"bank: the {len(self.train):,} training images{tuned}; query: the {len(self.test):,} of test"
         elif self.val is not None:
             origin = f"bank: the {len(self.bank):,} training images, query: the {len(self.query):,} of val"
         elif len(self.train) == 1:

@@ -82,6 +82,11 @@ def is_accuracy(metric: str) -> bool:
     return metric.rpartition("/")[2].startswith(("top", "miou", "pck", "per_class", "roc_auc", "map11"))
 
 
+def is_share_of_images(metric: str) -> bool:
+    """Whether an accuracy is the share of images that are right, of which chance and Wilson's interval are known."""
+    return metric.rpartition("/")[2].startswith("top")
+
+
 def is_training_loss(metric: str) -> bool:
     """Whether a metric is a loss that an objective logs: ``train/view_loss``, ``train/contrastive_loss``, ..."""
     return metric.startswith("train/") and metric.endswith("_loss")

@@ -28,7 +28,7 @@ class Line(NamedTuple):
     found: dict[str, Numbers]
     """{backbone: its numbers}; empty if the data set is missing."""
     absent: str = ""
-    """Where a missing one is to be had."""
+    """Of a missing one, how to get it, or why it cannot be read."""
 
     def value(self, backbone: str) -> float:
         return self.found[backbone][f"logistic/{self.metric}"]
@@ -39,7 +39,7 @@ class Transfer:
     """Answers of all backbones on all data sets.
 
     >>> dtd = Line("DTD", "top1", {"ours": {"logistic/top1": 0.7}, "theirs": {"logistic/top1": 0.6}})
-    >>> table = Transfer("quick", ["ours", "theirs"], [dtd, Line("Pets", "per_class", {}, "by hand")], "theirs")
+    >>> table = Transfer("quick", ["ours", "theirs"], [dtd, Line("Pets", "per_class", {}, "get it: by hand")], "theirs")
     >>> print(table.text())
                               metric     ours   theirs
     DTD                     accuracy     70.0     60.0
@@ -47,7 +47,7 @@ class Transfer:
     mean of 1 of 2                       70.0     60.0
     wins over theirs                   1 of 1
     >>> table.sentences()[0]
-    'missing: Pets. Get it: by hand'
+    'missing: Pets; get it: by hand'
 
     Attributes:
         suite: its name.
@@ -98,7 +98,7 @@ class Transfer:
 
     def sentences(self) -> list[str]:
         """What is missing and how to get it, where C lies at the border, what the paper says, and what is doubtful."""
-        lines = [f"missing: {line.title}. Get it: {line.absent}" for line in self.lines if not line.found]
+        lines = [f"missing: {line.title}; {line.absent}" for line in self.lines if not line.found]
         lines += [
             f"{line.title}, {name}: C={line.found[name]['logistic/C']:.3g} lies at the border of the search"
             for line in self.measured
