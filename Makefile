@@ -38,7 +38,7 @@ test-faults: $(VENV)/.installed-dev  ## the tests of the table of faults in docs
 # `torch>=2.10` in setup.cfg is `torch==2.10` in floors.txt. Some of these versions have no wheel for Python 3.13.
 test-floors:  ## `make test` in .venv-floors, with the oldest dependencies that setup.cfg allows
 	@mkdir -p .venv-floors
-	@sed -nE 's/^    ([a-z-]+)>=([^,]+).*/\1==\2/p' setup.cfg > .venv-floors/floors.txt
+	@sed -nE 's/^    ([a-z0-9-]+)>=([^,]+).*/\1==\2/p' setup.cfg > .venv-floors/floors.txt
 	@$(MAKE) --no-print-directory test VENV=.venv-floors PIP_FLAGS='--constraint .venv-floors/floors.txt $(PIP_FLAGS)'
 
 coverage: $(VENV)/.installed-dev  ## `make test`, and which lines of src it does not reach
