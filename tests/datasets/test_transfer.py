@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from hashlib import blake2b
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import torch
 import transfer_files
 
 from esvit_pl.datasets.catalogue import CATALOGUE, SUITES, load, missing
+from esvit_pl.evaluation.names import COUNTED
 
 
 def read(name, root):
@@ -302,6 +304,21 @@ def test_the_suites_hold_what_their_names_say():
         assert len(set(suite.datasets)) == len(suite.datasets)
     assert "sun397" not in SUITES["elevater20"].datasets
     assert "could not be checked" in SUITES["clip18"].note
+
+
+@pytest.mark.parametrize("name", CATALOGUE)
+def test_the_page_says_what_the_catalogue_says(name):
+    entry = CATALOGUE[name]
+    counts = " / ".join(
+        f"{entry.images[split]:,}" if split in entry.images else "-" for split in ("train", "val", "test")
+    )
+    suites = [number for suite, number in (("clip18", "18"), ("elevater20", "20")) if name in SUITES[suite].datasets]
+    page = (Path(__file__).parents[2] / "docs" / "transfer.md").read_text(encoding="utf-8").replace("*", "")
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in page.splitlines() if line.startswith("| ")]
+    (row,) = [row for row in rows if entry.title in row[0].split(", ") or row[0].endswith(f" {entry.title}")]
+    assert row[1] == " ".join(suites)
+    assert str(entry.classes) in row[2].split(", ")
+    assert row[3:5] == [counts, COUNTED[entry.metric]]
 
 
 def test_every_data_set_has_a_miniature_here():

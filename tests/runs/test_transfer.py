@@ -9,7 +9,7 @@ from esvit_pl.runs.transfer import Line, Transfer
 
 
 def numbers(metric, value, penalty=1.0):
-    return {f"logistic/{metric}": value, "logistic/C": penalty}
+    return {f"logistic/{metric}": value, "logistic/C": penalty, f"logistic/held_out_{metric}": value}
 
 
 def table(**how):
@@ -48,6 +48,8 @@ def test_what_is_said_beside_it():
     assert "mean 77.29 supervised, 80.66 EsViT, 16 wins; 17 of 18 is Swin-S, read off a figure" in said[-2]
     assert said[-2].endswith("Which 18 they are is not verified")
     assert said[-1] == "who knows"
+    given = {"a": {"logistic/top1": 0.5, "logistic/C": 1e6}}  # was not looked for
+    assert not any("border" in line for line in Transfer("quick", ["a"], [Line("DTD", "top1", given)]).sentences())
 
 
 def test_files(tmp_path):

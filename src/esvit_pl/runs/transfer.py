@@ -33,6 +33,11 @@ class Line(NamedTuple):
     def value(self, backbone: str) -> float:
         return self.found[backbone][f"logistic/{self.metric}"]
 
+    def at_border(self, backbone: str) -> bool:
+        """Whether C was looked for, and the best one is the smallest or the largest that was tried."""
+        numbers = self.found[backbone]
+        return f"logistic/held_out_{self.metric}" in numbers and numbers["logistic/C"] in [10**end for end in SEARCHED]
+
 
 @dataclass(frozen=True)
 class Transfer:
@@ -103,7 +108,7 @@ class Transfer:
             f"{line.title}, {name}: C={line.found[name]['logistic/C']:.3g} lies at the border of the search"
             for line in self.measured
             for name in self.backbones
-            if line.found[name].get("logistic/C") in [10**end for end in SEARCHED]
+            if line.at_border(name)
         ]
         paper = TRANSFER["ImageNet-1K"]
         lines.append(
