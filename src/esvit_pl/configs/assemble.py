@@ -60,6 +60,11 @@ def pretrainer(cfg: DictConfig, recipe: Recipe) -> Pretrainer:
             f"start_epoch={cfg.start_epoch} leaves out the first epochs, and there are no weights of an earlier "
             "training; give init_from="
         )
+    gentle = {"warm_heads_epochs": 0.0, "lr_factor": 1.0}
+    gentle = {name: cfg.init.get(name, default) for name, default in gentle.items()}
+    for name, value in gentle.items():
+        if value != (name == "lr_factor") and cfg.init_from is None and cfg.ckpt_path is None:
+            raise ValueError(f"init.{name}={value} spares a backbone that has learnt before; give init_from=")
     seed_weights(cfg)
     backbone = construct(cfg, "backbone")
     check_crops(recipe, backbone)
@@ -72,6 +77,7 @@ def pretrainer(cfg: DictConfig, recipe: Recipe) -> Pretrainer:
         num_global=recipe.num_global,
         seed=cfg.seed,
         start_epoch=cfg.start_epoch,
+        **gentle,
         transform=EvaluationTransform(recipe, PixelRules.among(plain(cfg).get("dataset"))),
         config=kept(cfg),
     )

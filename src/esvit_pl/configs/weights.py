@@ -40,7 +40,8 @@ def start(cfg: DictConfig, module: Pretrainer, data: ImageDataModule) -> tuple[R
     if cfg.init_from is not None:
         with naming("init_from"):
             source = read_checkpoint(cfg.init_from, backbone=module.student.backbone.spec)
-            line = module.start_from(source, **plain(cfg.init))
+            how = {name: cfg.init[name] for name in ("network", "heads", "resize_positions")}
+            line = module.start_from(source, **how)
         note_preparation(cfg, source)
         return None, line
     return None, None

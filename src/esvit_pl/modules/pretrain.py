@@ -38,6 +38,7 @@ class Pretrainer(LightningModule):
         optimizer: which optimizer, and its learning rate and weight decay over time.
         start_epoch: a new training stands here in all its schedules, as if so many epochs lay behind it; for one that
             starts from weights of an earlier training (`start_from`).
+        lr_factor: the backbone's learning rate is so many times that of the heads.
         compile: let torch compile student and teacher, each into one graph for the crops of a batch. It takes minutes
             at the start and computes the same up to rounding.
         transform: how images are prepared for evaluation; it becomes the encoder's, and is kept in the checkpoints.
@@ -72,6 +73,7 @@ class Pretrainer(LightningModule):
         optimizer: OptimizerRecipe,
         *,
         start_epoch: int = 0,
+        lr_factor: float = 1.0,
         compile: bool = False,  # noqa: A002 - the name that configs type
         transform: EvaluationTransform | None = None,
         config: dict[str, Any] | None = None,
@@ -80,6 +82,8 @@ class Pretrainer(LightningModule):
         super().__init__()
         if start_epoch < 0:
             raise ValueError(f"Pretrainer needs start_epoch of 0 or later, got {start_epoch}")
+        if lr_factor < 0:
+            raise ValueError(f"Pretrainer needs lr_factor of 0 or more, got {lr_factor}")
         if compile:
             backbone.check_compiles()
         step = PretrainingStep(backbone, objective, **settings)
@@ -89,6 +93,7 @@ class Pretrainer(LightningModule):
             self.encoder.transform = transform
         self.optimizer = optimizer
         self.start_epoch = start_epoch
+        self.lr_factor = lr_factor
         self.compiles = compile
         self.config = config
         self.moments: Moments | None = None
@@ -126,9 +131,11 @@ class Pretrainer(LightningModule):
         self.log_step(report, progress)
 
     def log_step(self, report: Report, progress: Progress) -> None:
+        lr = self.optimizer.lr_at(progress, global_batch=self.global_batch)
         values: dict[str, Any] = {
             **report.measures,
-            "lr": self.optimizer.lr_at(progress, global_batch=self.global_batch),
+            "lr": lr,
+            **({} if self.lr_factor == 1 else {"backbone_lr": lr * self.lr_factor}),
             "weight_decay": self.optimizer.weight_decay_at(progress),
             **({} if self.teacher is None else {"teacher_momentum": self.step.momentum_at(progress)}),
             **self.objective.schedules(progress),
@@ -163,7 +170,7 @@ class Pretrainer(LightningModule):
 
     def configure_optimizers(self) -> Optimizer:
         scaled = getattr(getattr(self._trainer, "precision_plugin", None), "scaler", None) is not None
-        optimizer = self.optimizer.build(parameter_groups(self.student), scaled=scaled)
+        optimizer = self.optimizer.build(parameter_groups(self.student, lr_factor=self.lr_factor), scaled=scaled)
         if self.moments is not None:
             restore_(optimizer, dict(self.student.named_parameters(remove_duplicate=False)), self.moments.of)
         return optimizer
@@ -230,7 +237,8 @@ class Pretrainer(LightningModule):
         """Parts of the training by the full names of their settings."""
         parts: dict[str, OptimizerRecipe | Objective | PretrainingStep]
         parts = {"optimizer": self.optimizer, "loss": self.objective, "module": self.step}
-        return {f"{key}.{name}": value for key, part in parts.items() for name, value in part.durations.items()}
+        named = {f"{key}.{name}": value for key, part in parts.items() for name, value in part.durations.items()}
+        return named | {"init.warm_heads_epochs": Duration(self.step.warm_heads_epochs, published=0)}
 
     def shortened(self, epochs: float) -> str | None:
         """A line that says which durations a training of `epochs` epochs cuts short; None if it cuts none."""

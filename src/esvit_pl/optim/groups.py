@@ -9,21 +9,30 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 
-def parameter_groups(module: nn.Module) -> list[dict[str, Any]]:
+def parameter_groups(module: nn.Module, *, lr_factor: float = 1.0) -> list[dict[str, Any]]:
     """Two groups named 'decay' and 'no_decay'; parameters without gradient are left out.
 
     Biases and one-dimensional parameters do not decay. Relative position tables and the prototypes' gains do, as
     released (docs/recipes.md). An empty group is left out.
 
+    With an `lr_factor` other than 1, parameters below ``backbone.`` are two groups more, 'backbone_decay' and
+    'backbone_no_decay', whose "lr_factor" multiplies the learning rate (`OptimizerRecipe.set_`).
+
     >>> [(group["name"], len(group["params"])) for group in parameter_groups(nn.Linear(2, 3))]
     [('decay', 1), ('no_decay', 1)]
     """
-    groups: dict[str, list[nn.Parameter]] = {"decay": [], "no_decay": []}
+    groups: dict[str, list[nn.Parameter]] = {"decay": [], "no_decay": [], "backbone_decay": [], "backbone_no_decay": []}
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
             keeps = name.endswith(".bias") or parameter.ndim == 1
-            groups["no_decay" if keeps else "decay"].append(parameter)
-    return [{"name": name, "params": params, "weight_decay": 0.0} for name, params in groups.items() if params]
+            part = "backbone_" if lr_factor != 1 and name.startswith("backbone.") else ""
+            groups[part + ("no_decay" if keeps else "decay")].append(parameter)
+    factor = {"lr_factor": lr_factor}
+    return [
+        {"name": name, "params": params, "weight_decay": 0.0, **(factor if name.startswith("backbone_") else {})}
+        for name, params in groups.items()
+        if params
+    ]
 
 
 def parameter_names(optimizer: Optimizer, module: nn.Module) -> list[str]:

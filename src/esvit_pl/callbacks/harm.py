@@ -1,0 +1,104 @@
+"""Says when a training makes worse the weights that it began with."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any, Literal
+
+from pytorch_lightning import Callback
+
+from esvit_pl.callbacks.online import OnlineEvaluation
+
+KNN, RANK = "knn/top1", "health/effective_rank"
+REMEDY = (
+    "the training makes the weights worse that it began with; lower init.lr_factor or optimizer.lr, raise "
+    "init.warm_heads_epochs, or keep the weights of the start"
+)
+
+
+class HarmMonitor(Callback):
+    """Compares a metric at the end of every epoch with that of the start, warns, and can stop the training.
+
+    >>> monitor = HarmMonitor(patience=2, start=0.8)  # Trainer(callbacks=[OnlineKNN(...), monitor])
+    >>> [monitor.judge(value) for value in (0.7, 0.9, 0.7, 0.6)]  # below the start for the second time in a row
+    [False, False, False, True]
+
+    The start is measured before the first step, if `metric` is one of an `OnlineKNN` or `OnlineLinear` of the trainer.
+    Any other metric's start is its value after the first step; `CollapseMonitor` measures that of the weights before
+    it. ``harm/start`` and ``harm/below``, the measurements in a row below the start, are logged. Weights, modes and
+    random generators stay as they were.
+
+    Args:
+        metric: a metric that some callback before this one logs, more being better. None for ``knn/top1`` where an
+            `OnlineKNN` measures it, else ``health/effective_rank``, which needs no labels.
+        patience: measurements in a row below the start that are an alarm.
+        on_harm: "warn", or "stop" to end the training, too.
+        start: the start's value, if it is known.
+
+    Raises:
+        ValueError: a number or a word that cannot be; a metric that nobody logs, at the end of the first epoch.
+    """
+
+    def __init__(
+        self,
+        metric: str | None = None,
+        *,
+        patience: int = 3,
+        on_harm: Literal["warn", "stop"] = "warn",
+        start: float | None = None,
+    ) -> None:
+        if patience < 1:
+            raise ValueError(f"HarmMonitor needs patience of 1 or more, got {patience}")
+        if on_harm not in ("warn", "stop"):
+            raise ValueError(f"HarmMonitor needs on_harm 'warn' or 'stop', got {on_harm!r}")
+        self.metric, self.patience, self.on_harm, self.start = metric, patience, on_harm, start
+        self.below = 0
+        """Measurements in a row below the start."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"metric": self.metric, "start": self.start, "below": self.below}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.metric, self.start, self.below = (state_dict[name] for name in ("metric", "start", "below"))
+
+    def judge(self, value: float) -> bool:
+        """Count a measurement; whether it is an alarm."""
+        assert self.start is not None
+        self.below = self.below + 1 if value < self.start else 0
+        return self.below >= self.patience
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        online = [callback for callback in trainer.callbacks if isinstance(callback, OnlineEvaluation)]
+        if self.metric is None:
+            self.metric = KNN if any(KNN.startswith(f"{callback.prefix}/") for callback in online) else RANK
+        if self.start is not None or trainer.global_step > 0:
+            return
+        for callback in online:
+            if self.metric.startswith(f"{callback.prefix}/"):
+                self.start = callback.measured(trainer, pl_module).get(self.metric)
+        if self.start is not None:
+            pl_module.print(f"before the first step: {self.metric} {self.start:.4g}")
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if self.start is None and self.metric in trainer.callback_metrics:
+            self.start = float(trainer.callback_metrics[self.metric])
+
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        metrics = trainer.callback_metrics
+        if self.metric not in metrics or self.start is None:
+            raise ValueError(
+                f"HarmMonitor needs a callback before it that logs {self.metric}, got {', '.join(metrics) or 'nothing'}; "
+                "name one of these as metric="
+            )
+        value = float(metrics[self.metric])
+        alarm = self.judge(value)
+        for name, number in (("start", self.start), ("below", float(self.below))):
+            pl_module.log(f"harm/{name}", number, on_step=False, on_epoch=True, batch_size=1)
+        if not alarm:
+            return
+        if self.below == self.patience and trainer.is_global_zero:
+            message = f"HarmMonitor, epoch {trainer.current_epoch}: {self.metric} fell from {self.start:.4g} to {value:.4g}"
+            warnings.warn(f"{message} and was below the start {self.below} times in a row: {REMEDY}", stacklevel=2)
+        if self.on_harm == "stop" and not trainer.should_stop:
+            trainer.should_stop = True
+            pl_module.print(f"HarmMonitor stops the training: {self.metric} was below the start {self.below} times")
