@@ -59,7 +59,8 @@ def test_the_same_seed_gives_the_same_patches():
 
 
 def test_halves_share_no_photograph_and_leave_the_patches_as_they_are():
-    whole, first, second = (photographs(train_patches=2, test_patches=1, half=half) for half in (None, "first", "second"))
+    few = {"train_patches": 2, "test_patches": 1}
+    whole, first, second = (photographs(**few, half=half) for half in (None, "first", "second"))
     assert sorted([*first.classes, *second.classes]) == sorted(whole.classes)
     patches = {whole.train.name(i): whole.train[i][0] for i in range(len(whole.train))}
     for half in (first, second):

@@ -87,8 +87,8 @@ class HarmMonitor(Callback):
         metrics = trainer.callback_metrics
         if self.metric not in metrics or self.start is None:
             raise ValueError(
-                f"HarmMonitor needs a callback before it that logs {self.metric}, got {', '.join(metrics) or 'nothing'}; "
-                "name one of these as metric="
+                f"HarmMonitor needs a callback before it that logs {self.metric}, got "
+                f"{', '.join(metrics) or 'nothing'}; name one of these as metric="
             )
         value = float(metrics[self.metric])
         alarm = self.judge(value)
@@ -97,8 +97,9 @@ class HarmMonitor(Callback):
         if not alarm:
             return
         if self.below == self.patience and trainer.is_global_zero:
-            message = f"HarmMonitor, epoch {trainer.current_epoch}: {self.metric} fell from {self.start:.4g} to {value:.4g}"
-            warnings.warn(f"{message} and was below the start {self.below} times in a row: {REMEDY}", stacklevel=2)
+            message = f"{self.metric} fell from {self.start:.4g} to {value:.4g}"
+            message += f" and was below the start {self.below} times in a row"
+            warnings.warn(f"HarmMonitor, epoch {trainer.current_epoch}: {message}: {REMEDY}", stacklevel=2)
         if self.on_harm == "stop" and not trainer.should_stop:
             trainer.should_stop = True
             pl_module.print(f"HarmMonitor stops the training: {self.metric} was below the start {self.below} times")
