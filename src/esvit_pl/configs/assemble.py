@@ -60,10 +60,9 @@ def pretrainer(cfg: DictConfig, recipe: Recipe) -> Pretrainer:
             f"start_epoch={cfg.start_epoch} leaves out the first epochs, and there are no weights of an earlier "
             "training; give init_from="
         )
-    gentle = {"warm_heads_epochs": 0.0, "lr_factor": 1.0}
-    gentle = {name: cfg.init.get(name, default) for name, default in gentle.items()}
-    for name, value in gentle.items():
-        if value != (name == "lr_factor") and cfg.init_from is None and cfg.ckpt_path is None:
+    gentle = {name: cfg.init[name] for name in ("warm_heads_epochs", "lr_factor", "layer_decay")}
+    for (name, value), usual in zip(gentle.items(), (0, 1, 1), strict=True):
+        if value != usual and cfg.init_from is None and cfg.ckpt_path is None:
             raise ValueError(f"init.{name}={value} spares a backbone that has learnt before; give init_from=")
     seed_weights(cfg)
     backbone = construct(cfg, "backbone")

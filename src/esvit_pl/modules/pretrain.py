@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -38,7 +39,7 @@ class Pretrainer(LightningModule):
         optimizer: which optimizer, and its learning rate and weight decay over time.
         start_epoch: a new training stands here in all its schedules, as if so many epochs lay behind it; for one that
             starts from weights of an earlier training (`start_from`).
-        lr_factor: the backbone's learning rate is so many times that of the heads.
+        lr_factor, layer_decay: of the backbone's learning rate (`optim.parameter_groups`).
         compile: let torch compile student and teacher, each into one graph for the crops of a batch. It takes minutes
             at the start and computes the same up to rounding.
         transform: how images are prepared for evaluation; it becomes the encoder's, and is kept in the checkpoints.
@@ -74,6 +75,7 @@ class Pretrainer(LightningModule):
         *,
         start_epoch: int = 0,
         lr_factor: float = 1.0,
+        layer_decay: float = 1.0,
         compile: bool = False,  # noqa: A002 - the name that configs type
         transform: EvaluationTransform | None = None,
         config: dict[str, Any] | None = None,
@@ -82,8 +84,6 @@ class Pretrainer(LightningModule):
         super().__init__()
         if start_epoch < 0:
             raise ValueError(f"Pretrainer needs start_epoch of 0 or later, got {start_epoch}")
-        if lr_factor < 0:
-            raise ValueError(f"Pretrainer needs lr_factor of 0 or more, got {lr_factor}")
         if compile:
             backbone.check_compiles()
         step = PretrainingStep(backbone, objective, **settings)
@@ -93,7 +93,8 @@ class Pretrainer(LightningModule):
             self.encoder.transform = transform
         self.optimizer = optimizer
         self.start_epoch = start_epoch
-        self.lr_factor = lr_factor
+        self.slower = {"lr_factor": lr_factor, "layer_decay": layer_decay}
+        parameter_groups(step.student, **self.slower)  # refuses what cannot be before any image is read
         self.compiles = compile
         self.config = config
         self.moments: Moments | None = None
@@ -131,11 +132,11 @@ class Pretrainer(LightningModule):
         self.log_step(report, progress)
 
     def log_step(self, report: Report, progress: Progress) -> None:
-        lr = self.optimizer.lr_at(progress, global_batch=self.global_batch)
+        lr, slower = self.optimizer.lr_at(progress, global_batch=self.global_batch), math.prod(self.slower.values())
         values: dict[str, Any] = {
             **report.measures,
             "lr": lr,
-            **({} if self.lr_factor == 1 else {"backbone_lr": lr * self.lr_factor}),
+            **({} if slower == 1 else {"backbone_lr": lr * slower}),  # of its last block
             "weight_decay": self.optimizer.weight_decay_at(progress),
             **({} if self.teacher is None else {"teacher_momentum": self.step.momentum_at(progress)}),
             **self.objective.schedules(progress),
@@ -170,7 +171,7 @@ class Pretrainer(LightningModule):
 
     def configure_optimizers(self) -> Optimizer:
         scaled = getattr(getattr(self._trainer, "precision_plugin", None), "scaler", None) is not None
-        optimizer = self.optimizer.build(parameter_groups(self.student, lr_factor=self.lr_factor), scaled=scaled)
+        optimizer = self.optimizer.build(parameter_groups(self.student, **self.slower), scaled=scaled)
         if self.moments is not None:
             restore_(optimizer, dict(self.student.named_parameters(remove_duplicate=False)), self.moments.of)
         return optimizer
