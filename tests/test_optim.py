@@ -31,7 +31,9 @@ def test_a_backbone_learns_more_slowly_than_its_heads_and_its_lower_layers_more_
     optimizer = recipe.build(groups)
     recipe.set_(optimizer, Progress(0, 10), global_batch=256)
     names = {id(parameter): name for name, parameter in student.named_parameters()}
-    of = {names[id(p)]: (group["lr"], group["weight_decay"]) for group in optimizer.param_groups for p in group["params"]}
+    of = {
+        names[id(p)]: (group["lr"], group["weight_decay"]) for group in optimizer.param_groups for p in group["params"]
+    }
     assert len(of) == len(names)
     assert of["head.weight"] == pytest.approx((1.0, 0.04))
     assert of["head.bias"] == (1.0, 0.0)

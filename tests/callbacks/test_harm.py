@@ -46,7 +46,9 @@ def fit(path, module, monitor, *others, epochs=5, every=1):
 
 def test_it_stops_a_training_that_forgets(tmp_path):
     monitor = HarmMonitor(patience=2, on_harm="stop")
-    with pytest.warns(UserWarning, match=r"knn/top1 was 1 at the start and is 0\.25; .* below the start: 2: .*init\.lr_factor"):
+    with pytest.warns(
+        UserWarning, match=r"knn/top1 was 1 at the start and is 0\.25; .* below the start: 2: .*init\.lr_factor"
+    ):
         trainer = fit(tmp_path, Forgets(), monitor)
     assert monitor.start == 1.0  # measured before the first step
     assert trainer.current_epoch == 2

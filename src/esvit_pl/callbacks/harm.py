@@ -104,7 +104,9 @@ class HarmMonitor(Callback):
         if not alarm:
             return
         if self.below == self.patience and trainer.is_global_zero:
-            message = f"{self.metric} was {self.start:.4g} at the start and is {value:.4g}; measurements in a row below "
+            message = (
+                f"{self.metric} was {self.start:.4g} at the start and is {value:.4g}; measurements in a row below "
+            )
             message += f"the start: {self.below}"
             warnings.warn(f"HarmMonitor, epoch {trainer.current_epoch}: {message}: {REMEDY}", stacklevel=2)
         if self.on_harm == "stop" and not trainer.should_stop:

@@ -181,7 +181,12 @@ def _defaults(config: Mapping[str, Any]) -> dict[str, Any]:
 
     handed_on = {
         f"{key}.{each.name}": each.default
-        for key, part in (("module", PretrainingStep), ("init", PretrainingStep), ("init", Pretrainer), ("dataset", Reading))
+        for key, part in (
+            ("module", PretrainingStep),
+            ("init", PretrainingStep),
+            ("init", Pretrainer),
+            ("dataset", Reading),
+        )
         for each in inspect.signature(part).parameters.values()
         if each.default is not each.empty
     }

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig
 
 from esvit_pl import printing
-from esvit_pl.configs.assemble import construct, plain
+from esvit_pl.configs.assemble import construct
 from esvit_pl.configs.instantiation import at
 
 if TYPE_CHECKING:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -24,8 +24,8 @@ def parameter_groups(module: nn.Module, *, lr_factor: float = 1.0, layer_decay: 
     Args:
         module: with `lr_factor` or `layer_decay`, one that has a ``backbone``.
         lr_factor: of the backbone's learning rate.
-        layer_decay: learning rate of a layer of the backbone, divided by that of the layer above it (`Backbone.depths`);
-            the heads lie above the last.
+        layer_decay: learning rate of a layer of the backbone, divided by that of the layer above (`Backbone.depths`); the
+            heads lie above the last.
 
     Raises:
         ValueError: a factor below 0, or a decay that is not above 0 and at most 1.
@@ -35,14 +35,15 @@ def parameter_groups(module: nn.Module, *, lr_factor: float = 1.0, layer_decay: 
         raise ValueError(f"parameter groups need lr_factor of 0 or more, got {lr_factor}")
     if not 0 < layer_decay <= 1:
         raise ValueError(f"parameter groups need layer_decay above 0 and at most 1, got {layer_decay}")
-    depths = {} if layer_decay == 1 else {f"backbone.{name}": depth for name, depth in module.backbone.depths().items()}
+    depths = {} if layer_decay == 1 else cast(Any, module.backbone).depths()
     heads = max(depths.values(), default=0) + 1
     groups: dict[tuple[float, str], list[nn.Parameter]] = {(1.0, "decay"): [], (1.0, "no_decay"): []}
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
-            slower = lr_factor * layer_decay ** (heads - depths.get(name, heads)) if name.startswith("backbone.") else 1.0
+            elsewhere, _, of_backbone = name.partition("backbone.")
+            scale = 1.0 if elsewhere else lr_factor * layer_decay ** (heads - depths.get(of_backbone, heads))
             keeps = name.endswith(".bias") or parameter.ndim == 1
-            groups.setdefault((slower, "no_decay" if keeps else "decay"), []).append(parameter)
+            groups.setdefault((scale, "no_decay" if keeps else "decay"), []).append(parameter)
     return [
         {"name": kind if scale == 1 else f"{kind}*{scale:g}", "params": params, "weight_decay": 0.0, "lr_scale": scale}
         for (scale, kind), params in groups.items()
