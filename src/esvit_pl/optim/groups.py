@@ -24,8 +24,8 @@ def parameter_groups(module: nn.Module, *, lr_factor: float = 1.0, layer_decay: 
     Args:
         module: with `lr_factor` or `layer_decay`, one that has a ``backbone``.
         lr_factor: of the backbone's learning rate.
-        layer_decay: learning rate of a layer of the backbone, divided by that of the layer above (`Backbone.depths`); the
-            heads lie above the last.
+        layer_decay: learning rate of a layer of the backbone, divided by that of the layer above (`Backbone.depths`);
+            the heads lie above the last.
 
     Raises:
         ValueError: a factor below 0, or a decay that is not above 0 and at most 1.

@@ -16,9 +16,9 @@ IMAGENET = {"bank": 1_281_167, "query": 50_000}
 LINEAR = "linear/best_on_query/top1"
 """The best learning rate's accuracy on the validation images, as the paper's tables have it."""
 PROTOCOL = f"""\
-published: Li et al., arXiv 2106.09785. Top 1 on ImageNet-1k; linear: 100 epochs on features of the last 4 blocks, the best of
-three learning rates on the validation images; k-NN: 20 neighbours. Rivals are of its Table 1, by other protocols of training.
-ours: {LINEAR} and {KNN_TOP1} of finished runs with experiment=NAME, if bank and query are those of ImageNet-1k."""
+published: Li et al., arXiv 2106.09785, top 1 on ImageNet-1k. linear: 100 epochs on features of the last 4 blocks, and
+the best of three learning rates on the validation images; k-NN: 20 neighbours. Rivals have other protocols of training.
+ours: {LINEAR} and {KNN_TOP1} of finished runs with experiment=NAME on ImageNet-1k."""
 _UNSAID = ("experiment", "dataset.root", "out", "overwrite", "logger", "datamodule.num_workers", "paths.log_dir")
 
 
@@ -34,19 +34,16 @@ def published_table(runs: Sequence[Run], *, base: str | os.PathLike[str] = ".") 
     header = ["experiment", "linear, published", "linear, ours", "k-NN, published", "k-NN, ours", "source", "run"]
     rows: list[list[Cell]] = []
     for name, accuracy in published.EXPERIMENTS.items():
-        linear, knn = str(accuracy).split(" / ")
-        for mine in [run for run in runs if experiment_of(run) == name and not misses(run)] or [None]:
+        both = str(accuracy).split(" / ")
+        repeated: list[Run | None] = [run for run in runs if experiment_of(run) == name and not misses(run)]
+        for mine in repeated or [None]:
             ours = [_percent(None if mine is None else mine.results.get(metric)) for metric in (LINEAR, KNN_TOP1)]
             run = None if mine is None else " ".join([os.path.relpath(mine.folder, base), *_settings(mine)])
-            rows.append([name, linear, ours[0], knn, ours[1], _source(name), run])
+            rows.append([name, both[0], ours[0], both[1], ours[1], _source(name), run])
     for rival in published.RIVALS:
-        numbers = [
-            f"{rival.linear_percent:.1f}",
-            None,
-            None if rival.knn_percent is None else f"{rival.knn_percent:.1f}",
-        ]
-        remark = f", {rival.remark}" if rival.remark == published.FINE_TUNED else ""
-        rows.append([f"{rival.method} {rival.architecture}", *numbers, None, f"Table 1{remark}", None])
+        linear, knn = (None if value is None else f"{value:.1f}" for value in (rival.linear_percent, rival.knn_percent))
+        source = "Table 1" if rival.remark in (None, published.ESTIMATED) else f"Table 1, {rival.remark}"
+        rows.append([f"{rival.method} {rival.architecture}", linear, None, knn, None, source, None])
     return Table(header, rows)
 
 
