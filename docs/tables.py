@@ -18,6 +18,7 @@ from esvit_pl.backbones import Backbone
 from esvit_pl.configs import assemble
 from esvit_pl.configs.compose import compose, list_backbones
 from esvit_pl.profiling import published, report
+from esvit_pl.runs.beside_published import published_table
 
 DOCS = Path(__file__).parent
 EXPERIMENTS = DOCS.parent / "conf" / "experiment"
@@ -47,6 +48,7 @@ def written() -> dict[Path, str]:
         "other images": table(RUNS, map(run_cells, published.OTHER_IMAGES)),
         "faults": table("| fault | what happens |", sorted(faults(DOCS.parent / "tests"))),
         "rivals": report.as_markdown(published.RIVALS),
+        "beside published": beside_published(),
     }
     pages = {path: with_tables(path.read_text(encoding="utf-8"), tables) for path in sorted(DOCS.glob("*.md"))}
     return pages | {EXPERIMENTS / f"{name}.yaml": with_accuracy(name) for name in published.EXPERIMENTS}
@@ -83,6 +85,14 @@ def faults(tests: Path) -> set[tuple[str, ...]]:
             if isinstance(node, ast.Call) and ast.unparse(node.func) == "pytest.mark.fault":
                 found.add(tuple(ast.literal_eval(argument) for argument in node.args))
     return found
+
+
+def beside_published() -> str:
+    """What ``esvit-table published=true`` shows without a run of ours."""
+    head, rows = published_table([])
+    kept = [place for place, name in enumerate(head) if name != "run"]
+    cells = ([row[place] or "" for place in kept] for row in rows)
+    return table(f"| {' | '.join(head[place] for place in kept)} |", cells)
 
 
 RUNS = "| experiment | GPUs | batch | epochs | L_R joins | linear / k-NN |"

@@ -23,6 +23,42 @@ def test_groups_by_name_and_dimension():
     assert len(no_decay["params"]) == 3
 
 
+def test_a_backbone_learns_more_slowly_than_its_heads_and_its_lower_layers_more_slowly_still():
+    """A micro-Swin of two blocks: the patch embedding lies three layers below the heads."""
+    student = nn.ModuleDict({"backbone": toys.backbone(), "head": nn.Linear(2, 2)})
+    groups = parameter_groups(student, lr_factor=0.5, layer_decay=0.25)
+    recipe = OptimizerRecipe(lr=1.0, warmup_epochs=0)
+    optimizer = recipe.build(groups)
+    recipe.set_(optimizer, Progress(0, 10), global_batch=256)
+    names = {id(parameter): name for name, parameter in student.named_parameters()}
+    of = {
+        names[id(p)]: (group["lr"], group["weight_decay"]) for group in optimizer.param_groups for p in group["params"]
+    }
+    assert len(of) == len(names)
+    assert of["head.weight"] == pytest.approx((1.0, 0.04))
+    assert of["head.bias"] == (1.0, 0.0)
+    depths = student["backbone"].depths()
+    assert {depths[name.removeprefix("backbone.")] for name in of if name.startswith("backbone.")} == {0, 1, 2}
+    for name, (lr, decay) in of.items():
+        if name.startswith("backbone."):
+            assert lr == 0.5 * 0.25 ** (3 - depths[name.removeprefix("backbone.")])
+            assert (decay == 0) == (name.endswith("bias") or ".norm" in name), name
+    assert len({group["name"] for group in groups}) == len(groups)  # Lightning's LearningRateMonitor needs names
+
+
+@pytest.mark.parametrize(
+    ("factors", "message"),
+    [
+        ({"lr_factor": -1.0}, "lr_factor of 0 or more, got -1.0"),
+        ({"layer_decay": 0.0}, "layer_decay above 0 and at most 1, got 0.0"),
+        ({"layer_decay": 1.5}, "layer_decay above 0 and at most 1, got 1.5"),
+    ],
+)
+def test_factors_that_cannot_be_are_refused(factors, message):
+    with pytest.raises(ValueError, match=message):
+        parameter_groups(nn.Linear(2, 2), **factors)
+
+
 def test_clipping_is_by_each_parameters_own_norm():
     parameters = [nn.Parameter(torch.zeros(2)) for _ in range(3)]
     parameters[0].grad, parameters[1].grad = torch.tensor([3.0, 4.0]), torch.tensor([0.3, 0.4])

@@ -131,6 +131,7 @@ def test_what_ranks_gather_comes_in_the_order_of_one_process(monkeypatch):
     ("settings", "message"),
     [
         ({"momentum": 1.5}, "momentum between 0 and 1, got 1.5"),
+        ({"warm_heads_epochs": -1.0}, "warm_heads_epochs of 0 or more, got -1.0"),
         ({"clip_grad": -1.0}, "clip_grad of 0 or more, got -1.0"),
         ({"momentum_schedule": "cosin"}, "module.momentum_schedule needs one of constant, linear, cosine, got 'cosin'"),
     ],
@@ -138,3 +139,32 @@ def test_what_ranks_gather_comes_in_the_order_of_one_process(monkeypatch):
 def test_impossible_settings_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         PretrainingStep(toys.backbone(), toys.objective(), **settings)
+
+
+def trained(tmp_path, **settings: Any) -> Any:
+    module = toys.pretrainer(network=NETWORK, momentum=0.5, freeze_prototypes_epochs=0, **settings)
+    toys.trainer(tmp_path, max_epochs=2).fit(module, datamodule=data())
+    return module
+
+
+def test_the_backbone_stands_still_while_its_heads_learn(tmp_path):
+    module = toys.pretrainer(network=NETWORK)
+    start = {name: weight.clone() for name, weight in module.student.state_dict().items()}
+    warm = trained(tmp_path / "warm", warm_heads_epochs=2.0)
+    moved = {name for name, weight in warm.student.state_dict().items() if not torch.equal(weight, start[name])}
+    assert moved
+    assert not [name for name in moved if name.startswith("backbone.")]
+    teacher = warm.teacher.backbone.state_dict()
+    assert all(torch.equal(weight, start[f"backbone.{name}"]) for name, weight in teacher.items())
+    held = warm.trainer.optimizers[0].state
+    assert not [p for p in warm.student.backbone.parameters() if p in held]  # and nothing is gathered for it
+    half = trained(tmp_path / "half", warm_heads_epochs=1.0)
+    assert any(not torch.equal(w, start[f"backbone.{n}"]) for n, w in half.student.backbone.state_dict().items())
+
+
+def test_a_backbone_without_a_learning_rate_stays(tmp_path):
+    module = toys.pretrainer(network=NETWORK)
+    start = {name: weight.clone() for name, weight in module.student.state_dict().items()}
+    still = trained(tmp_path, lr_factor=0.0)
+    assert all(torch.equal(w, start[f"backbone.{n}"]) for n, w in still.student.backbone.state_dict().items())
+    assert any(not torch.equal(w, start[n]) for n, w in still.student.state_dict().items())

@@ -64,6 +64,8 @@ class PretrainingStep(nn.Module):
         clip_grad: largest norm of each parameter's own gradient; 0 or None leaves gradients alone.
         freeze_prototypes_epochs: the student's prototypes stand still for so many epochs; may be a fraction. None for
             1, and for a hundredth of a training of less than 100 epochs.
+        warm_heads_epochs: the student's backbone stands still for so many epochs, while its heads learn; may be a
+            fraction. For a backbone that has learnt before.
         num_global: the first so many views are global ones, which the teacher sees.
         seed: of the randomness inside the step (stochastic depth).
         grad_checkpointing: backward computes the student's blocks again instead of keeping them; exact.
@@ -98,6 +100,7 @@ class PretrainingStep(nn.Module):
         momentum_schedule: str = "cosine",
         clip_grad: float | None = 3.0,
         freeze_prototypes_epochs: float | None = None,
+        warm_heads_epochs: float = 0.0,
         num_global: int = 2,
         seed: int = 0,
         grad_checkpointing: bool = False,
@@ -106,7 +109,11 @@ class PretrainingStep(nn.Module):
         for name, value in (("momentum", momentum), ("momentum_end", momentum_end)):
             if not 0 <= value <= 1:
                 raise ValueError(f"the teacher needs {name} between 0 and 1, got {value}")
-        for name, given in (("clip_grad", clip_grad), ("freeze_prototypes_epochs", freeze_prototypes_epochs)):
+        for name, given in (
+            ("clip_grad", clip_grad),
+            ("freeze_prototypes_epochs", freeze_prototypes_epochs),
+            ("warm_heads_epochs", warm_heads_epochs),
+        ):
             if (given or 0) < 0:
                 raise ValueError(f"the training step needs {name} of 0 or more, got {given}")
         check_shape("module.momentum_schedule", momentum_schedule)
@@ -124,6 +131,7 @@ class PretrainingStep(nn.Module):
         self.momentum, self.momentum_end, self.momentum_schedule = momentum, momentum_end, momentum_schedule
         self.clip_grad = clip_grad
         self.durations = {"freeze_prototypes_epochs": Duration(freeze_prototypes_epochs, published=1)}
+        self.warm_heads_epochs = warm_heads_epochs
         self.num_global = num_global
         self.seed = seed
         self.outputs: dict[str, Any] = {}
@@ -229,12 +237,14 @@ class PretrainingStep(nn.Module):
         return [p for head in waiting for p in head.parameters() if p.requires_grad]
 
     def frozen(self, progress: Progress) -> list[nn.Parameter]:
-        """The student's prototypes, in the epochs in which they stand still."""
+        """The student's backbone and its prototypes, each in the epochs in which it stands still."""
+        warm = progress.step < in_steps(self.warm_heads_epochs, progress.steps_per_epoch)
+        backbone = list(self.student.backbone.parameters()) if warm else []
         epochs = self.durations["freeze_prototypes_epochs"].of(progress.epochs)
         if progress.step >= in_steps(epochs, progress.steps_per_epoch):
-            return []
+            return backbone
         prototypes = [getattr(head, "prototypes", None) for head in self.student.heads.values()]
-        return [p for module in prototypes if module is not None for p in module.parameters()]
+        return backbone + [p for module in prototypes if module is not None for p in module.parameters()]
 
 
 def check_gradients(student: nn.Module) -> None:

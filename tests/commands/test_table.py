@@ -80,3 +80,12 @@ def test_it_loads_neither_torch_nor_numpy(logs):
     done = subprocess.run([sys.executable, "-c", code, str(logs)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "runs/first" in done.stdout
+
+
+def test_published_results_are_shown_without_a_run_of_ours(commands, tmp_path):
+    out = tmp_path / "published.csv"
+    outcome = commands.run("table", "published=true", f"out={out}")
+    line = next(line for line in lines(outcome) if line[:1] == ["swin_tiny_w14_view_region"])
+    assert line == ["swin_tiny_w14_view_region", "78.7", "-", "77.0", "-", "Table", "1", "-"]
+    assert "published: Li et al., arXiv 2106.09785" in outcome.out
+    assert "swin_tiny_w14_view_region,78.7,,77.0,,Table 1," in out.read_text()

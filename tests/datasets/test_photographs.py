@@ -58,6 +58,17 @@ def test_the_same_seed_gives_the_same_patches():
     assert not all(torch.equal(first.train[i][0], other.train[i][0]) for i in range(38))
 
 
+def test_halves_share_no_photograph_and_leave_the_patches_as_they_are():
+    few = {"train_patches": 2, "test_patches": 1}
+    whole, first, second = (photographs(**few, half=half) for half in (None, "first", "second"))
+    assert sorted([*first.classes, *second.classes]) == sorted(whole.classes)
+    patches = {whole.train.name(i): whole.train[i][0] for i in range(len(whole.train))}
+    for half in (first, second):
+        assert all(torch.equal(half.train[i][0], patches[half.train.name(i)]) for i in range(len(half.train)))
+    with pytest.raises(ValueError, match="half must be 'first', 'second' or None, got 'third'"):
+        photographs(half="third")
+
+
 def test_what_may_be_shown_is_part_of_the_data():
     assert set(PHOTOGRAPHS) - FREE_TO_SHOW == {"moon", "page", "motorcycle", "china", "flower"}
 

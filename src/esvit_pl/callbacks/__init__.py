@@ -2,6 +2,7 @@
 
 from esvit_pl.callbacks.collapse_monitor import CollapseMonitor
 from esvit_pl.callbacks.figures import LearningCurve, LogFigures
+from esvit_pl.callbacks.harm import HarmMonitor
 from esvit_pl.callbacks.online_correspondence import CorrespondenceAccuracy
 from esvit_pl.callbacks.online_knn import OnlineKNN
 from esvit_pl.callbacks.online_linear import OnlineLinear
@@ -15,6 +16,7 @@ __all__ = [
     "CollapseMonitor",
     "CorrespondenceAccuracy",
     "Correspondences",
+    "HarmMonitor",
     "LearningCurve",
     "LogFigures",
     "OnlineKNN",

@@ -71,16 +71,20 @@ class OnlineEvaluation(Callback):
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         if not is_due(trainer, self.every_n_epochs):
             return
+        self.last = self.measured(trainer, pl_module)
+        for name, value in self.last.items():
+            in_bar = name == main_metric(self.prefix)
+            pl_module.log(name, value, on_step=False, on_epoch=True, prog_bar=in_bar, batch_size=1)
+
+    def measured(self, trainer: Any, pl_module: Any) -> dict[str, float]:
+        """`measure` now, with the loaders of the trainer; the module is left as it was."""
         for name, loader in self.loaders.items():
             if name not in self._made:  # kept, so that workers may persist
                 self._made[name] = find_loader(self.owner, trainer, pl_module, loader)()
         with undisturbed(pl_module):
             bank, query = self._made.get("bank"), self._made.get("query")
             data = EvaluationData(bank, query, unpack=self.unpack, place=place_of(trainer))
-            self.last = self.measure(trainer, pl_module, data)
-        for name, value in self.last.items():
-            in_bar = name == main_metric(self.prefix)
-            pl_module.log(name, value, on_step=False, on_epoch=True, prog_bar=in_bar, batch_size=1)
+            return self.measure(trainer, pl_module, data)
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
         self._made = {}

@@ -16,7 +16,8 @@ from esvit_pl.specs import plain
 # Settings, or whole groups of them, that leave the trained weights as they are (up to rounding).
 NEVER_MATTERS = (
     # where a run goes, what it is called, what it begins with: a resumed training has begun already
-    *("paths", "hydra", "out", "overwrite", "resume", "ckpt_path", "init_from", "init", "start_epoch", "backbone.init"),
+    *("paths", "hydra", "out", "overwrite", "resume", "ckpt_path", "init_from", "start_epoch", "backbone.init"),
+    *("init.network", "init.heads", "init.resize_positions"),
     *("tags", "dry_run", "logger", "chosen"),
     # what is measured
     *("evaluation", "optimized_metric", "datamodule.eval_batch_size"),

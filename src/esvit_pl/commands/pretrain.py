@@ -112,8 +112,7 @@ def pretrain(
         table = measured.table if measured else {}
         if measured:
             about = measured.about(cfg, {name: cfg.evaluation[name] for name in probes}, recipe)
-            others = {name: value for name, value in final.items() if name not in metrics}
-            run.update(**table, metrics=metrics | others, evaluation=about)
+            run.update(**table, metrics={**measured.metrics, **final, **metrics}, evaluation=about)
         if run.writes:
             pictures.draw_results(run.path / "figures", run.path / "metrics.csv", table)
             if measured and looks and looks["nearest"].found:

@@ -9,16 +9,19 @@ from omegaconf import DictConfig
 from esvit_pl.configs.command_line import command
 from esvit_pl.printing import say
 from esvit_pl.runs.reading import find_runs
-from esvit_pl.runs.table import goal, ranked, report, run_table, write_csv
+from esvit_pl.runs.table import as_text, goal, ranked, report, run_table, write_csv
 
 EXAMPLES = [
     "esvit-table logs/ sort=knn/top1",
     "esvit-table logs/pretrain/runs logs/pretrain/multiruns columns=[linear/*,train/lr] out=table.csv",
     "esvit-table sort=optimizer.lr reverse=true",
+    "esvit-table published=true",
 ]
 
 
 def needs(cfg: DictConfig) -> str | None:
+    if cfg.published:  # a table without runs of ours is one, too
+        return None
     missing = [folder for folder in cfg.folders if not Path(folder).is_dir()]
     return f"esvit-table needs folders that hold runs; there is no {' and no '.join(missing)}" if missing else None
 
@@ -32,6 +35,8 @@ def needs(cfg: DictConfig) -> str | None:
 )
 def main(cfg: DictConfig) -> None:
     folders = list(cfg.folders)
+    if cfg.published:
+        return _beside_published([folder for folder in folders if Path(folder).is_dir()], cfg.silent_minutes, cfg.out)
     runs = find_runs(*folders, silent_after=60 * cfg.silent_minutes)
     if not runs:
         raise ValueError(f"no run in {', '.join(folders)}: a run's folder holds .hydra/overrides.yaml or results.json")
@@ -47,6 +52,16 @@ def main(cfg: DictConfig) -> None:
     say(report(runs, columns, base=base))
     if cfg.out is not None:
         say(f"\n{write_csv(run_table(runs, columns, base=base), cfg.out)}")
+
+
+def _beside_published(folders: list[str], silent_minutes: float, out: str | None) -> None:
+    from esvit_pl.runs.beside_published import PROTOCOL, left_out, published_table
+
+    runs = find_runs(*folders, silent_after=60 * silent_minutes)
+    table = published_table(runs)
+    say("\n\n".join([as_text(table), PROTOCOL, *left_out(runs)]))
+    if out is not None:
+        say(f"\n{write_csv(table, out)}")
 
 
 if __name__ == "__main__":

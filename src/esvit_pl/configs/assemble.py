@@ -60,6 +60,10 @@ def pretrainer(cfg: DictConfig, recipe: Recipe) -> Pretrainer:
             f"start_epoch={cfg.start_epoch} leaves out the first epochs, and there are no weights of an earlier "
             "training; give init_from="
         )
+    gentle = {name: cfg.init[name] for name in ("warm_heads_epochs", "lr_factor", "layer_decay")}
+    for (name, value), usual in zip(gentle.items(), (0, 1, 1), strict=True):
+        if value != usual and cfg.init_from is None and cfg.ckpt_path is None:
+            raise ValueError(f"init.{name}={value} spares a backbone that has learnt before; give init_from=")
     seed_weights(cfg)
     backbone = construct(cfg, "backbone")
     check_crops(recipe, backbone)
@@ -72,6 +76,7 @@ def pretrainer(cfg: DictConfig, recipe: Recipe) -> Pretrainer:
         num_global=recipe.num_global,
         seed=cfg.seed,
         start_epoch=cfg.start_epoch,
+        **gentle,
         transform=EvaluationTransform(recipe, PixelRules.among(plain(cfg).get("dataset"))),
         config=kept(cfg),
     )

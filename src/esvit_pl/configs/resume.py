@@ -176,11 +176,17 @@ def _specs(module: Pretrainer) -> dict[str, Mapping[str, Any]]:
 def _defaults(config: Mapping[str, Any]) -> dict[str, Any]:
     """The defaults of the signatures of this config's parts, and of those that two parts hand their own on to."""
     from esvit_pl.datasets import Reading
+    from esvit_pl.modules import Pretrainer
     from esvit_pl.pretraining import PretrainingStep
 
     handed_on = {
         f"{key}.{each.name}": each.default
-        for key, part in (("module", PretrainingStep), ("dataset", Reading))
+        for key, part in (
+            ("module", PretrainingStep),
+            ("init", PretrainingStep),
+            ("init", Pretrainer),
+            ("dataset", Reading),
+        )
         for each in inspect.signature(part).parameters.values()
         if each.default is not each.empty
     }

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig
 
 from esvit_pl import printing
-from esvit_pl.configs.assemble import construct, plain
+from esvit_pl.configs.assemble import construct
 from esvit_pl.configs.instantiation import at
 
 if TYPE_CHECKING:
@@ -40,7 +40,8 @@ def start(cfg: DictConfig, module: Pretrainer, data: ImageDataModule) -> tuple[R
     if cfg.init_from is not None:
         with naming("init_from"):
             source = read_checkpoint(cfg.init_from, backbone=module.student.backbone.spec)
-            line = module.start_from(source, **plain(cfg.init))
+            how = {name: cfg.init[name] for name in ("network", "heads", "resize_positions")}
+            line = module.start_from(source, **how)
         note_preparation(cfg, source)
         return None, line
     return None, None

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -57,21 +58,31 @@ DEVIATION = 40  # standard deviation of a finished patch's grey values in 0-255:
 MIN_DEVIATION = 0.03  # standard deviation of grey values in 0-1; a patch below it shows next to nothing
 
 
-def photographs(*, train_patches: int = 250, test_patches: int = 60, seed: int = 0) -> Splits:
+def photographs(
+    *,
+    train_patches: int = 250,
+    test_patches: int = 60,
+    seed: int = 0,
+    half: Literal["first", "second"] | None = None,
+) -> Splits:
     """Up to `train_patches` and `test_patches` patches of every photograph, uint8 (3 32 32) with equal channels.
 
     Reads the photographs from the installed packages. `cell` is mostly empty and gives fewer training patches. The same
     seed gives the same patches. `name(i)` is "<photograph>/<train or test>/<number>"; see `FREE_TO_SHOW`.
+    `half` takes every other photograph, from the first or from the second on, and leaves its patches as they are.
 
     Raises:
-        ValueError: a package is not installed, or a number of patches below 1.
+        ValueError: a package is not installed, a number of patches below 1, or another half.
     """
+    if half not in (None, "first", "second"):
+        raise ValueError(f"half must be 'first', 'second' or None, got {half!r}")
     for name, number in (("train_patches", train_patches), ("test_patches", test_patches)):
         if number < 1:
             raise ValueError(f"{name} must be 1 or more, got {number}")
-    pictures = {name: _grey(*where) for name, where in PHOTOGRAPHS.items()}
+    chosen = list(PHOTOGRAPHS)[slice(None) if half is None else slice(half == "second", None, 2)]
+    pictures = {name: _grey(*PHOTOGRAPHS[name]) for name in chosen}
     train = _stacked(pictures, "train", train_patches, seed, _patches)
-    return Splits(train, _stacked(pictures, "test", test_patches, seed, _patches), list(PHOTOGRAPHS))
+    return Splits(train, _stacked(pictures, "test", test_patches, seed, _patches), chosen)
 
 
 def photograph_windows(*, train_windows: int = 250, test_windows: int = 60, seed: int = 0) -> Splits:

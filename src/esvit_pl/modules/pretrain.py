@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -38,6 +39,7 @@ class Pretrainer(LightningModule):
         optimizer: which optimizer, and its learning rate and weight decay over time.
         start_epoch: a new training stands here in all its schedules, as if so many epochs lay behind it; for one that
             starts from weights of an earlier training (`start_from`).
+        lr_factor, layer_decay: of the backbone's learning rate (`optim.parameter_groups`).
         compile: let torch compile student and teacher, each into one graph for the crops of a batch. It takes minutes
             at the start and computes the same up to rounding.
         transform: how images are prepared for evaluation; it becomes the encoder's, and is kept in the checkpoints.
@@ -72,6 +74,8 @@ class Pretrainer(LightningModule):
         optimizer: OptimizerRecipe,
         *,
         start_epoch: int = 0,
+        lr_factor: float = 1.0,
+        layer_decay: float = 1.0,
         compile: bool = False,  # noqa: A002 - the name that configs type
         transform: EvaluationTransform | None = None,
         config: dict[str, Any] | None = None,
@@ -89,6 +93,8 @@ class Pretrainer(LightningModule):
             self.encoder.transform = transform
         self.optimizer = optimizer
         self.start_epoch = start_epoch
+        self.slower = {"lr_factor": lr_factor, "layer_decay": layer_decay}
+        parameter_groups(step.student, **self.slower)  # refuses what cannot be before any image is read
         self.compiles = compile
         self.config = config
         self.moments: Moments | None = None
@@ -126,9 +132,11 @@ class Pretrainer(LightningModule):
         self.log_step(report, progress)
 
     def log_step(self, report: Report, progress: Progress) -> None:
+        lr, slower = self.optimizer.lr_at(progress, global_batch=self.global_batch), math.prod(self.slower.values())
         values: dict[str, Any] = {
             **report.measures,
-            "lr": self.optimizer.lr_at(progress, global_batch=self.global_batch),
+            "lr": lr,
+            **({} if slower == 1 else {"backbone_lr": lr * slower}),  # of its last block
             "weight_decay": self.optimizer.weight_decay_at(progress),
             **({} if self.teacher is None else {"teacher_momentum": self.step.momentum_at(progress)}),
             **self.objective.schedules(progress),
@@ -163,7 +171,7 @@ class Pretrainer(LightningModule):
 
     def configure_optimizers(self) -> Optimizer:
         scaled = getattr(getattr(self._trainer, "precision_plugin", None), "scaler", None) is not None
-        optimizer = self.optimizer.build(parameter_groups(self.student), scaled=scaled)
+        optimizer = self.optimizer.build(parameter_groups(self.student, **self.slower), scaled=scaled)
         if self.moments is not None:
             restore_(optimizer, dict(self.student.named_parameters(remove_duplicate=False)), self.moments.of)
         return optimizer
@@ -230,7 +238,8 @@ class Pretrainer(LightningModule):
         """Parts of the training by the full names of their settings."""
         parts: dict[str, OptimizerRecipe | Objective | PretrainingStep]
         parts = {"optimizer": self.optimizer, "loss": self.objective, "module": self.step}
-        return {f"{key}.{name}": value for key, part in parts.items() for name, value in part.durations.items()}
+        named = {f"{key}.{name}": value for key, part in parts.items() for name, value in part.durations.items()}
+        return named | {"init.warm_heads_epochs": Duration(self.step.warm_heads_epochs, published=0)}
 
     def shortened(self, epochs: float) -> str | None:
         """A line that says which durations a training of `epochs` epochs cuts short; None if it cuts none."""

@@ -3,27 +3,52 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 
-def parameter_groups(module: nn.Module) -> list[dict[str, Any]]:
+def parameter_groups(module: nn.Module, *, lr_factor: float = 1.0, layer_decay: float = 1.0) -> list[dict[str, Any]]:
     """Two groups named 'decay' and 'no_decay'; parameters without gradient are left out.
 
     Biases and one-dimensional parameters do not decay. Relative position tables and the prototypes' gains do, as
     released (docs/recipes.md). An empty group is left out.
 
+    A backbone that learns more slowly than its heads has groups of its own for every learning rate, such as
+    'decay*0.5', and all groups have an "lr_scale", by which `OptimizerRecipe.set_` multiplies the learning rate.
+
     >>> [(group["name"], len(group["params"])) for group in parameter_groups(nn.Linear(2, 3))]
     [('decay', 1), ('no_decay', 1)]
+
+    Args:
+        module: with `lr_factor` or `layer_decay`, one that has a ``backbone``.
+        lr_factor: of the backbone's learning rate.
+        layer_decay: learning rate of a layer of the backbone, divided by that of the layer above (`Backbone.depths`);
+            the heads lie above the last.
+
+    Raises:
+        ValueError: a factor below 0, or a decay that is not above 0 and at most 1.
+        NotImplementedError: `layer_decay` for a backbone that does not say how deep its parameters lie.
     """
-    groups: dict[str, list[nn.Parameter]] = {"decay": [], "no_decay": []}
+    if lr_factor < 0:
+        raise ValueError(f"parameter groups need lr_factor of 0 or more, got {lr_factor}")
+    if not 0 < layer_decay <= 1:
+        raise ValueError(f"parameter groups need layer_decay above 0 and at most 1, got {layer_decay}")
+    depths = {} if layer_decay == 1 else cast(Any, module.backbone).depths()
+    heads = max(depths.values(), default=0) + 1
+    groups: dict[tuple[float, str], list[nn.Parameter]] = {(1.0, "decay"): [], (1.0, "no_decay"): []}
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
+            elsewhere, _, of_backbone = name.partition("backbone.")
+            scale = 1.0 if elsewhere else lr_factor * layer_decay ** (heads - depths.get(of_backbone, heads))
             keeps = name.endswith(".bias") or parameter.ndim == 1
-            groups["no_decay" if keeps else "decay"].append(parameter)
-    return [{"name": name, "params": params, "weight_decay": 0.0} for name, params in groups.items() if params]
+            groups.setdefault((scale, "no_decay" if keeps else "decay"), []).append(parameter)
+    return [
+        {"name": kind if scale == 1 else f"{kind}*{scale:g}", "params": params, "weight_decay": 0.0, "lr_scale": scale}
+        for (scale, kind), params in groups.items()
+        if params
+    ]
 
 
 def parameter_names(optimizer: Optimizer, module: nn.Module) -> list[str]:

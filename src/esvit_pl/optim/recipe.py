@@ -103,8 +103,8 @@ class OptimizerRecipe:
     def set_(self, optimizer: Optimizer, progress: Progress, *, global_batch: int) -> None:
         """Give every group the learning rate and weight decay of this step."""
         for group in optimizer.param_groups:
-            group["lr"] = self.lr_at(progress, global_batch=global_batch)
-            group["weight_decay"] = self.weight_decay_at(progress) if group["name"] == "decay" else 0.0
+            group["lr"] = self.lr_at(progress, global_batch=global_batch) * group.get("lr_scale", 1.0)
+            group["weight_decay"] = self.weight_decay_at(progress) if group["name"].startswith("decay") else 0.0
 
     def lr_at(self, progress: Progress, *, global_batch: int) -> float:
         """Learning rate of the step that comes next, for a global batch of so many images."""

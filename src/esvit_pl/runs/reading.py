@@ -33,6 +33,7 @@ class Run:
             ``no results``: there is a folder, but no status in it.
         epochs, steps: epochs begun and steps done; None if nothing is logged.
         results: the last value of every metric; accuracies are fractions.
+        images: {part of the data: how many were measured}, of bank and query.
         error: of a failed run, in one line.
         goal: its ``optimized_metric``.
 
@@ -46,6 +47,7 @@ class Run:
     epochs: int | None = None
     steps: int | None = None
     results: Mapping[str, float] = field(default_factory=dict)
+    images: Mapping[str, int] = field(default_factory=dict)
     error: str | None = None
     goal: str | None = None
 
@@ -91,6 +93,7 @@ def read_run(folder: str | os.PathLike[str], *, silent_after: float = 3600.0) ->
         epochs=last.epochs,
         steps=last.steps,
         results=results,
+        images=dict((written.get("evaluation") or {}).get("images") or {}),
         error=" ".join(str(error).split()) if error else None,
         goal=_goal(folder / ".hydra" / "config.yaml"),
     )

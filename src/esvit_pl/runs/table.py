@@ -197,7 +197,7 @@ def shown(cell: Cell, name: str) -> str:
         return f"{100 * cell:.1f}%" if in_percent else f"{cell:.4g}"
     if isinstance(cell, str) and len(cell) > 8 and _is_number(cell):
         return f"{float(cell):.4g}"
-    return _cut(str(cell), _WIDTH) if name not in ("run", "status") else str(cell)
+    return str(cell) if name in ("run", "status", "experiment", "source") else _cut(str(cell), _WIDTH)
 
 
 def _words(settings: Sequence[str], values: Sequence[str | None]) -> str:
