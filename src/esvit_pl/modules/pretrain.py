@@ -239,7 +239,8 @@ class Pretrainer(LightningModule):
         parts: dict[str, OptimizerRecipe | Objective | PretrainingStep]
         parts = {"optimizer": self.optimizer, "loss": self.objective, "module": self.step}
         named = {f"{key}.{name}": value for key, part in parts.items() for name, value in part.durations.items()}
-        return named | {"init.warm_heads_epochs": Duration(self.step.warm_heads_epochs, published=0)}
+        warm = self.step.warm_heads_epochs
+        return named | ({"init.warm_heads_epochs": Duration(warm, published=0)} if warm else {})
 
     def shortened(self, epochs: float) -> str | None:
         """A line that says which durations a training of `epochs` epochs cuts short; None if it cuts none."""
