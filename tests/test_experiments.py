@@ -214,7 +214,8 @@ def test_a_preset_follows_the_scaling_rules(name):
     warmup = max(steps / 30, min(1000, steps / 10))
     with torch.device("meta"):
         module = assemble.pretrainer(cfg, assemble.construct(cfg, "augment"))
-    warm, temperature_warm, frozen = (duration.of(epochs) for duration in module.durations.values())
+    warm, temperature_warm, frozen, *heads = (duration.of(epochs) for duration in module.durations.values())
+    assert heads == ([1] if name == "continued" else [])
     assert warm * steps_per_epoch == pytest.approx(warmup, rel=0.01)
     assert frozen == pytest.approx(warm / 10, rel=0.01)
     temperature = (cfg.loss.teacher_temp, temperature_warm)
