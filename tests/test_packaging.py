@@ -288,7 +288,7 @@ def test_help_loads_nothing_heavy_and_shows_examples(shell, command):
     assert done.returncode == 0, done.stderr
     assert words.startswith(f"{command}: ")
     assert f"For example:\n  {command} " in words
-    without = ("table", "convert", "bench", "data", "visualize", "report", "embed", "evaluate")
+    without = ("table", "convert", "bench", "data", "visualize", "report", "embed", "evaluate", "neighbours")
     assert ("trainer: cpu, ddp" in words) == (command.removeprefix("esvit-") not in without)
     assert HEAVY & set(loaded.split()) == set()  # about a second; with torch and Lightning seven
 

@@ -146,3 +146,20 @@ def test_files_of_somebody_else_are_refused(tmp_path):
     (tmp_path / "g.npz").write_text("text")
     with pytest.raises(ValueError, match="is not an .npz file of esvit-embed"):
         load_features(tmp_path / "g.npz")
+
+
+def test_mapped_features_are_the_same_and_stay_on_the_disk(tmp_path):
+    rows = np.arange(12, dtype=np.float16).reshape(3, 2, 2)
+    np.save(tmp_path / "rows.npy", rows)
+    path = write_npz(tmp_path / "f.npz", ["a", "b", "ç"], np.array([2, 0, 1]), {"regions": tmp_path / "rows.npy"}, {})
+    names, labels, features, _ = load_features(path, mapped=True)
+    assert names == ["a", "b", "ç"]
+    assert labels.tolist() == [2, 0, 1]
+    assert isinstance(features["regions"], np.memmap)
+    assert features["regions"].dtype == np.float16
+    assert features["regions"].tolist() == rows.tolist()
+    features["regions"][0] = 7  # in memory alone
+    assert load_features(path).features["regions"].tolist() == rows.tolist()
+    np.savez_compressed(path, names=np.array(["a"]), about=np.array("{}"), regions=rows)
+    with pytest.raises(ValueError, match="is not an .npz file of esvit-embed .regions is compressed"):
+        load_features(path, mapped=True)

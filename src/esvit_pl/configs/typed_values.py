@@ -45,6 +45,12 @@ _UNSAID_IN = {  # the same, of one command alone
         "cache": Kinds(frozenset({"str"})),
         "groups": Kinds(frozenset({"str"})),
     },
+    "neighbours": {
+        "embedded": Kinds(frozenset({"str"})),
+        "query": Kinds(frozenset({"str", "list"})),
+        "place": Kinds(frozenset({"list"})),
+        "table": Kinds(frozenset({"str"})),
+    },
     "dense": {"evaluation.probes": Kinds(frozenset({"list"}), items=Kinds(frozenset({"str"})))},
     "visualize": {
         "ckpt_path": Kinds(frozenset({"str", "list", "dict"})),

@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
-from zipfile import ZipFile
+from zipfile import ZIP_STORED, ZipFile
 
 import numpy as np
 
@@ -261,8 +261,12 @@ def write_parquet(
     return path
 
 
-def load_features(path: str | Path) -> Stored:
+def load_features(path: str | Path, *, mapped: bool = False) -> Stored:
     """A file that `write_npz` or ``esvit-embed`` has written.
+
+    Args:
+        mapped: leave the features on the disk, as arrays that are read where they are used; what is changed in them
+            never reaches the file.
 
     Raises:
         ValueError: there is no such file, or it is another one.
@@ -272,8 +276,27 @@ def load_features(path: str | Path) -> Stored:
         raise ValueError(f"the features file {path} does not exist")
     try:
         with np.load(path, allow_pickle=False) as file:
-            arrays = dict(file)
+            arrays = {kind: _mapped(path, kind) if mapped and kind not in _SMALL else file[kind] for kind in file}
         names, about = arrays.pop("names").tolist(), json.loads(str(arrays.pop("about")))
     except (ValueError, KeyError, AttributeError, OSError) as error:
         raise ValueError(f"{path} is not an .npz file of esvit-embed ({error})") from error
     return Stored(names, arrays.pop("labels", None), arrays, about)
+
+
+_SMALL = ("names", "labels", "about")
+
+
+def _mapped(path: Path, name: str) -> np.ndarray:
+    """An array of an uncompressed .npz, on the disk."""
+    with ZipFile(path) as archive, archive.open(f"{name}.npy") as member:
+        where = archive.getinfo(f"{name}.npy")
+        if where.compress_type != ZIP_STORED:
+            raise ValueError(f"{name} is compressed")
+        np.lib.format.read_magic(member)
+        shape, fortran, dtype = np.lib.format.read_array_header_1_0(member)
+        behind = member.tell()
+    with path.open("rb") as file:
+        file.seek(where.header_offset + 26)  # of the member's own header: two lengths, then name and extra field
+        lengths = int.from_bytes(file.read(2), "little") + int.from_bytes(file.read(2), "little")
+    start = where.header_offset + 30 + lengths + behind
+    return np.memmap(path, dtype, "c", start, shape, "F" if fortran else "C")

@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -44,20 +44,51 @@ def nearest_regions(
         k: how many.
         side: pixels of the image's shorter side for the backbone.
     """
-    features, size = looked_at(backbone, image, backbone, side=side)
-    row, column = cell_of(query, size, features.grid)
-    asked = F.normalize(features.regions[0, row * features.grid[1] + column].float(), dim=0)  # (d)
-    cosines: list[Tensor] = []
-    places: list[Tensor] = []
-    grid = features.grid
-    with still(backbone):
+    asked = region_at(backbone, image, query, side=side)
+
+    def maps() -> Iterator[tuple[Tensor, tuple[int, int]]]:
         for batch in batches:
             images, _ = unpack_batch(batch)
             found = backbone(images.to(asked.device))
-            best = (F.normalize(found.regions.float(), dim=-1) @ asked).max(1)  # (b n d) (d) -> (b)
-            cosines.append(best.values.cpu())
-            places.append(best.indices.cpu())
-            grid = found.grid
+            yield found.regions, found.grid
+
+    with still(backbone):
+        return like(asked, maps(), k=k)
+
+
+def region_at(backbone: Backbone, image: Picture, query: Point | None, *, side: int | None = None) -> Tensor:
+    """The region (d) of the image at a place, in pixels of the image; None for its middle."""
+    features, size = looked_at(backbone, image, backbone, side=side)
+    row, column = cell_of(query or (size[1] / 2, size[0] / 2), size, features.grid)
+    region: Tensor = features.regions[0, row * features.grid[1] + column]
+    return region
+
+
+def middle(image: Tensor) -> Point:
+    """Of an image (c h w)."""
+    return image.shape[-1] / 2, image.shape[-2] / 2
+
+
+def like(region: Tensor, maps: Iterable[tuple[Tensor, tuple[int, int]]], *, k: int) -> list[NearRegion]:
+    """Of each image the region that is most like this one, and of these the k most similar, best first.
+
+    >>> [near] = like(torch.tensor([0.0, 2.0]), [(torch.eye(2)[None], (1, 2))], k=1)
+    >>> near.cell, near.cosine
+    ((0, 1), 1.0)
+
+    Args:
+        region: (d)
+        maps: batches of region maps (b n d) with their grids (h, w).
+        k: how many.
+    """
+    asked = F.normalize(region.float(), dim=0)
+    cosines: list[Tensor] = []
+    places: list[Tensor] = []
+    grid = (0, 0)
+    for regions, grid in maps:  # noqa: B007 - the last one is that of all
+        best = (F.normalize(regions.float(), dim=-1) @ asked).max(1)  # (b n d) (d) -> (b)
+        cosines.append(best.values.cpu())
+        places.append(best.indices.cpu())
     if not cosines:
         return []
     everywhere, place = torch.cat(cosines), torch.cat(places)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from esvit_pl.safe_text import for_figure
 from esvit_pl.visualize.figures.style import BLUE, ORANGE, new_figure, pixels
 
 if TYPE_CHECKING:
@@ -16,14 +17,23 @@ if TYPE_CHECKING:
 
 # q query images | k neighbours of each
 
+_LETTERS = 10
 
-def neighbours(queries: Sequence[Any], nearest: Sequence[Sequence[Any]], cosines: Sequence[Sequence[float]]) -> Figure:
+
+def neighbours(
+    queries: Sequence[Any],
+    nearest: Sequence[Sequence[Any]],
+    cosines: Sequence[Sequence[float]],
+    *,
+    names: Sequence[Sequence[str]] | None = None,
+) -> Figure:
     """One row for each query image: the image itself, framed, then its nearest images with their cosines.
 
     Args:
         queries: q of (c h w) in 0-1 or uint8, of any size.
         nearest: q x k of the same, nearest first.
-        cosines: q x k, written below.
+        cosines: q x k, written above.
+        names: q x k, such as classes, beside the cosines; cut after a few letters.
     """
     if not queries or len(queries) != len(nearest) or len(queries) != len(cosines):
         raise ValueError(
@@ -35,14 +45,15 @@ def neighbours(queries: Sequence[Any], nearest: Sequence[Sequence[Any]], cosines
     grid = np.asarray(figure.subplots(len(queries), columns, squeeze=False))
     for cell in grid.flat:
         cell.axis("off")
-    for row, query, images, values in zip(grid, queries, nearest, cosines, strict=True):
+    names = names or [[""] * len(images) for images in nearest]
+    for row, query, images, values, words in zip(grid, queries, nearest, cosines, names, strict=True):
         _show(row[0], query, "query")
         row[0].axis("on")
         row[0].set(xticks=[], yticks=[])
         for spine in row[0].spines.values():
             spine.set(color=BLUE, linewidth=2.5)
-        for cell, image, cosine in zip(row[1:], images, values, strict=False):
-            _show(cell, image, f"{cosine:.2f}")
+        for cell, image, cosine, word in zip(row[1:], images, values, words, strict=False):
+            _show(cell, image, f"{cosine:.2f} {_cut(for_figure(word))}".rstrip())
     return figure
 
 
@@ -70,6 +81,10 @@ def draw_near_regions(rows: Sequence[tuple[Any, tuple[float, float], Sequence[tu
             corner = (region.cell[1] * width - 0.5, region.cell[0] * height - 0.5)
             cell.add_patch(Rectangle(corner, width, height, fill=False, edgecolor=ORANGE, linewidth=2))
     return figure
+
+
+def _cut(word: str) -> str:
+    return word if len(word) <= _LETTERS else f"{word[: _LETTERS - 1]}…"
 
 
 def _show(axes: Any, image: Any, title: str) -> None:
