@@ -6,7 +6,16 @@ import pytest
 import torch
 import toys
 
-from esvit_pl.evaluation import EffectiveRank, EvaluationData, LiDAR, NearestImages, RankMe, RegionDiversity
+from esvit_pl.evaluation import (
+    EffectiveRank,
+    EvaluationData,
+    LiDAR,
+    NearestImages,
+    PerBlock,
+    RankMe,
+    RawPixels,
+    RegionDiversity,
+)
 from esvit_pl.metrics import effective_rank, lidar, rankme, region_diversity
 
 DRAW = torch.Generator().manual_seed(0)
@@ -25,6 +34,34 @@ def test_they_measure_the_images_of_bank_and_query_together():
     diversity = float(region_diversity(features.regions))
     assert RegionDiversity().run(encoder, images) == {"region_diversity": pytest.approx(diversity, rel=1e-5)}
     assert 0 < diversity < 1
+
+
+def test_every_block_is_measured_in_one_pass():
+    """A micro-Swin of 2 stages: the two blocks of the first have 8 channels, the one of the second has 16."""
+    encoder, passes = toys.backbone(depths=[2, 1]).eval(), []
+    encoder.register_forward_pre_hook(lambda *_: passes.append("forward"))
+    found = PerBlock().run(encoder, EvaluationData(bank=[BANK], query=[QUERY]))
+    with torch.no_grad():
+        blocks = encoder.last_blocks(torch.cat([BANK, QUERY]), 3).split([8, 8, 16], dim=1)
+    for number, block in enumerate(blocks, start=1):
+        assert found[f"effective_rank/block{number}"] == pytest.approx(float(effective_rank(block)), rel=1e-5)
+        assert found[f"rankme/block{number}"] == pytest.approx(float(rankme(block)), rel=1e-5)
+    assert next(iter(found)) == "effective_rank/block3"  # what a table shows
+    assert len(found) == 6
+    last = PerBlock(blocks=2).run(encoder, EvaluationData(bank=[BANK], query=[QUERY]))
+    assert last == {name: pytest.approx(found[name]) for name in found if "block1" not in name}
+
+
+def test_raw_pixels_have_one_block():
+    found = PerBlock().run(RawPixels(side=8), EvaluationData(bank=[BANK], query=[QUERY]))
+    assert list(found) == ["effective_rank/block1", "rankme/block1"]
+
+
+def test_blocks_that_are_not_there_are_refused():
+    with pytest.raises(ValueError, match="blocks of 1 or more, or None for all, got 0"):
+        PerBlock(blocks=0)
+    with pytest.raises(ValueError, match="2 blocks"):
+        PerBlock(blocks=3).check(toys.backbone(), None)
 
 
 def test_lidar_is_that_of_all_views_of_the_first_images():

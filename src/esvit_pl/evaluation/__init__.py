@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from esvit_pl.evaluation.label_free import EffectiveRank as EffectiveRank
     from esvit_pl.evaluation.label_free import LiDAR as LiDAR
     from esvit_pl.evaluation.label_free import NearestImages as NearestImages
+    from esvit_pl.evaluation.label_free import PerBlock as PerBlock
     from esvit_pl.evaluation.label_free import RankMe as RankMe
     from esvit_pl.evaluation.label_free import RegionDiversity as RegionDiversity
     from esvit_pl.evaluation.linear import Linear as Linear
@@ -62,6 +63,7 @@ _HOMES = {
     "KNN": "knn",
     "KeypointCorrespondence": "dense",
     "LiDAR": "label_free",
+    "PerBlock": "label_free",
     "Linear": "linear",
     "LinearHeads": "linear",
     "Logistic": "logistic",

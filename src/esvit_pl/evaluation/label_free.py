@@ -5,6 +5,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -76,6 +78,57 @@ class RegionDiversity(_LabelFree):
     name = "region_diversity"
     reads = ("regions",)
     number = staticmethod(diversity)
+
+
+class PerBlock(Evaluator):
+    """Effective rank and RankMe of every block's pooled feature, in one pass over the images: where the directions are
+    lost.
+
+    >>> import torch
+    >>> from esvit_pl import build
+    >>> from esvit_pl.evaluation import EvaluationData, PerBlock
+    >>> swin = build("swin", embed_dim=8, depths=[1, 1], num_heads=[1, 2], window=4, img_size=32).eval()
+    >>> images = torch.rand(8, 3, 32, 32)
+    >>> list(PerBlock().run(swin, EvaluationData(bank=[images[:4]], query=[images[4:]])))
+    ['effective_rank/block2', 'rankme/block2', 'effective_rank/block1', 'rankme/block1']
+
+    Blocks are counted over all stages, from 1. The last is the one whose feature is the encoder's own.
+
+    Args:
+        blocks: so many of the last ones; None: all.
+    """
+
+    needs_labels = False
+
+    def __init__(self, blocks: int | None = None) -> None:
+        if blocks is not None and blocks < 1:
+            raise ValueError(f"PerBlock needs blocks of 1 or more, or None for all, got {blocks}")
+        self.blocks = blocks
+
+    def check(self, encoder: Any, num_classes: int | None) -> None:
+        if self.blocks is not None:
+            encoder.last_blocks_width(self.blocks)  # raises where there are not so many
+
+    def run(self, encoder: Any, data: EvaluationData) -> dict[str, float]:
+        widths = widths_of_blocks(encoder)
+        chosen = min(self.blocks or len(widths), len(widths))
+        parts = [data.features(encoder, which, chosen).features for which in ("bank", "query")]
+        features = gather_uneven(torch.cat([part for part in parts if len(part)] if any(map(len, parts)) else parts[0]))
+        found: dict[str, float] = {}
+        numbered = list(enumerate(features.split(widths[-chosen:], dim=1), start=len(widths) - chosen + 1))
+        for number, block in reversed(numbered):
+            found[f"effective_rank/block{number}"] = float(effective_rank(block))
+            found[f"rankme/block{number}"] = float(rankme(block))
+        return found
+
+
+def widths_of_blocks(encoder: Any) -> list[int]:
+    """Channels of each block's pooled feature, the first block first."""
+    wholes = [0, encoder.last_blocks_width(1)]
+    with suppress(ValueError):  # there is no such block
+        while wholes[-1] > wholes[-2]:  # raw pixels are the same, however many blocks are asked for
+            wholes.append(encoder.last_blocks_width(len(wholes)))
+    return [after - before for before, after in pairwise(wholes) if after > before][::-1]
 
 
 class LiDAR(Evaluator):

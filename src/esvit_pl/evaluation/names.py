@@ -33,6 +33,7 @@ TITLES = {
     "rankme": "RankMe",
     "lidar": "LiDAR",
     "region_diversity": "region diversity",
+    "per_block": "rank of the last block",
     "correspondence": "region correspondence",
     "segmentation_knn": "k-NN mIoU",
     "segmentation_linear": "linear mIoU",
