@@ -2,6 +2,7 @@
 
 Embeds 2,000 and 20,000 made JPEGs of 64 px with a Swin of random weights for 32 px, each in a process of its own that
 loads its images itself. Both spend the same on the start, so the difference between them is that of the images.
+"""
 
 from __future__ import annotations
 

@@ -31,9 +31,14 @@ class _LabelFree(Evaluator):
 
     def run(self, encoder: Any, data: EvaluationData) -> dict[str, float]:
         (kind,) = self.reads
-        parts = [data.features(encoder, which, kind).features for which in ("bank", "query")]
-        features = gather_uneven(torch.cat([part for part in parts if len(part)]) if any(map(len, parts)) else parts[0])
+        features = of_bank_and_query(encoder, data, kind)
         return {self.name: float(type(self).number(features))}
+
+
+def of_bank_and_query(encoder: Any, data: EvaluationData, kind: Kind) -> Tensor:
+    """(n d) features of the images of all processes."""
+    parts = [data.features(encoder, which, kind).features for which in ("bank", "query")]
+    return gather_uneven(torch.cat([part for part in parts if len(part)]) if any(map(len, parts)) else parts[0])
 
 
 class EffectiveRank(_LabelFree):
@@ -112,8 +117,7 @@ class PerBlock(Evaluator):
     def run(self, encoder: Any, data: EvaluationData) -> dict[str, float]:
         widths = widths_of_blocks(encoder)
         chosen = min(self.blocks or len(widths), len(widths))
-        parts = [data.features(encoder, which, chosen).features for which in ("bank", "query")]
-        features = gather_uneven(torch.cat([part for part in parts if len(part)] if any(map(len, parts)) else parts[0]))
+        features = of_bank_and_query(encoder, data, chosen)
         found: dict[str, float] = {}
         numbered = list(enumerate(features.split(widths[-chosen:], dim=1), start=len(widths) - chosen + 1))
         for number, block in reversed(numbered):
