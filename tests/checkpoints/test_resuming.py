@@ -40,7 +40,7 @@ def names(was: dict[str, Any], now: dict[str, Any], **defaults: Any) -> list[str
 # Every setting of the shipped config that leaves the trained weights alone. All others must be told.
 HARMLESS = {
     *("dry_run", "out", "overwrite", "ckpt_path", "init_from", "start_epoch", "tags", "optimized_metric", "chosen"),
-    *("resume", "init", "evaluation", "logger", "paths", "callbacks"),
+    *("resume", "init.network", "init.heads", "init.resize_positions", "evaluation", "logger", "paths", "callbacks"),
     *(f"dataset.{name}" for name in ("_target_", "root", "labels", "layout", "index", "val_fraction", "max_pixels")),
     *(f"augment.{name}" for name in ("eval_resize", "eval_crop", "eval_interpolation", "eval_squash")),
     *(f"augment.{name}" for name in ("supervised_size", "supervised_scale")),

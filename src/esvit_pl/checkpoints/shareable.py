@@ -34,7 +34,7 @@ SETTINGS: dict[str, tuple[str, ...]] = {
     ),
     "dataset": (
         *("_target_", "layout", "labels", "val_fraction", "value_range", "background", "max_pixels", "on_bad_image"),
-        *("bad_image_budget", "train_patches", "test_patches", "seed"),
+        *("bad_image_budget", "train_patches", "test_patches", "half", "seed"),
     ),
 }
 """Group of the run's config -> its settings that an export tells, if they are `is_shareable`."""

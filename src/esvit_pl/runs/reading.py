@@ -93,7 +93,7 @@ def read_run(folder: str | os.PathLike[str], *, silent_after: float = 3600.0) ->
         epochs=last.epochs,
         steps=last.steps,
         results=results,
-        images=dict((written.get("evaluation") or {}).get("images") or {}),
+        images=_images(written.get("evaluation")),
         error=" ".join(str(error).split()) if error else None,
         goal=_goal(folder / ".hydra" / "config.yaml"),
     )
@@ -186,6 +186,11 @@ def _probes(results: Mapping[str, Any]) -> dict[str, float]:
     tables = {probe: results.get(probe) for probe in PROBES}
     rows = {main_metric(probe): table.get(PRETRAINED) for probe, table in tables.items() if isinstance(table, dict)}
     return _numbers(rows)
+
+
+def _images(evaluation: object) -> dict[str, int]:
+    images = evaluation.get("images") if isinstance(evaluation, Mapping) else None
+    return {name: int(number) for name, number in _numbers(images).items()}
 
 
 def _numbers(values: object) -> dict[str, float]:
