@@ -49,9 +49,9 @@ def test_a_backbone_learns_more_slowly_than_its_heads_and_its_lower_layers_more_
 @pytest.mark.parametrize(
     ("factors", "message"),
     [
-        ({"lr_factor": -1.0}, "lr_factor of 0 or more, got -1.0"),
-        ({"layer_decay": 0.0}, "layer_decay above 0 and at most 1, got 0.0"),
-        ({"layer_decay": 1.5}, "layer_decay above 0 and at most 1, got 1.5"),
+        ({"lr_factor": -1.0}, r"\(init.lr_factor\) must be 0 or more, got -1.0"),
+        ({"layer_decay": 0.0}, "must be above 0 and at most 1, got 0.0"),
+        ({"layer_decay": 1.5}, "must be above 0 and at most 1, got 1.5"),
     ],
 )
 def test_factors_that_cannot_be_are_refused(factors, message):

@@ -88,9 +88,10 @@ class Duration(NamedTuple):
             ValueError: it does; the message calls it `setting` and names a value that would do.
         """
         if self.given is not None and self.given > epochs:
+            null = ", which is also what null means here" if self.published else ""
             raise ValueError(
                 f"{setting}={self.given:g} is longer than training (trainer.max_epochs={epochs:g}); "
-                f"{setting}={self._replace(given=None).of(epochs):g} would do, which is also what null means here"
+                f"{setting}={self._replace(given=None).of(epochs):g} would do{null}"
             )
 
 

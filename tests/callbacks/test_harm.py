@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -86,6 +86,11 @@ def test_a_small_fall_is_tolerated():
 def test_a_metric_that_nobody_logs_is_named(tmp_path):
     with pytest.raises(ValueError, match=r"needs a callback before it that logs val/acc, got .*knn/top1"):
         fit(tmp_path, Forgets(), HarmMonitor("val/acc"))
+
+
+def test_without_a_measurement_it_does_not_begin(tmp_path):
+    with pytest.raises(ValueError, match=r"nobody measures them; add OnlineKNN \(callbacks.knn\) or CollapseMonitor"):
+        fit(tmp_path, Forgets(), HarmMonitor(), Callback())
 
 
 def test_a_resumed_monitor_goes_on_counting():

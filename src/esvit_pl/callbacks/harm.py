@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from pytorch_lightning import Callback
 
+from esvit_pl.callbacks.collapse_monitor import CollapseMonitor
 from esvit_pl.callbacks.intervals import is_due
 from esvit_pl.callbacks.online import OnlineEvaluation
 
@@ -40,7 +41,8 @@ class HarmMonitor(Callback):
         start: the start's value, if it is known.
 
     Raises:
-        ValueError: a number or a word that cannot be; a metric that nobody logs, at the end of the first epoch.
+        ValueError: a number or a word that cannot be; nobody who measures, before the first step; a `metric` that
+            nobody logs, at the end of the first epoch.
     """
 
     def __init__(
@@ -78,6 +80,11 @@ class HarmMonitor(Callback):
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         if self.metric is None:
             self.metric = KNN if self._measuring(trainer, KNN) else RANK
+            if self.metric == RANK and not any(isinstance(each, CollapseMonitor) for each in trainer.callbacks):
+                raise ValueError(
+                    "HarmMonitor compares k-NN or effective rank, and nobody measures them; add OnlineKNN (callbacks.knn) "
+                    "or CollapseMonitor (callbacks.collapse) before it, or name another metric="
+                )
         online = self._measuring(trainer, self.metric)
         if online is not None and self.start is None and trainer.global_step == 0:
             self.start = online.measured(trainer, pl_module).get(self.metric)

@@ -32,9 +32,9 @@ def parameter_groups(module: nn.Module, *, lr_factor: float = 1.0, layer_decay: 
         NotImplementedError: `layer_decay` for a backbone that does not say how deep its parameters lie.
     """
     if lr_factor < 0:
-        raise ValueError(f"parameter groups need lr_factor of 0 or more, got {lr_factor}")
+        raise ValueError(f"lr_factor (init.lr_factor) must be 0 or more, got {lr_factor}")
     if not 0 < layer_decay <= 1:
-        raise ValueError(f"parameter groups need layer_decay above 0 and at most 1, got {layer_decay}")
+        raise ValueError(f"layer_decay (init.layer_decay) must be above 0 and at most 1, got {layer_decay}")
     depths = {} if layer_decay == 1 else cast(Any, module.backbone).depths()
     heads = max(depths.values(), default=0) + 1
     groups: dict[tuple[float, str], list[nn.Parameter]] = {(1.0, "decay"): [], (1.0, "no_decay"): []}
