@@ -82,8 +82,8 @@ class HarmMonitor(Callback):
             self.metric = KNN if self._measuring(trainer, KNN) else RANK
             if self.metric == RANK and not any(isinstance(each, CollapseMonitor) for each in trainer.callbacks):
                 raise ValueError(
-                    "HarmMonitor compares k-NN or effective rank, and nobody measures them; add OnlineKNN (callbacks.knn) "
-                    "or CollapseMonitor (callbacks.collapse) before it, or name another metric="
+                    "HarmMonitor compares k-NN or effective rank, and nobody measures them; add OnlineKNN "
+                    "(callbacks.knn) or CollapseMonitor (callbacks.collapse) before it, or name another metric="
                 )
         online = self._measuring(trainer, self.metric)
         if online is not None and self.start is None and trainer.global_step == 0:
