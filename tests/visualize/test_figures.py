@@ -207,6 +207,16 @@ def test_bad_input() -> None:
         accuracy_against_throughput([])
 
 
+def test_neighbours_may_be_named_and_told_apart(tmp_path) -> None:
+    image = torch.zeros(3, 8, 8)
+    nearest, cosines = [[image, image], [image]], [[1.0, 0.25], [0.5]]
+    names = [["cat", "a very long name"], ["<b>$dog$"]]
+    figure = neighbours([image, image], nearest, cosines, names=names, titles=["pretrained", "untrained"])
+    titles = [axes.get_title() for axes in figure.axes if axes.get_title()]
+    assert titles == ["pretrained", "1.00 cat", "0.25 a very lo…", "untrained", r"0.50 <b>\$dog\$"]
+    drawn(figure, tmp_path / "neighbours.png")
+
+
 def test_neighbours_show_the_query_then_its_nearest_images(tmp_path) -> None:
     red, blue = torch.zeros(3, 4, 4), torch.zeros(3, 4, 4)
     red[0], blue[2] = 1, 1

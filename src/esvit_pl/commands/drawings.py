@@ -83,7 +83,7 @@ def neighbours(cfg: DictConfig) -> None:
         if cfg.image is None:
             looked = NearestImages(cfg.draw.queries, cfg.draw.k)
             looked.run(subject.backbone, EvaluationData(data.bank_dataloader(), data.query_dataloader()))
-            say(draw_neighbours(folder, looked.found, data.dataset, recipe))
+            say(draw_neighbours(folder, {subject.title: looked.found}, data.dataset, recipe))
             continue
         if cfg.query is None:
             raise ValueError("the nearest regions need query=[x,y], a place in image=; without image= images are shown")

@@ -12,7 +12,7 @@ from esvit_pl.augment import Recipe, draw, evaluation_view, make_views
 from esvit_pl.backbones import Backbone
 from esvit_pl.datasets import ImageDataset, Splits, readable
 from esvit_pl.evaluation.label_free import Neighbours, evenly
-from esvit_pl.evaluation.names import PRETRAINED, PRETRAINED_SUBSET, is_training_loss
+from esvit_pl.evaluation.names import PRETRAINED, PRETRAINED_SUBSET, figure_title, is_training_loss
 from esvit_pl.metrics_file import read_metrics
 from esvit_pl.printing import say
 from esvit_pl.visualize import (
@@ -57,16 +57,23 @@ def draw_comparison(folder: Path, table: Mapping[str, Mapping[str, float]]) -> P
     return save(comparison(table), folder / "comparison.png")
 
 
-def draw_neighbours(folder: Path, found: Sequence[Neighbours], splits: Splits, recipe: Recipe) -> Path:
-    """``neighbours.png``: images of the query and their nearest ones of the bank, as evaluation sees them."""
+def draw_neighbours(folder: Path, found: Mapping[str, Sequence[Neighbours]], splits: Splits, recipe: Recipe) -> Path:
+    """``neighbours.png``: images of the query and their nearest ones of the bank, as evaluation sees them.
+
+    Args:
+        found: {a row of results, or any title: its neighbours of the same queries}; rows below one another.
+    """
 
     def shown(images: ImageDataset, index: int) -> Tensor:
         # As in an evaluation, also where the data set skips an image.
         return readable(lambda i: evaluation_view(recipe, images[i][0], normalized=False), len(images), index)
 
-    queries = [shown(splits.query, row.query) for row in found]
-    nearest = [[shown(splits.bank, index) for index in row.bank] for row in found]
-    return save(neighbours(queries, nearest, [row.cosines for row in found]), folder / "neighbours.png")
+    rows = [(name, row) for each in zip(*found.values(), strict=True) for name, row in zip(found, each, strict=True)]
+    queries = [shown(splits.query, row.query) for _, row in rows]
+    nearest = [[shown(splits.bank, index) for index in row.bank] for _, row in rows]
+    titles = [figure_title(name) for name, _ in rows] if len(found) > 1 else None
+    figure = neighbours(queries, nearest, [row.cosines for _, row in rows], titles=titles)
+    return save(figure, folder / "neighbours.png")
 
 
 def draw_learned(folder: Path, backbone: Backbone, images: ImageDataset, *, seed: int = 0) -> list[Path]:

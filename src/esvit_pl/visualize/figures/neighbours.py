@@ -26,6 +26,7 @@ def neighbours(
     cosines: Sequence[Sequence[float]],
     *,
     names: Sequence[Sequence[str]] | None = None,
+    titles: Sequence[str] | None = None,
 ) -> Figure:
     """One row for each query image: the image itself, framed, then its nearest images with their cosines.
 
@@ -33,6 +34,7 @@ def neighbours(
         queries: q of (c h w) in 0-1 or uint8, of any size.
         nearest: q x k of the same, nearest first.
         cosines: q x k, written above.
+        titles: q, above the queries, such as whose neighbours they are.
         names: q x k, such as classes, beside the cosines; cut after a few letters.
     """
     if not queries or len(queries) != len(nearest) or len(queries) != len(cosines):
@@ -46,8 +48,9 @@ def neighbours(
     for cell in grid.flat:
         cell.axis("off")
     names = names or [[""] * len(images) for images in nearest]
-    for row, query, images, values, words in zip(grid, queries, nearest, cosines, names, strict=True):
-        _show(row[0], query, "query")
+    titles = titles or ["query"] * len(queries)
+    for row, query, title, images, values, words in zip(grid, queries, titles, nearest, cosines, names, strict=True):
+        _show(row[0], query, for_figure(title))
         row[0].axis("on")
         row[0].set(xticks=[], yticks=[])
         for spine in row[0].spines.values():
