@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
@@ -99,6 +100,12 @@ class Commands:
             except SystemExit as stop:
                 code = stop.code
         return Outcome(code, out.getvalue(), err.getvalue(), folder)
+
+    @staticmethod
+    def in_a_process(name: str, *words: str, folder: Path) -> subprocess.CompletedProcess[str]:
+        """The same, begun in `folder` in a process of its own."""
+        command = [sys.executable, "-m", f"esvit_pl.commands.{name}", *words]
+        return subprocess.run(command, capture_output=True, text=True, cwd=folder, timeout=300, check=False)
 
     def pretrain(self, root: Path | str, *words: str, folder: Path | None = None) -> Outcome:
         """A tiny pretraining on the folder `root`; no probe at the end unless `words` ask for one."""

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import subprocess
-import sys
 
 import pytest
 from commandline import MACHINE
@@ -134,7 +132,7 @@ def test_features_are_computed_once(pretrained, commands, tmp_path, monkeypatch)
 
 
 @pytest.mark.slow
-def test_two_processes_give_the_table_of_one_with_features_kept_by_one(pretrained, tmp_path):
+def test_two_processes_give_the_table_of_one_with_features_kept_by_one(pretrained, commands, tmp_path):
     words = [
         *MACHINE,
         f"ckpt_path={pretrained.folder}",
@@ -145,20 +143,8 @@ def test_two_processes_give_the_table_of_one_with_features_kept_by_one(pretraine
     words += ["evaluation.probes=[knn,logistic,few_shot]", "evaluation.few_shot.n=1", "trainer=ddp_cpu"]
     rows = []
     for devices in (1, 2):
-        done = subprocess.run(
-            [
-                sys.executable,
-                "-m",
-                "esvit_pl.commands.evaluate",
-                *words,
-                f"trainer.devices={devices}",
-                f"out={devices}",
-            ],
-            capture_output=True,
-            text=True,
-            cwd=tmp_path,
-            timeout=300,
-            check=False,
+        done = commands.in_a_process(
+            "evaluate", *words, f"trainer.devices={devices}", f"out={devices}", folder=tmp_path
         )
         assert done.returncode == 0, done.stderr
         rows.append(json.loads((tmp_path / str(devices) / "results.json").read_text())["rows"])

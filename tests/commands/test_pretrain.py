@@ -8,8 +8,6 @@ import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import hydra
@@ -137,18 +135,33 @@ def test_the_pictures_can_be_opened(pretrained):
         with Image.open(path) as image:
             assert min(image.size) > 300
             assert len(image.convert("L").getcolors()) > 10  # something is drawn
+    with Image.open(pretrained.folder / "figures" / "neighbours.png") as image:
+        assert image.height > 1.5 * image.width  # six queries of seven images, pretrained and untrained: twelve rows
+
+
+def test_all_that_the_final_probes_say_is_kept(pretrained):
+    metrics = pretrained.results["metrics"]
+    assert metrics["linear/top1"] == pretrained.results["linear"]["pretrained"]
+    assert metrics["linear/best_on_query/top1"] == max(metrics["linear/lr0.1/top1"], metrics["linear/lr1/top1"])
+
+
+def test_a_training_from_weights_may_spare_them_and_is_compared_with_its_start(pretrained, commands, pictures):
+    words = [f"init_from={pretrained.last}", "init.warm_heads_epochs=1", "init.lr_factor=0.5", "init.layer_decay=0.8"]
+    outcome = commands.pretrain(pictures, *words, "callbacks=[default,harm]", "callbacks.harm.patience=1")
+    assert outcome.code == 0, outcome.err
+    start = re.search(r"before the first step: knn/top1 ([\d.]+)", outcome.out)
+    metrics = outcome.results["metrics"]
+    assert metrics["harm/start"] == pytest.approx(float(start[1]), abs=1e-4)
+    assert metrics["train/backbone_lr"] == pytest.approx(0.5 * 0.8 * metrics["train/lr"])
+    refused = commands.pretrain(pictures, "init.lr_factor=0.5")
+    assert "init.lr_factor=0.5 spares a backbone that has learnt before; give init_from=" in refused.err
+    other = commands.pretrain(pictures, f"ckpt_path={outcome.last}", *words[1:2], "init.layer_decay=0.8")
+    assert "init.lr_factor: 0.5 in the checkpoint, 1.0 now" in other.err
 
 
 def test_a_process_of_its_own_prints_nothing_else(pictures, commands, tmp_path):
     words = commands.tiny_pretraining(pictures, "trainer.max_epochs=1", f"hydra.run.dir={tmp_path / 'run'}")
-    done = subprocess.run(
-        [sys.executable, "-m", "esvit_pl.commands.pretrain", *words],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        timeout=120,
-        check=False,
-    )
+    done = commands.in_a_process("pretrain", *words, folder=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     assert json.loads((tmp_path / "run" / "results.json").read_text())["status"] == "finished"
     assert json.loads((tmp_path / "run" / "environment.json").read_text())["git"] is None
@@ -158,14 +171,7 @@ def test_a_process_of_its_own_prints_nothing_else(pictures, commands, tmp_path):
 @pytest.mark.slow
 def test_two_processes_leave_one_run_folder_and_print_each_line_once(pictures, commands, tmp_path):
     words = ["trainer=ddp_cpu", "evaluation.probes=[knn]", f"hydra.run.dir={tmp_path / 'run'}"]
-    done = subprocess.run(
-        [sys.executable, "-m", "esvit_pl.commands.pretrain", *commands.tiny_pretraining(pictures, *words)],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        timeout=300,
-        check=False,
-    )
+    done = commands.in_a_process("pretrain", *commands.tiny_pretraining(pictures, *words), folder=tmp_path)
     assert done.returncode == 0, done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
     results = json.loads((tmp_path / "run" / "results.json").read_text())

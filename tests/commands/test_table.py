@@ -89,3 +89,4 @@ def test_published_results_are_shown_without_a_run_of_ours(commands, tmp_path):
     assert line == ["swin_tiny_w14_view_region", "78.7", "-", "77.0", "-", "Table", "1", "-"]
     assert "published: Li et al., arXiv 2106.09785" in outcome.out
     assert "swin_tiny_w14_view_region,78.7,,77.0,,Table 1," in out.read_text()
+    assert "there is no nowhere" in commands.run("table", "nowhere", "published=true").err

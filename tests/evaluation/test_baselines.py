@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from esvit_pl.evaluation import GreyHistogram, RawPixels
+from esvit_pl.evaluation import KNN, Baselines, EvaluationData, GreyHistogram, NearestImages, RawPixels
 
 
 def test_raw_pixels_are_the_image_itself() -> None:
@@ -37,6 +37,23 @@ def test_histogram_does_not_see_brightness_contrast_or_form() -> None:
 def test_an_image_of_one_colour_has_a_histogram() -> None:
     feature = GreyHistogram()(torch.full((1, 3, 8, 8), 0.3)).pooled
     assert torch.isfinite(feature).all()
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_a_look_sees_the_features_of_its_row_and_costs_no_pass(together) -> None:
+    images, labels = torch.rand(12, 3, 4, 4), torch.arange(12) % 3
+    pixels, histogram, passes = RawPixels(side=4), GreyHistogram(), []
+    for encoder in (pixels, histogram):
+        encoder.register_forward_pre_hook(lambda *_: passes.append(1))
+    looks = {"pretrained": NearestImages(queries=2, k=2), "histogram": NearestImages(queries=2, k=2)}
+    asked = Baselines({"knn": KNN(k=1)}, {"histogram": histogram}, looks=looks, together=together)
+    found = asked.run(pixels, EvaluationData([(images, labels)], [(images, labels)]))
+    assert len(passes) == 4  # bank and query of two encoders
+    assert not [name for name in found if name.startswith("nearest")]
+    for encoder, look in ((pixels, looks["pretrained"]), (histogram, looks["histogram"])):
+        alone = NearestImages(queries=2, k=2)
+        alone.run(encoder, EvaluationData([(images, labels)], [(images, labels)]))
+        assert look.found == alone.found
 
 
 @pytest.mark.parametrize("network", [RawPixels(8), GreyHistogram(5)], ids=["pixels", "histogram"])

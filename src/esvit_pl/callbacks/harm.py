@@ -111,11 +111,9 @@ class HarmMonitor(Callback):
         if not alarm:
             return
         if self.below == self.patience and trainer.is_global_zero:
-            message = (
-                f"{self.metric} was {self.start:.4g} at the start and is {value:.4g}; measurements in a row below "
-            )
-            message += f"the start: {self.below}"
-            warnings.warn(f"HarmMonitor, epoch {trainer.current_epoch}: {message}: {REMEDY}", stacklevel=2)
+            fall = f"{self.metric} was {self.start:.4g} at the start and is {value:.4g}"
+            times = f"measurements in a row below the start: {self.below}"
+            warnings.warn(f"HarmMonitor, epoch {trainer.current_epoch}: {fall}; {times}: {REMEDY}", stacklevel=2)
         if self.on_harm == "stop" and not trainer.should_stop:
             trainer.should_stop = True
             pl_module.print(f"HarmMonitor stops the training: {self.metric} {value:.4g}, at the start {self.start:.4g}")

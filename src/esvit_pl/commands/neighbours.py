@@ -38,10 +38,10 @@ class Found(NamedTuple):
 
     query: str
     rows: list[int]
-    """Of the file of features."""
+    """The neighbours' rows in the file of features."""
     cosines: list[float]
     regions: list[NearRegion]
-    """Of these images; empty for whole images."""
+    """The region of each neighbour that is nearest; empty if whole images were compared."""
 
 
 @command(
@@ -146,16 +146,23 @@ def near_regions(cfg: DictConfig, backbone: Backbone, files: Sequence[str], stor
     """The region of each image that is most like a place of the query, and of these the k nearest."""
     import torch
 
-    from esvit_pl.commands.drawings import points
+    from esvit_pl.commands.drawings import pixels
     from esvit_pl.visualize.regions import like, region_at
 
     maps = torch.from_numpy(stored.features["regions"])  # (n h w d)
     found = []
     for file in files:
-        asked = region_at(backbone, file, next(iter(points(cfg.place)), None))
+        asked = region_at(backbone, file, place_in(cfg, pixels(file, backbone)))
         near = like(asked, ((part.flatten(1, 2), (part.shape[1], part.shape[2])) for part in maps.split(256)), k=cfg.k)
         found.append(Found(file, [each.image for each in near], [each.cosine for each in near], near))
     return found
+
+
+def place_in(cfg: DictConfig, image: Tensor) -> tuple[float, float]:
+    """``place=``, or the middle of an image (c h w)."""
+    from esvit_pl.commands.drawings import points
+
+    return next(iter(points(cfg.place)), (image.shape[-1] / 2, image.shape[-2] / 2))
 
 
 def prepared(backbone: Backbone, file: str) -> Tensor:
@@ -212,9 +219,8 @@ def draw(
     import torch
 
     from esvit_pl.augment import evaluation_view
-    from esvit_pl.commands.drawings import pixels, points
+    from esvit_pl.commands.drawings import pixels
     from esvit_pl.visualize import draw_near_regions, neighbours, save
-    from esvit_pl.visualize.regions import middle
 
     index = {images.name(place): place for place in range(len(images))}
     lost: list[str] = []
@@ -229,9 +235,8 @@ def draw(
     queries = [pixels(each.query, backbone) for each in found]
     nearest = [[shown(row) for row in each.rows] for each in found]
     if cfg.regions:
-        place = next(iter(points(cfg.place)), None)
         rows = [
-            (image, place or middle(image), list(zip(near, each.regions, strict=True)))
+            (image, place_in(cfg, image), list(zip(near, each.regions, strict=True)))
             for image, near, each in zip(queries, nearest, found, strict=True)
         ]
         figure = draw_near_regions(rows)

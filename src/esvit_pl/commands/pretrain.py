@@ -70,6 +70,7 @@ def pretrain(
     from esvit_pl.commands import results
     from esvit_pl.configs import assemble, resume, trainers, weights
     from esvit_pl.ema import make_teacher
+    from esvit_pl.evaluation import NearestImages
     from esvit_pl.evaluation.names import PRETRAINED
     from esvit_pl.runs import bad_images, pictures, report
     from esvit_pl.runs.folder import RunFolder
@@ -105,17 +106,18 @@ def pretrain(
         trainers.fit(trainer, module, data, resumed.path if resumed is not None else None)
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
         run.update(metrics=metrics)
-        measured = results.measure(cfg, splits, recipe, learnt, probes, beside) if probes else None
+        looks = {row: NearestImages(queries=6) for row in (PRETRAINED, *beside)}
+        measured = results.measure(cfg, splits, recipe, learnt, probes, beside, looks=looks) if probes else None
         final = measured.final if measured else {}  # counts before what the last epoch logged
         table = measured.table if measured else {}
         if measured:
             about = measured.about(cfg, {name: cfg.evaluation[name] for name in probes}, recipe)
             run.update(**table, metrics={**measured.metrics, **final, **metrics}, evaluation=about)
-            near = results.nearest(cfg, measured.few, recipe, {PRETRAINED: learnt, **beside})
         if run.writes:
             pictures.draw_results(run.path / "figures", run.path / "metrics.csv", table)
             if measured:
-                pictures.draw_neighbours(run.path / "figures", near, measured.few, recipe)
+                if near := {row: look.found for row, look in looks.items() if look.found}:
+                    pictures.draw_neighbours(run.path / "figures", near, measured.few, recipe)
                 pictures.draw_learned(run.path / "figures", learnt, splits.query, seed=cfg.seed)
     if run.writes:
         report.write_at_the_end(run.path)

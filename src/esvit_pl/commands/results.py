@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 from esvit_pl.configs import assemble, evaluated_images, trainers, weights
 from esvit_pl.configs.kept_config import shown
 from esvit_pl.datasets import Splits, Subset
-from esvit_pl.evaluation import Baselines, GreyHistogram, NearestImages, RawPixels
+from esvit_pl.evaluation import Baselines, GreyHistogram, RawPixels
 from esvit_pl.evaluation.interval import FEW, wilson
 from esvit_pl.evaluation.label_free import evenly
 from esvit_pl.evaluation.names import (
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from esvit_pl.backbones import Backbone
     from esvit_pl.data import ImageDataModule
     from esvit_pl.evaluation import Evaluator
-    from esvit_pl.evaluation.label_free import Neighbours
 
 Table = dict[str, dict[str, float]]
 """{"knn": {"chance": ..., "pretrained": ...}, "linear": {...}}, the first number of each probe."""
@@ -218,6 +217,7 @@ def measure(
     beside: Mapping[str, Backbone],
     *,
     trainer: Trainer | None = None,
+    looks: Mapping[str, Evaluator] | None = None,
 ) -> Measured:
     """Ask the probes about the pretrained backbone and what it is compared with.
 
@@ -228,6 +228,7 @@ def measure(
     Args:
         beside: the same backbone with other weights, by a name in `names.ROWS`; nothing leaves all baselines out.
         trainer: for the pretrained backbone; by default a quiet one.
+        looks: {row: evaluator}, for what they find on the images on which rows are compared (`Measured.few`).
     """
     auto = baselines_mode(cfg) == "auto"
     few = sample(splits, cfg) if auto or not splits.has_labels else splits
@@ -239,10 +240,13 @@ def measure(
         others = {"raw_pixels": raw_pixels, "histogram": GreyHistogram(), **beside}
     compared = {name: probe for name, probe in probes.items() if not (auto and getattr(probe, "trains", False))}
     alone = {name: probe for name, probe in probes.items() if name not in compared}
-    whole = Baselines(compared, others if few is splits else {}, alone=alone, together=auto)
+    apart = bool(few is not splits and others and compared)  # rows are compared on a part of the images
+    whole = Baselines(
+        compared, others if few is splits else {}, alone=alone, looks=None if apart else looks, together=auto
+    )
     found = subset = _validated(cfg, trainer or trainers.quiet(cfg), splits, recipe, pretrained, whole)
-    if few is not splits and others and compared:
-        part = Baselines(compared, others, together=True)
+    if apart:
+        part = Baselines(compared, others, looks=looks, together=True)
         subset = _validated(cfg, trainers.quiet(cfg), few, recipe, pretrained, part)
     table: Table = {}
     for probe in probes:
@@ -256,22 +260,7 @@ def measure(
         table[probe] = column | {PRETRAINED: found[f"{probe}/{PRETRAINED}"]}
     cells = {f"{probe}/{row}" for probe in probes for row in (PRETRAINED, *others)}
     metrics = {name: value for name, value in found.items() if name not in cells}
-    return Measured(table, metrics, {probe: whole.metrics[probe] for probe in probes}, splits, few)
-
-
-def nearest(
-    cfg: DictConfig, splits: Splits, recipe: Recipe, encoders: Mapping[str, Backbone]
-) -> dict[str, list[Neighbours]]:
-    """{encoder: the images of the bank that are nearest to some of the query}; the same images for all."""
-    from esvit_pl.modules import Evaluation
-
-    found = {}
-    for title, encoder in encoders.items():
-        looked = NearestImages(queries=6)
-        data = assemble.datamodule(cfg, splits, recipe)
-        trainers.quiet(cfg).validate(Evaluation(encoder, looked), data, verbose=False)
-        found[title] = looked.found
-    return found
+    return Measured(table, metrics, {probe: whole.metrics[probe] for probe in probes}, splits, few if apart else splits)
 
 
 def _validated(

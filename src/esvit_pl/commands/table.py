@@ -20,9 +20,9 @@ EXAMPLES = [
 
 
 def needs(cfg: DictConfig) -> str | None:
-    if cfg.published:  # a table without runs of ours is one, too
-        return None
     missing = [folder for folder in cfg.folders if not Path(folder).is_dir()]
+    if cfg.published and missing == [cfg.paths.log_dir]:  # nobody named a folder, and a table without runs is one
+        return None
     return f"esvit-table needs folders that hold runs; there is no {' and no '.join(missing)}" if missing else None
 
 

@@ -34,6 +34,7 @@ class Baselines(Evaluator):
         probes: {name: evaluator}.
         encoders: {row: encoder} to compare with, rows as in `names.ROWS`.
         alone: {name: evaluator} that only the encoder is asked.
+        looks: {row: evaluator}, of `PRETRAINED` and of `encoders`: asked about that row, and its numbers are left out.
         together: read the images once for all rows, for few images: the features of all rows are in memory together.
             Otherwise those of one row at a time.
     """
@@ -44,10 +45,11 @@ class Baselines(Evaluator):
         encoders: Mapping[str, nn.Module],
         *,
         alone: Mapping[str, Evaluator] | None = None,
+        looks: Mapping[str, Evaluator] | None = None,
         together: bool = False,
     ) -> None:
         self.probes, self.encoders, self.alone = dict(probes), dict(encoders), dict(alone or {})
-        self.together = together
+        self.looks, self.together = dict(looks or {}), together
         self.metrics: dict[str, str] = {}
         """{probe: the metric that its number is}, known after `run`."""
 
@@ -64,18 +66,20 @@ class Baselines(Evaluator):
             probe.check(encoder, num_classes)
 
     def run(self, encoder: Any, data: EvaluationData) -> dict[str, float]:
-        kinds = tuple(dict.fromkeys(kind for probe in self.probes.values() for kind in probe.reads))
+        kinds = tuple(
+            dict.fromkeys(kind for probe in (*self.probes.values(), *self.looks.values()) for kind in probe.reads)
+        )
         if self.together and self.encoders and self.probes:
             rows = [encoder, *(data.place.module(other).eval() for other in self.encoders.values())]
             data.read(rows, "bank", kinds)
             data.read(rows, "query", kinds)
-        answers = self._ask(encoder, data, self.all)
+        answers = self._ask(encoder, data, self.all, self.looks.get(PRETRAINED))
         noted = dict(data.answers)
         self.metrics = {name: next(iter(answer)) for name, answer in answers.items()}
         found = {metric: value for answer in answers.values() for metric, value in answer.items()}
         found |= {f"{name}/{PRETRAINED}": answer[self.metrics[name]] for name, answer in answers.items()}
         for row, other in self.encoders.items():
-            answers = self._ask(data.place.module(other).eval(), data, self.probes)
+            answers = self._ask(data.place.module(other).eval(), data, self.probes, self.looks.get(row))
             found |= {f"{name}/{row}": answer[self.metrics[name]] for name, answer in answers.items()}
             other.cpu()
         data.answers = noted  # of the encoder
@@ -87,9 +91,15 @@ class Baselines(Evaluator):
         return {**self.probes, **self.alone}
 
     @staticmethod
-    def _ask(encoder: Any, data: EvaluationData, probes: Mapping[str, Evaluator]) -> dict[str, dict[str, float]]:
-        data.read([encoder], "query", tuple(dict.fromkeys(kind for probe in probes.values() for kind in probe.reads)))
-        return {name: probe.run(encoder, data) for name, probe in probes.items()}
+    def _ask(
+        encoder: Any, data: EvaluationData, probes: Mapping[str, Evaluator], look: Evaluator | None
+    ) -> dict[str, dict[str, float]]:
+        asked = [*probes.values(), *([] if look is None else [look])]
+        data.read([encoder], "query", tuple(dict.fromkeys(kind for probe in asked for kind in probe.reads)))
+        answers = {name: probe.run(encoder, data) for name, probe in probes.items()}
+        if look is not None:
+            look.run(encoder, data)
+        return answers
 
 
 class _Baseline(Backbone):

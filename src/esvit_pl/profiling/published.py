@@ -92,7 +92,7 @@ class OfTransfer(NamedTuple):
     """A linear classifier on the frozen features of 18 data sets; which ones they are stands in an appendix."""
 
     mean: float
-    """Of their metrics, in %."""
+    """The mean of their 18 metrics, in %."""
     wins: int
     """Data sets on which it is better than the supervised one."""
 

@@ -33,9 +33,10 @@ def published_table(runs: Sequence[Run], *, base: str | os.PathLike[str] = ".") 
     """
     header = ["experiment", "linear, published", "linear, ours", "k-NN, published", "k-NN, ours", "source", "run"]
     rows: list[list[Cell]] = []
+    repeating = [(experiment_of(run), run) for run in runs if not misses(run)]
     for name, accuracy in published.EXPERIMENTS.items():
         both = str(accuracy).split(" / ")
-        repeated: list[Run | None] = [run for run in runs if experiment_of(run) == name and not misses(run)]
+        repeated: list[Run | None] = [run for experiment, run in repeating if experiment == name]
         for mine in repeated or [None]:
             ours = [_percent(None if mine is None else mine.results.get(metric)) for metric in (LINEAR, KNN_TOP1)]
             run = None if mine is None else " ".join([os.path.relpath(mine.folder, base), *_settings(mine)])
@@ -52,8 +53,7 @@ def left_out(runs: Sequence[Run], *, base: str | os.PathLike[str] = ".") -> list
     return [
         f"{os.path.relpath(run.folder, base)} (experiment={name}) is not in the table: {reason}"
         for run in runs
-        for name in published.EXPERIMENTS
-        if experiment_of(run) == name and (reason := misses(run))
+        if (reason := misses(run)) and (name := experiment_of(run)) in published.EXPERIMENTS
     ]
 
 

@@ -16,7 +16,7 @@ from esvit_pl.runs.cells import as_csv, as_latex, as_markdown, as_text
 from esvit_pl.whole import replacing
 
 Numbers = dict[str, float]
-"""Of logistic regression: ``logistic/<metric>``, ``logistic/C``, ..."""
+"""What logistic regression says: ``logistic/<metric>``, ``logistic/C``, ..."""
 
 
 class Line(NamedTuple):
@@ -28,7 +28,7 @@ class Line(NamedTuple):
     found: dict[str, Numbers]
     """{backbone: its numbers}; empty if the data set is missing."""
     absent: str = ""
-    """Of a missing one, how to get it, or why it cannot be read."""
+    """How to get a data set that is missing, or why it cannot be read."""
 
     def value(self, backbone: str) -> float:
         return self.found[backbone][f"logistic/{self.metric}"]

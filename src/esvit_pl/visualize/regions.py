@@ -35,7 +35,7 @@ class NearRegion(NamedTuple):
 def nearest_regions(
     backbone: Backbone, image: Picture, query: Point, batches: Iterable[Any], *, k: int = 6, side: int | None = None
 ) -> list[NearRegion]:
-    """Find the region of each image that is most like the query's, and return the k most similar of these, best first.
+    """The same as `like`, for the region at a place of an image and the images of a loader.
 
     Args:
         image: where the query lies.
@@ -56,21 +56,16 @@ def nearest_regions(
         return like(asked, maps(), k=k)
 
 
-def region_at(backbone: Backbone, image: Picture, query: Point | None, *, side: int | None = None) -> Tensor:
-    """The region (d) of the image at a place, in pixels of the image; None for its middle."""
+def region_at(backbone: Backbone, image: Picture, query: Point, *, side: int | None = None) -> Tensor:
+    """The region (d) at a place of the image, which is given in pixels."""
     features, size = looked_at(backbone, image, backbone, side=side)
-    row, column = cell_of(query or (size[1] / 2, size[0] / 2), size, features.grid)
+    row, column = cell_of(query, size, features.grid)
     region: Tensor = features.regions[0, row * features.grid[1] + column]
     return region
 
 
-def middle(image: Tensor) -> Point:
-    """Of an image (c h w)."""
-    return image.shape[-1] / 2, image.shape[-2] / 2
-
-
 def like(region: Tensor, maps: Iterable[tuple[Tensor, tuple[int, int]]], *, k: int) -> list[NearRegion]:
-    """Of each image the region that is most like this one, and of these the k most similar, best first.
+    """Find the region of each image that is most like this one, and return the k most similar of these, best first.
 
     >>> [near] = like(torch.tensor([0.0, 2.0]), [(torch.eye(2)[None], (1, 2))], k=1)
     >>> near.cell, near.cosine
