@@ -96,6 +96,23 @@ def to_network(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     return network | {f"backbone.{key}": value for key, value in swin.from_released(backbone).items()}
 
 
+def to_mlp(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The rivals' heads: their names -> ours, which count all layers from 0 on. MoBY's hidden ones count from 1."""
+    hidden = [int(key.split(".")[1]) for key in weights if key.startswith("linear_hidden")]
+    last = max(hidden, default=0) + 1  # a ReLU stands between
+
+    def ours(key: str) -> str:
+        where, _, rest = key.partition(".")
+        if where == "linear_out":
+            return f"{last}.{rest}"
+        if where == "linear_hidden":
+            number, _, rest = rest.partition(".")
+            return f"{int(number) - 1}.{rest}"
+        return key
+
+    return {ours(key): value for key, value in weights.items()}
+
+
 def largest_error(value: Tensor, reference: Tensor) -> float:
     """Largest difference."""
     assert value.shape == reference.shape, f"{tuple(value.shape)} against {tuple(reference.shape)}"

@@ -21,6 +21,8 @@ CONF = Path(__file__).parents[1] / "conf"
 CHOICES = {
     "backbone": None,
     "loss/view": {"view_weight", "region_weight"},
+    "loss/simmim": {"cell"},  # these are the augmentation's
+    "loss/mpp": {"mean", "std"},
     "optimizer": {"name"},
     "augment/global_only": {"num_local", "global_scale"},
     "augment/checkpoint": None,

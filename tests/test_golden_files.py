@@ -32,6 +32,14 @@ TESTED = (
     "evaluation_logistic",
     "evaluation_multilabel",
     "evaluation_per_class",
+    "rival_byol",
+    "rival_densecl",
+    "rival_mlps",
+    "rival_moby_loss",
+    "rival_moby_training",
+    "rival_mocov3",
+    "rival_simclr",
+    "rival_swav",
 )
 
 

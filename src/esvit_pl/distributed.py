@@ -19,6 +19,11 @@ def rank() -> int:
     return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
 
 
+def own_rows(number: int, *, device: torch.device) -> Tensor:
+    """Where the `number` rows of this process lie among those of all processes (`gather_over_ranks`)."""
+    return rank() * number + torch.arange(number, device=device)
+
+
 def is_of_a_collective(error: BaseException) -> bool:
     """Whether an error says that this process has lost the others, in the middle of a sum or a gather."""
     return isinstance(error, dist.DistError) or "gloo" in str(error)
@@ -109,6 +114,22 @@ def gather_with_gradient(x: Tensor) -> Tensor:
     """
     gathered: Tensor = x if num_ranks() == 1 else _Gather.apply(x)
     return gathered
+
+
+def sum_with_gradient(x: Tensor) -> Tensor:
+    """`sum_over_ranks` through which gradients flow back to every rank, for batch norm over the rows of all ranks."""
+    total: Tensor = x if num_ranks() == 1 else _Sum.apply(x)
+    return total
+
+
+class _Sum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return sum_over_ranks(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return sum_over_ranks(grad)
 
 
 class _Gather(torch.autograd.Function):

@@ -4,9 +4,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from esvit_pl.distributed import num_ranks, sum_with_gradient
+from esvit_pl.precision import wide
 
 
 class Prototypes(nn.Module):
@@ -80,3 +86,123 @@ class ProjectionHead(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return F.normalize(self.mlp(x), dim=-1)
+
+
+class Reused(nn.Module):
+    """A head that is fed something else, too: its weights are those of `head`.
+
+    >>> head = ProjectionHead(8, hidden_dim=16, out_dim=4)
+    >>> again = Reused(head, reads="regions")
+    >>> again(torch.zeros(2, 8)).shape, again.reads, again.head is head
+    (torch.Size([2, 4]), 'regions', True)
+    """
+
+    def __init__(self, head: nn.Module, *, reads: str) -> None:
+        super().__init__()
+        self.head, self.reads = head, reads
+
+    @property
+    def prototypes(self) -> nn.Module | None:
+        return getattr(self.head, "prototypes", None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.head(x)
+        return out
+
+
+class SyncedBatchNorm(nn.SyncBatchNorm):
+    """Batch norm over the rows (b d) of all ranks, which have equally many; with one rank, plain batch norm.
+
+    torch's own runs on GPUs only, so there it does the work, and elsewhere this class does.
+
+    >>> SyncedBatchNorm(2)(torch.tensor([[0.0, 1.0], [2.0, 5.0]])).round(decimals=2)
+    tensor([[-1., -1.],
+            [ 1.,  1.]], grad_fn=<RoundBackward1>)
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.is_cuda and num_ranks() > 1:
+            return super().forward(x)
+        if num_ranks() == 1 or not self.training:
+            return nn.BatchNorm1d.forward(self, x)  # type: ignore[arg-type]
+        count, rows = len(x) * num_ranks(), wide(x)
+        mean = sum_with_gradient(rows.sum(0)) / count
+        variance = sum_with_gradient((rows - mean).square().sum(0)) / count
+        self._follow(mean.detach(), variance.detach() * (count / (count - 1)))
+        out = (rows - mean) * (variance + self.eps).rsqrt()
+        if self.affine:
+            out = out * self.weight + self.bias
+        return out.to(x.dtype)
+
+    @torch.no_grad()
+    def _follow(self, mean: Tensor, variance: Tensor) -> None:
+        """Move the running statistics."""
+        assert self.running_mean is not None and self.running_var is not None and self.momentum is not None
+        assert self.num_batches_tracked is not None
+        self.num_batches_tracked.add_(1)
+        self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
+        self.running_var.lerp_(variance.to(self.running_var.dtype), self.momentum)
+
+
+class MLPHead(nn.Sequential):
+    """Linear layers with ReLU between them: rows (b d) -> (b p). Projectors and predictors of the contrastive methods.
+
+    Args:
+        widths: d, the hidden widths, p.
+        reads: what it is fed: "pooled", "regions", or the name of an earlier head.
+        bias: of the Linear layers before the last.
+        last_bias: of the last Linear layer.
+        batch_norm: after every Linear layer but the last.
+        last_norm: batch norm at the end: "plain" has neither scale nor shift, "scaled" has a scale alone.
+        unit: divide the result by its length.
+
+    >>> predictor = MLPHead([256, 4096, 256], reads="projection", bias=False, last_bias=False, last_norm="plain")
+    >>> [type(layer).__name__ for layer in predictor]
+    ['Linear', 'SyncedBatchNorm', 'ReLU', 'Linear', 'SyncedBatchNorm']
+    """
+
+    def __init__(
+        self,
+        widths: Sequence[int],
+        *,
+        reads: str = "pooled",
+        bias: bool = True,
+        last_bias: bool = True,
+        batch_norm: bool = True,
+        last_norm: Literal["plain", "scaled"] | None = None,
+        unit: bool = False,
+    ) -> None:
+        layers: list[nn.Module] = []
+        for width, following in zip(widths[:-2], widths[1:-1], strict=True):
+            norm = [SyncedBatchNorm(following)] if batch_norm else []
+            layers += [nn.Linear(width, following, bias=bias), *norm, nn.ReLU()]
+        layers.append(nn.Linear(widths[-2], widths[-1], bias=last_bias))
+        if last_norm is not None:
+            layers.append(SyncedBatchNorm(widths[-1], affine=last_norm == "scaled"))
+        super().__init__(*layers)
+        if last_norm == "scaled":
+            layers[-1].bias.requires_grad_(False)
+        self.reads, self.unit = reads, unit
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = super().forward(x)
+        return F.normalize(out, dim=-1) if self.unit else out
+
+
+class UnitPrototypes(nn.Module):
+    """k directions of length 1 (SwAV): they are brought back to it in every forward, outside the graph.
+
+    >>> UnitPrototypes(dim=4, num_prototypes=6)().norm(dim=1).allclose(torch.ones(6))
+    True
+    """
+
+    def __init__(self, dim: int = 128, num_prototypes: int = 3000) -> None:
+        super().__init__()
+        self.direction = nn.Parameter(torch.empty(num_prototypes, dim))
+        nn.init.kaiming_uniform_(self.direction, a=5**0.5)  # torch's default for a Linear, as released
+
+    def forward(self) -> Tensor:
+        """The prototypes (k p)."""
+        with torch.no_grad():
+            self.direction.copy_(F.normalize(self.direction, dim=1))
+        return self.direction

@@ -10,6 +10,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from esvit_pl.backbones.interface import Backbone, Features
 from esvit_pl.objectives.interface import Views
@@ -20,7 +21,7 @@ Masks = Sequence[Tensor | None]
 class MultiCropNetwork(nn.Module):
     """The student or the teacher.
 
-    The backbone runs once for each run of views of equal size.
+    The backbone runs once for each run of views of equal size, or, with batch norm and "per_view", once for each view.
 
     Args:
         backbone: gives `Features`.
@@ -45,6 +46,8 @@ class MultiCropNetwork(nn.Module):
         self.backbone = backbone
         self.heads = heads
         self.head_rows = head_rows
+        normed = any(isinstance(module, _BatchNorm) for module in backbone.modules())
+        self.views_apart = head_rows == "per_view" and normed
         known = ["pooled", "regions"]
         for name, head in heads.items():
             if reads(head) not in known:
@@ -54,7 +57,7 @@ class MultiCropNetwork(nn.Module):
                 )
             known.append(name)
 
-    def forward(self, views: list[Tensor], heads: set[str] | None = None, masks: Masks | None = None) -> Views:
+    def forward(self, views: Sequence[Tensor], heads: set[str] | None = None, masks: Masks | None = None) -> Views:
         """
         Args:
             views: (b c h w) each, global ones first.
@@ -75,10 +78,10 @@ class MultiCropNetwork(nn.Module):
                     seen.prototypes[name] = prototypes()
         return seen
 
-    def see(self, views: list[Tensor], masks: Masks | None = None) -> list[Features]:
+    def see(self, views: Sequence[Tensor], masks: Masks | None = None) -> list[Features]:
         """Backbone features of each view; views of equal size that follow one another share a pass."""
         features: list[Features] = []
-        for _, run in groupby(range(len(views)), key=lambda v: views[v].shape):
+        for _, run in groupby(range(len(views)), key=lambda v: (views[v].shape, v if self.views_apart else None)):
             same_size = list(run)
             images = torch.cat([views[v] for v in same_size])
             mask = joined([masks[v] for v in same_size]) if masks else None

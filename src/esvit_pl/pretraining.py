@@ -117,6 +117,7 @@ class PretrainingStep(nn.Module):
             if (given or 0) < 0:
                 raise ValueError(f"the training step needs {name} of 0 or more, got {given}")
         check_shape("module.momentum_schedule", momentum_schedule)
+        objective.prepare(backbone)
         heads, rows = objective.heads(backbone.width, backbone.region_width), objective.head_rows
         self.teacher = None
         if objective.uses_teacher:
@@ -152,18 +153,18 @@ class PretrainingStep(nn.Module):
         """
         seed_torch(self.seed, "step", progress.micro_batch, rank())  # so that a resumed training draws the same numbers
         views = batch["views"]  # list of (b c h w), global ones first
-        masks = batch.get("masks") if self.objective.uses_masks else None  # for each view (b h w) bool, or None
-        if masks is None and self.objective.uses_masks:
+        if self.objective.uses_masks and batch.get("masks") is None:
             raise ValueError(
                 f"{type(self.objective).__name__} needs masks, and the batch has none; set augment.mask_cell"
             )
+        seen, masks = self.objective.student_sees(batch, progress)  # masks: for each view (b h w) bool, or None
         heads = self.objective.active(progress)
 
         teacher = None
         if self.teacher is not None:
             with torch.no_grad():
                 teacher = self.teacher(views[: self.num_global], heads)
-        student = self.student(views, heads, masks)
+        student = self.student(seen, heads, masks)
         losses: Losses = self.objective(student, teacher, batch, progress)
 
         losses.idle = sum((0.0 * p.sum() for p in self.waiting(progress)), losses.idle)
@@ -226,7 +227,8 @@ class PretrainingStep(nn.Module):
     def momentum_at(self, progress: Progress) -> float:
         """The teacher's momentum in this step."""
         start, end = self.momentum, self.momentum_end
-        return scheduled(self.momentum_schedule, progress.step, progress.total, start=start, end=end)
+        step = min(progress.step + self.objective.momentum_of_next_step, progress.total)
+        return scheduled(self.momentum_schedule, step, progress.total, start=start, end=end)
 
     def waiting(self, progress: Progress) -> list[nn.Parameter]:
         """Parameters of the heads that take no part yet."""

@@ -24,7 +24,7 @@ def draw_mask(view: ViewRecipe, recipe: Recipe, generator: np.random.Generator) 
     >>> recipe = Recipe(mask_cell=32, mask_chance=1.0, mask_ratio=(0.5, 0.5), mask_shape="cells")
     >>> mask = draw_mask(recipe.views[0], recipe, np.random.default_rng(0))
     >>> tuple(mask.shape), int(mask.sum())
-    ((7, 7), 24)
+    ((7, 7), 25)
     """
     if not view.mask_cell:
         return None
@@ -33,11 +33,11 @@ def draw_mask(view: ViewRecipe, recipe: Recipe, generator: np.random.Generator) 
     chance, share = generator.random(2)
     if chance < recipe.mask_chance:
         low, high = recipe.mask_ratio
-        count = int((low + (high - low) * share) * side * side)
-        if recipe.mask_shape == "cells":
-            mask.flat[generator.permutation(mask.size)[:count]] = True
+        hidden = (low + (high - low) * share) * side * side
+        if recipe.mask_shape == "cells":  # rounded up, as SimMIM does, and down for blocks, as iBOT
+            mask.flat[generator.permutation(mask.size)[: math.ceil(hidden)]] = True
         else:
-            _hide_blocks(mask, count, generator)
+            _hide_blocks(mask, int(hidden), generator)
     return torch.from_numpy(mask)
 
 

@@ -125,6 +125,12 @@ class Backbone(nn.Module):
             "vit_base_p16, deit_small_p16)"
         )
 
+    def freeze_embedding(self) -> None:
+        """Let what embeds the patches stay as it was drawn; the absolute positions of a ViT become sines and cosines.
+
+        A convnet embeds no patches, and stays as it is.
+        """
+
     def last_blocks(self, x: Tensor, n: int) -> Tensor:
         """(b c h w) -> (b last_blocks_width(n)): pooled features of the last n blocks, earliest first.
 

@@ -122,6 +122,9 @@ class Swin(StagedBackbone):
         x = self.norm(x) if last == self.num_stages else x
         return Regions(x.flatten(1, 2), (x.shape[1], x.shape[2]))
 
+    def freeze_embedding(self) -> None:
+        self.patch_embed.proj.requires_grad_(False)
+
     def learn_mask(self) -> None:
         self.mask_vector = nn.Parameter(torch.zeros(self.stage_widths[0]))
 

@@ -12,6 +12,7 @@ import json
 from typing import Any, Self, cast
 
 import torch
+from timm.layers import build_sincos2d_pos_embed
 from timm.layers.attention import Attention as FullAttention
 from timm.layers.norm_act import BatchNormAct2d, SyncBatchNormAct
 from timm.models._manipulate import group_with_matcher
@@ -143,6 +144,17 @@ class TimmBackbone(Backbone):
                 "(backbone=vit_base_p16, deit_small_p16, swin_tiny_w7)"
             )
         self.mask_vector = nn.Parameter(torch.zeros(self.model.embed_dim))
+
+    def freeze_embedding(self) -> None:
+        embedding = getattr(self.model, "patch_embed", None)
+        if hasattr(embedding, "proj"):
+            embedding.proj.requires_grad_(False)
+        if isinstance(self.model, VisionTransformer) and self.model.pos_embed is not None:
+            table, grid = self.model.pos_embed, list(self.model.patch_embed.grid_size)
+            waves = build_sincos2d_pos_embed(grid, dim=table.shape[-1])
+            with torch.no_grad():
+                table.zero_()[:, -len(waves) :] = waves  # class token and registers have position 0
+            table.requires_grad_(False)
 
     def last_blocks(self, x: Tensor, n: int) -> Tensor:
         """(b c h w) -> (b last_blocks_width(n)), earliest first.

@@ -8,13 +8,13 @@ import warnings
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from esvit_pl.augment.batch import Batch
 from esvit_pl.heads import ProjectionHead, Prototypes
 from esvit_pl.losses import Center, RegionLoss, ViewLoss, match_views, matched_share, partition_and_target
 from esvit_pl.metrics.collapse import largest_entropy
-from esvit_pl.objectives.interface import Losses, Objective, Progress, Views, Window
+from esvit_pl.objectives.interface import Losses, Objective, Progress, Views, Window, rows_of, split_like
 from esvit_pl.precision import wide
 from esvit_pl.schedules import Duration, check_shape, scheduled
 from esvit_pl.specs import spec_of
@@ -118,10 +118,10 @@ class EsViTObjective(Objective):
 
         student_temp, teacher_temp = self.spec["student_temp"], self.schedules(progress)["teacher_temp"]
         partition, (u, entropy) = partition_and_target(
-            _rows(z), prototypes, student_temp, _rows(teacher_z), teacher_prototypes, center.value, teacher_temp
+            rows_of(z), prototypes, student_temp, rows_of(teacher_z), teacher_prototypes, center.value, teacher_temp
         )
-        partitions = _split_like(partition, z)
-        targets = _split_like(u, teacher_z)
+        partitions = split_like(partition, z)
+        targets = split_like(u, teacher_z)
         # Autocast would take what follows to half precision.
         with torch.autocast(partition.device.type, enabled=False):
             if name == "view":
@@ -131,7 +131,7 @@ class EsViTObjective(Objective):
                 loss = self.region_loss(z, partitions, targets, matches)
                 losses.diagnostics["matched_share"] = matched_share(matches, [r.shape[1] for r in teacher.regions])
         if self.training:
-            center.observe(_rows(teacher_z), teacher_prototypes)
+            center.observe(rows_of(teacher_z), teacher_prototypes)
 
         losses.terms[name] = loss
         losses.diagnostics[f"{name}_teacher_entropy"] = entropy.mean()
@@ -182,17 +182,6 @@ class EsViTObjective(Objective):
                 f"(trainer.max_epochs={epochs:g}): the region loss would never join; "
                 f"loss.region_start_epoch={int(epochs * 2 / 3)} would do, or a longer training, or loss=view"
             )
-
-
-def _rows(views: list[Tensor]) -> Tensor:
-    """(b ... p) each -> (all rows, p)."""
-    return torch.cat([view.flatten(0, -2) for view in views])
-
-
-def _split_like(rows: Tensor, views: list[Tensor]) -> list[Tensor]:
-    """(all rows, ...) -> one tensor (b ... ...) per view: the way back of `_rows`."""
-    parts = rows.split([view.shape[:-1].numel() for view in views])
-    return [part.unflatten(0, view.shape[:-1]) for part, view in zip(parts, views, strict=True)]
 
 
 def _check(spec: dict[str, Any]) -> None:

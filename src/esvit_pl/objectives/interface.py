@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import reduce
 from typing import Any, Literal, NamedTuple
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from esvit_pl.augment.batch import Batch
+from esvit_pl.backbones.interface import Backbone
 from esvit_pl.schedules import Duration, Progress
 
 __all__ = ["Losses", "Objective", "Progress", "Views", "Window"]
@@ -102,8 +103,10 @@ class Objective(nn.Module):
     Attributes:
         uses_teacher: whether there is a momentum teacher.
         uses_masks: whether `forward` needs views with masked patches; the student's backbone then learns a mask vector.
-        head_rows: "joint" runs a head once on the rows of all views, "per_view" once for each view. With batch norm in
-            a head these are different methods.
+        head_rows: "joint" runs a head once on the rows of all views, "per_view" once for each view; a backbone with
+            batch norm then sees view by view, too. With batch norm these are different methods.
+        momentum_of_next_step: the teacher's momentum is that of the step that follows. The authors of some methods move
+            the teacher before a step, and so with that step's momentum; here it always moves after one.
         spec: the plain dict that tells two objectives apart; saved in checkpoints.
 
     One that wants short features, of the student alone:
@@ -123,7 +126,11 @@ class Objective(nn.Module):
     uses_teacher: bool = True
     uses_masks: bool = False
     head_rows: Literal["joint", "per_view"] = "joint"
+    momentum_of_next_step: bool = False
     spec: dict[str, Any]
+
+    def prepare(self, backbone: Backbone) -> None:
+        """Change the student's backbone before the teacher's is copied from it, for example to freeze a part."""
 
     def heads(self, width: int, region_width: int) -> nn.ModuleDict:
         """Heads of the student, copied to the teacher.
@@ -145,6 +152,10 @@ class Objective(nn.Module):
     def active(self, progress: Progress) -> set[str] | None:
         """Names of the heads that `forward` reads now, None for all. The others do not run and stand still."""
         return None
+
+    def student_sees(self, batch: Batch, progress: Progress) -> tuple[Sequence[Tensor], Sequence[Tensor | None] | None]:
+        """Views and masks for the student, where they are not simply those of the batch."""
+        return batch["views"], batch.get("masks") if self.uses_masks else None
 
     def forward(self, student: Views, teacher: Views | None, batch: Batch, progress: Progress) -> Losses:
         """The losses of a micro-batch.
@@ -183,3 +194,39 @@ class Objective(nn.Module):
 
     def check(self, epochs: float) -> None:
         """Raise ValueError for settings that do not fit a training of `epochs` epochs."""
+
+
+def rows_of(views: list[Tensor]) -> Tensor:
+    """(b ... p) each -> (all rows, p)."""
+    return torch.cat([view.flatten(0, -2) for view in views])
+
+
+def split_like(rows: Tensor, views: list[Tensor]) -> list[Tensor]:
+    """(all rows, ...) -> one tensor (b ... ...) per view: the way back of `rows_of`."""
+    parts = rows.split([view.shape[:-1].numel() for view in views])
+    return [part.unflatten(0, view.shape[:-1]) for part, view in zip(parts, views, strict=True)]
+
+
+def check_positive(objective: Objective, *names: str) -> None:
+    """Refuse settings of 0 or less.
+
+    Raises:
+        ValueError: with the setting and its value.
+    """
+    for name in names:
+        if objective.spec[name] <= 0:
+            raise ValueError(f"{type(objective).__name__} needs a positive {name}, got {objective.spec[name]}")
+
+
+def check_two_views(objective: Objective, views: list[Tensor]) -> list[Tensor]:
+    """The views, for an objective that compares two and no more.
+
+    Raises:
+        ValueError: there are more or less.
+    """
+    if len(views) != 2:
+        raise ValueError(
+            f"{type(objective).__name__} compares two views of an image, got {len(views)}; set augment.num_global=2 "
+            "and augment.num_local=0 (augment=global_only)"
+        )
+    return views
