@@ -104,11 +104,11 @@ def to_mlp(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     def ours(key: str) -> str:
         where, _, rest = key.partition(".")
         if where == "linear_out":
-            return f"{last}.{rest}"
+            return f"mlp.{last}.{rest}"
         if where == "linear_hidden":
             number, _, rest = rest.partition(".")
-            return f"{int(number) - 1}.{rest}"
-        return key
+            return f"mlp.{int(number) - 1}.{rest}"
+        return f"mlp.{key}"
 
     return {ours(key): value for key, value in weights.items()}
 

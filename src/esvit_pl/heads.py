@@ -144,7 +144,7 @@ class SyncedBatchNorm(nn.SyncBatchNorm):
         self.running_var.lerp_(variance.to(self.running_var.dtype), self.momentum)
 
 
-class MLPHead(nn.Sequential):
+class MLPHead(nn.Module):
     """Linear layers with ReLU between them: rows (b d) -> (b p). Projectors and predictors of the contrastive methods.
 
     Args:
@@ -155,9 +155,10 @@ class MLPHead(nn.Sequential):
         batch_norm: after every Linear layer but the last.
         last_norm: batch norm at the end: "plain" has neither scale nor shift, "scaled" has a scale alone.
         unit: divide the result by its length.
+        prototypes: what the objective scores projections against, if it does.
 
     >>> predictor = MLPHead([256, 4096, 256], reads="projection", bias=False, last_bias=False, last_norm="plain")
-    >>> [type(layer).__name__ for layer in predictor]
+    >>> [type(layer).__name__ for layer in predictor.mlp]
     ['Linear', 'SyncedBatchNorm', 'ReLU', 'Linear', 'SyncedBatchNorm']
     """
 
@@ -171,7 +172,9 @@ class MLPHead(nn.Sequential):
         batch_norm: bool = True,
         last_norm: Literal["plain", "scaled"] | None = None,
         unit: bool = False,
+        prototypes: nn.Module | None = None,
     ) -> None:
+        super().__init__()
         layers: list[nn.Module] = []
         for width, following in zip(widths[:-2], widths[1:-1], strict=True):
             norm = [SyncedBatchNorm(following)] if batch_norm else []
@@ -179,13 +182,13 @@ class MLPHead(nn.Sequential):
         layers.append(nn.Linear(widths[-2], widths[-1], bias=last_bias))
         if last_norm is not None:
             layers.append(SyncedBatchNorm(widths[-1], affine=last_norm == "scaled"))
-        super().__init__(*layers)
         if last_norm == "scaled":
             layers[-1].bias.requires_grad_(False)
-        self.reads, self.unit = reads, unit
+        self.mlp = nn.Sequential(*layers)
+        self.reads, self.unit, self.prototypes = reads, unit, prototypes
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = super().forward(x)
+        out: Tensor = self.mlp(x)
         return F.normalize(out, dim=-1) if self.unit else out
 
 

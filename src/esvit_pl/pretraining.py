@@ -15,7 +15,7 @@ The paper's algorithm, and where it stands here:
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -61,7 +61,8 @@ class PretrainingStep(nn.Module):
         momentum: of the teacher at the start.
         momentum_end: momentum towards which the schedule goes over the whole training.
         momentum_schedule: its shape, a name in `schedules.SHAPES`.
-        clip_grad: largest norm of each parameter's own gradient; 0 or None leaves gradients alone.
+        clip_grad: largest norm of a gradient; 0 or None leaves gradients alone.
+        clip_grad_of: "parameter" clips each parameter's gradient by its own norm, "network" all by their common norm.
         freeze_prototypes_epochs: the student's prototypes stand still for so many epochs; may be a fraction. None for
             1, and for a hundredth of a training of less than 100 epochs.
         warm_heads_epochs: the student's backbone stands still for so many epochs, while its heads learn; may be a
@@ -99,6 +100,7 @@ class PretrainingStep(nn.Module):
         momentum_end: float = 1.0,
         momentum_schedule: str = "cosine",
         clip_grad: float | None = 3.0,
+        clip_grad_of: Literal["parameter", "network"] = "parameter",
         freeze_prototypes_epochs: float | None = None,
         warm_heads_epochs: float = 0.0,
         num_global: int = 2,
@@ -116,6 +118,8 @@ class PretrainingStep(nn.Module):
         ):
             if (given or 0) < 0:
                 raise ValueError(f"the training step needs {name} of 0 or more, got {given}")
+        if clip_grad_of not in ("parameter", "network"):
+            raise ValueError(f"the training step needs clip_grad_of 'parameter' or 'network', got {clip_grad_of!r}")
         check_shape("module.momentum_schedule", momentum_schedule)
         objective.prepare(backbone)
         heads, rows = objective.heads(backbone.width, backbone.region_width), objective.head_rows
@@ -130,7 +134,7 @@ class PretrainingStep(nn.Module):
         self.student = MultiCropNetwork(backbone, heads, head_rows=rows)
         self.objective = objective
         self.momentum, self.momentum_end, self.momentum_schedule = momentum, momentum_end, momentum_schedule
-        self.clip_grad = clip_grad
+        self.clip_grad, self.clip_grad_of = clip_grad, clip_grad_of
         self.durations = {"freeze_prototypes_epochs": Duration(freeze_prototypes_epochs, published=1)}
         self.warm_heads_epochs = warm_heads_epochs
         self.num_global = num_global
@@ -191,7 +195,8 @@ class PretrainingStep(nn.Module):
         for parameter in [*self.waiting(progress), *self.frozen(progress)]:
             parameter.grad = None  # a zero gradient would still decay, and build up optimizer state
         if self.clip_grad:
-            clip_each_(self.student.parameters(), self.clip_grad)
+            clip = clip_each_ if self.clip_grad_of == "parameter" else nn.utils.clip_grad_norm_
+            clip(self.student.parameters(), self.clip_grad)
 
     @torch.no_grad()
     def finish(self, progress: Progress) -> Report:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 import pytest
 
@@ -53,12 +54,14 @@ def test_only_what_is_listed_leaves():
 def test_every_setting_of_the_shipped_groups_is_told_or_stays_home_on_purpose():
     config = plain(compose("pretrain", "dataset=folder", "dataset.root=photos"))
     config["dataset"] |= plain(compose("pretrain", "dataset=photographs"))["dataset"] | {"root": "photos"}
-    leaves = {key for group in SETTINGS for key, _ in flat({group: config[group]})}
+    losses = [path.stem for path in (Path(__file__).parents[2] / "conf" / "loss").glob("*.yaml")]
+    leaves = {f"loss.{name}" for loss in losses for name in compose("pretrain", f"loss={loss}").loss}
+    leaves |= {key for group in SETTINGS for key, _ in flat({group: config[group]})}
     listed = {f"{group}.{name}" for group, names in SETTINGS.items() for name in names}
     assert leaves - listed == HOME
     assert listed <= leaves | {"trainer.limit_train_batches"}
     values = dict(flat(config))
-    unseen = [key for key in listed & leaves if not is_shareable(values[key])]
+    unseen = [key for key in listed & values.keys() if not is_shareable(values[key])]
     assert not unseen
 
 

@@ -169,7 +169,7 @@ def heads(name: str, hidden: int, width: int, out: int) -> torch.nn.Module:
         return objective.heads(width, width)["projection"]
     wide = MoCoV3Objective(hidden_dim=hidden, out_dim=out, predictor_norm=norm).student_only_heads()["prediction"]
     if width != out:  # the file's predictors read other widths than they give
-        wide[0] = torch.nn.Linear(width, hidden, bias=wide[0].bias is not None)
+        wide.mlp[0] = torch.nn.Linear(width, hidden, bias=False)
     return wide
 
 

@@ -48,9 +48,7 @@ def pretrainer(golden: golden_files.Golden) -> Pretrainer:
     s = golden.settings
     module = Pretrainer(
         golden_files.backbone_from(golden.part("init.encoder"), s),
-        MoBYObjective(
-            temp=s["temperature"], queue_length=s["queue"], hidden_dim=s["hidden_dim"], out_dim=s["out_dim"]
-        ),
+        MoBYObjective(temp=s["temperature"], queue_length=s["queue"], hidden_dim=s["hidden_dim"], out_dim=s["out_dim"]),
         OptimizerRecipe(
             name=s["optimizer"],
             lr=s["peak_lr"] * 256 / s["batch"],  # the file gives the peak itself

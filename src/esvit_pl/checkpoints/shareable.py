@@ -5,26 +5,26 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
+from inspect import signature
 from typing import Any
 
+from esvit_pl import objectives
 from esvit_pl.augment import Recipe
 from esvit_pl.evaluation.names import PROBES, ROWS
 from esvit_pl.secret_values import starred
 
+_OBJECTIVES = [
+    getattr(objectives, name) for name in objectives.__all__ if name.endswith("Objective") and name != "Objective"
+]
 SETTINGS: dict[str, tuple[str, ...]] = {
-    "loss": (
-        *("_target_", "view_weight", "region_weight", "region_start_epoch", "num_prototypes", "hidden_dim", "out_dim"),
-        *("num_layers", "batch_norm", "region_batch_norm", "norm_last_layer", "student_temp", "teacher_temp"),
-        *("teacher_temp_start", "teacher_temp_warmup_epochs", "teacher_temp_end", "teacher_temp_schedule"),
-        "center_momentum",
-    ),
+    "loss": ("_target_", *sorted({name for made in _OBJECTIVES for name in signature(made).parameters})),
     "optimizer": (
         *("_target_", "name", "lr", "lr_end", "lr_schedule", "warmup_epochs", "weight_decay", "weight_decay_end"),
-        *("weight_decay_schedule", "betas", "momentum", "trust", "fused"),
+        *("weight_decay_schedule", "decaying", "betas", "momentum", "trust", "rate_inside", "fused"),
     ),
     "module": (
-        *("_target_", "momentum", "momentum_end", "momentum_schedule", "clip_grad", "freeze_prototypes_epochs"),
-        *("compile", "grad_checkpointing"),
+        *("_target_", "momentum", "momentum_end", "momentum_schedule", "clip_grad", "clip_grad_of"),
+        *("freeze_prototypes_epochs", "compile", "grad_checkpointing"),
     ),
     "augment": ("_target_", *(field.name for field in fields(Recipe))),
     "datamodule": ("batch_size", "reduced_decoding"),

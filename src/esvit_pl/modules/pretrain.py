@@ -94,7 +94,7 @@ class Pretrainer(LightningModule):
         self.optimizer = optimizer
         self.start_epoch = start_epoch
         self.slower = {"lr_factor": lr_factor, "layer_decay": layer_decay}
-        parameter_groups(step.student, **self.slower)  # refuses what cannot be before any image is read
+        self.groups()  # refuses what cannot be before any image is read
         self.compiles = compile
         self.config = config
         self.moments: Moments | None = None
@@ -171,10 +171,14 @@ class Pretrainer(LightningModule):
 
     def configure_optimizers(self) -> Optimizer:
         scaled = getattr(getattr(self._trainer, "precision_plugin", None), "scaler", None) is not None
-        optimizer = self.optimizer.build(parameter_groups(self.student, **self.slower), scaled=scaled)
+        optimizer = self.optimizer.build(self.groups(), scaled=scaled)
         if self.moments is not None:
             restore_(optimizer, dict(self.student.named_parameters(remove_duplicate=False)), self.moments.of)
         return optimizer
+
+    def groups(self) -> list[dict[str, Any]]:
+        """The optimizer's groups of parameters."""
+        return parameter_groups(self.student, decaying=self.optimizer.decaying, **self.slower)
 
     def on_fit_start(self) -> None:
         if self.trainer.gradient_clip_val:

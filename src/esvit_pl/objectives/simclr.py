@@ -22,7 +22,7 @@ class SimCLRObjective(Objective):
         num_layers: Linear layers of the head, as wide as the backbone's feature; 3 in version 2, 2 in version 1.
         out_dim: width of the projections.
 
-    >>> SimCLRObjective(out_dim=4).heads(width=16, region_width=16)["projection"][-1].num_features
+    >>> SimCLRObjective(out_dim=4).heads(width=16, region_width=16)["projection"].mlp[-1].num_features
     4
     """
 

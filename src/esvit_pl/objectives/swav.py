@@ -68,9 +68,9 @@ class SwAVObjective(Objective):
         self.reset()
 
     def heads(self, width: int, region_width: int) -> nn.ModuleDict:
-        head = MLPHead([width, self.spec["hidden_dim"], self.spec["out_dim"]], unit=True)
-        head.prototypes = UnitPrototypes(self.spec["out_dim"], self.spec["num_prototypes"])
-        return nn.ModuleDict({"projection": head})
+        prototypes = UnitPrototypes(self.spec["out_dim"], self.spec["num_prototypes"])
+        widths = [width, self.spec["hidden_dim"], self.spec["out_dim"]]
+        return nn.ModuleDict({"projection": MLPHead(widths, unit=True, prototypes=prototypes)})
 
     def forward(self, student: Views, teacher: Views | None, batch: Batch, progress: Progress) -> Losses:
         z, prototypes = [wide(view) for view in student.z["projection"]], wide(student.prototypes["projection"])
@@ -90,6 +90,11 @@ class SwAVObjective(Objective):
     def codes(self, scores: Tensor, prototypes: Tensor) -> Tensor:
         """(2 b k) scores of the two first views -> (2 b k) assignments, computed together with those of the queue."""
         if self.uses_queue:
+            if self.spec["queue_length"] % num_ranks():
+                raise ValueError(
+                    f"loss.queue_length={self.spec['queue_length']} cannot be dealt to {num_ranks()} processes "
+                    "equally; make it a multiple of their number"
+                )
             rows = self.queue.chunk(num_ranks(), dim=1)[rank()].to(prototypes.dtype)  # (2 q p)
             scores = torch.cat([rows @ prototypes.T, scores], dim=1)
         assigned = assign(scores, sharpness=self.spec["sharpness"], iterations=self.spec["iterations"])

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+Decaying = Literal["matrices", "layers", "all"]
+_TABLES = re.compile(r"(relative_position_bias_table|pos_embed|cls_token|reg_token|positions|\.gain)$")
+"""Names of parameters with two and more dimensions that are no layer's weights."""
 
-def parameter_groups(module: nn.Module, *, lr_factor: float = 1.0, layer_decay: float = 1.0) -> list[dict[str, Any]]:
+
+def parameter_groups(
+    module: nn.Module, *, decaying: Decaying = "matrices", lr_factor: float = 1.0, layer_decay: float = 1.0
+) -> list[dict[str, Any]]:
     """Two groups named 'decay' and 'no_decay'; parameters without gradient are left out.
 
     Biases and one-dimensional parameters do not decay. Relative position tables and the prototypes' gains do, as
-    released (docs/recipes.md). An empty group is left out.
+    EsViT released it (docs/recipes.md); authors of other methods do otherwise. An empty group is left out.
 
     A backbone that learns more slowly than its heads has groups of its own for every learning rate, such as
     'decay*0.5', and all groups have an "lr_scale", by which `OptimizerRecipe.set_` multiplies the learning rate.
@@ -23,6 +30,8 @@ def parameter_groups(module: nn.Module, *, lr_factor: float = 1.0, layer_decay: 
 
     Args:
         module: with `lr_factor` or `layer_decay`, one that has a ``backbone``.
+        decaying: "matrices" as said above; "layers" without tables of positions, tokens and gains (MoBY, SimMIM); "all"
+            with every bias and norm (MoCo v3).
         lr_factor: of the backbone's learning rate.
         layer_decay: learning rate of a layer of the backbone, divided by that of the layer above (`Backbone.depths`);
             the heads lie above the last.
@@ -42,7 +51,8 @@ def parameter_groups(module: nn.Module, *, lr_factor: float = 1.0, layer_decay: 
         if parameter.requires_grad:
             elsewhere, _, of_backbone = name.partition("backbone.")
             scale = 1.0 if elsewhere else lr_factor * layer_decay ** (heads - depths.get(of_backbone, heads))
-            keeps = name.endswith(".bias") or parameter.ndim == 1
+            keeps = decaying != "all" and (name.endswith(".bias") or parameter.ndim == 1)
+            keeps |= decaying == "layers" and _TABLES.search(name) is not None
             groups.setdefault((scale, "no_decay" if keeps else "decay"), []).append(parameter)
     return [
         {"name": kind if scale == 1 else f"{kind}*{scale:g}", "params": params, "weight_decay": 0.0, "lr_scale": scale}

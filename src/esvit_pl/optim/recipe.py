@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 from torch.optim import Optimizer
 
+from esvit_pl.optim.groups import Decaying
 from esvit_pl.optim.lars import LARS
 from esvit_pl.optim.sgd import FusedSGD
 from esvit_pl.schedules import Duration, Progress, check_shape, in_steps, scheduled
@@ -30,9 +31,12 @@ class OptimizerRecipe:
         weight_decay: at the start, for the group 'decay'.
         weight_decay_end: weight decay towards which its schedule goes over the whole training.
         weight_decay_schedule: its shape.
+        decaying: which parameters decay: "matrices", "layers" or "all" (`parameter_groups`). "all" also gives every
+            parameter a trust ratio of LARS.
         betas: of AdamW.
         momentum: of SGD and LARS.
         trust: LARS' trust coefficient.
+        rate_inside: LARS multiplies by the learning rate before it gathers momentum, as SimCLR's does.
         fused: torch's fused kernel for AdamW and SGD. None takes it on GPUs and CPUs, unless the loss is scaled.
 
     Raises:
@@ -51,15 +55,19 @@ class OptimizerRecipe:
     weight_decay: float = 0.04
     weight_decay_end: float = 0.4
     weight_decay_schedule: str = "cosine"
+    decaying: Decaying = "matrices"
     betas: tuple[float, float] = (0.9, 0.999)
     momentum: float = 0.9
     trust: float = 0.001
+    rate_inside: bool = False
     fused: bool | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "betas", tuple(self.betas))
         if self.name not in ("adamw", "sgd", "lars"):
             raise ValueError(f"optimizer needs name 'adamw', 'sgd' or 'lars', got {self.name!r}")
+        if self.decaying not in ("matrices", "layers", "all"):
+            raise ValueError(f"optimizer needs decaying 'matrices', 'layers' or 'all', got {self.decaying!r}")
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"optimizer needs two betas of 0 or more and below 1, got {list(self.betas)}")
         for key in NOT_NEGATIVE:
@@ -89,7 +97,8 @@ class OptimizerRecipe:
         devices = {parameter.device.type for group in groups for parameter in group["params"]}
         fused = devices in ({"cuda"}, {"cpu"}) and not scaled if self.fused is None else self.fused
         if self.name == "lars":
-            return LARS(groups, momentum=self.momentum, trust=self.trust)
+            how = {"rate_inside": self.rate_inside, "adapts_all": self.decaying == "all"}
+            return LARS(groups, momentum=self.momentum, trust=self.trust, **how)
         optimizer: Optimizer
         if self.name == "adamw":
             optimizer = torch.optim.AdamW(groups, lr=0.0, betas=self.betas, fused=fused or None)
