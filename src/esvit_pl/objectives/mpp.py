@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from esvit_pl.augment.batch import Batch
-from esvit_pl.distributed import num_ranks, own_rows
+from esvit_pl.distributed import mean_over_ranks, num_ranks, own_rows
 from esvit_pl.losses.masked import cells, color_classes
 from esvit_pl.objectives.interface import Losses, Objective, Progress, Views, check_positive
 from esvit_pl.precision import wide
@@ -83,7 +83,9 @@ class MPPObjective(Objective):
                 wrong = F.cross_entropy(wide(said).flatten(0, 1), colors.flatten(), reduction="none")
                 losses.append((wrong * mask.flatten()).sum())
                 spoilt.append(mask.sum())
-        loss = torch.stack(losses).sum() / torch.stack(spoilt).sum().clamp_min(1)
+        # Where processes spoil different numbers of patches, the mean of their losses is that over all patches.
+        number = mean_over_ranks(torch.stack(spoilt).sum().to(losses[0].dtype))
+        loss = torch.stack(losses).sum() / number.clamp_min(1e-9)
         share = loss.detach() / math.log(self.num_classes)
         return Losses({"color": loss}, {"color": 1.0}, {"color_chance_share": share})
 

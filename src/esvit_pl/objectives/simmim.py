@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from esvit_pl.augment.batch import Batch
+from esvit_pl.distributed import num_ranks, sum_over_ranks
 from esvit_pl.losses.masked import cells
 from esvit_pl.objectives.interface import Losses, Objective, Progress, Views, check_positive
 from esvit_pl.precision import wide
@@ -49,8 +50,9 @@ class SimMIMObjective(Objective):
                 self.check_cell(true)
                 wrong.append(((wide(painted) - true.flatten(2)).abs().sum(-1) * shown).sum())
                 hidden.append(shown.sum() * true[0, 0, 0].numel())
-        pixels = torch.stack(hidden).sum()
-        loss: Tensor = torch.stack(wrong).sum() / (pixels + 1e-5) / self.spec["channels"]
+        # Where processes hide different numbers of pixels, the mean of their losses is that over all pixels.
+        pixels = (sum_over_ranks(torch.stack(hidden).sum().to(wrong[0].dtype)) + 1e-5) / num_ranks()
+        loss: Tensor = torch.stack(wrong).sum() / pixels / self.spec["channels"]
         return Losses({"pixels": loss}, {"pixels": 1.0})
 
     def check_cell(self, true: Tensor) -> None:
