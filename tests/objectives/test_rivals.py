@@ -128,8 +128,8 @@ def test_simmim_is_the_mean_over_hidden_pixels():
     said.grids = [(2, 2)]
     losses = objective(said, None, {"views": [view], "masks": [mask]}, NOW)
     assert losses.total.item() == pytest.approx((0.5 + 2.5) / 2, rel=1e-4)
+    said.grids = [(1, 1)]
     with pytest.raises(ValueError, match=r"paints regions of 3 x 2 x 2 .*got 3 x 4 x 4; set loss.cell"):
-        said.grids = [(1, 1)]
         objective(said, None, {"views": [view], "masks": [mask[:, :1, :1]]}, NOW)
 
 
