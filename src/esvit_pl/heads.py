@@ -124,7 +124,7 @@ class SyncedBatchNorm(nn.SyncBatchNorm):
         if x.is_cuda and num_ranks() > 1:
             return super().forward(x)
         if num_ranks() == 1 or not self.training:
-            return nn.BatchNorm1d.forward(self, x)  # type: ignore[arg-type]
+            return nn.BatchNorm1d.forward(self, x)
         count, rows = len(x) * num_ranks(), wide(x)
         mean = sum_with_gradient(rows.sum(0)) / count
         variance = sum_with_gradient((rows - mean).square().sum(0)) / count

@@ -92,7 +92,7 @@ class CvT(StagedBackbone):
         return Features(regions.mean(1), regions, grid)
 
     def freeze_embedding(self) -> None:
-        self.stages[0].embed.proj.requires_grad_(False)
+        self.get_submodule("stages.0.embed.proj").requires_grad_(False)
 
     def stage_regions(self, x: Tensor, stage: int = -1) -> Regions:
         last = check_stage(stage, self.num_stages) + 1

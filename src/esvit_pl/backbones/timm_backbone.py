@@ -146,9 +146,9 @@ class TimmBackbone(Backbone):
         self.mask_vector = nn.Parameter(torch.zeros(self.model.embed_dim))
 
     def freeze_embedding(self) -> None:
-        embedding = getattr(self.model, "patch_embed", None)
-        if hasattr(embedding, "proj"):
-            embedding.proj.requires_grad_(False)
+        projection = getattr(getattr(self.model, "patch_embed", None), "proj", None)
+        if projection is not None:
+            projection.requires_grad_(False)
         if isinstance(self.model, VisionTransformer) and self.model.pos_embed is not None:
             table, grid = self.model.pos_embed, list(self.model.patch_embed.grid_size)
             waves = build_sincos2d_pos_embed(grid, dim=table.shape[-1])

@@ -112,7 +112,7 @@ class ViL(StagedBackbone):
         return Features(self.pool(z, self.stages[-1]), z[:, self.stages[-1].num_globals :], shape)
 
     def freeze_embedding(self) -> None:
-        self.layer1[0].proj.requires_grad_(False)
+        self.get_submodule("layer1.0.proj").requires_grad_(False)
 
     def stage_regions(self, x: Tensor, stage: int = -1) -> Regions:
         index = check_stage(stage, self.num_stages)

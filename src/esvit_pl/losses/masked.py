@@ -40,7 +40,8 @@ def cells(images: Tensor, grid: tuple[int, int]) -> Tensor:
             "augment.global_size to a multiple of the region"
         )
     cut = images.unflatten(3, (columns, -1)).unflatten(2, (rows, -1))  # (b c rows i columns j)
-    return cut.permute(0, 2, 4, 1, 3, 5).flatten(1, 2)
+    pixels: Tensor = cut.permute(0, 2, 4, 1, 3, 5).flatten(1, 2)
+    return pixels
 
 
 def color_classes(images: Tensor, grid: tuple[int, int], *, bits: int = 3) -> Tensor:
@@ -52,4 +53,5 @@ def color_classes(images: Tensor, grid: tuple[int, int], *, bits: int = 3) -> Te
     steps = 2**bits
     levels = (cells(images, grid).mean((-2, -1)) * steps).long().clamp(0, steps - 1)  # (b n c)
     weights = steps ** torch.arange(levels.shape[-1], device=images.device)
-    return (levels * weights).sum(-1)
+    classes: Tensor = (levels * weights).sum(-1)
+    return classes

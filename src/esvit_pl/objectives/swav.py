@@ -43,6 +43,9 @@ class SwAVObjective(Objective):
     uses_teacher = False
     queue: Tensor
     filled: Tensor
+    # Not buffers: the first is empty between optimizer steps, the second is `filled` where no GPU has to be asked.
+    _waiting: list[Tensor]
+    _filled: int | None
 
     def __init__(
         self,
@@ -105,7 +108,7 @@ class SwAVObjective(Objective):
         """Whether the queue is full."""
         if self._filled is None:  # asked once, and not in every step, because the CPU would wait for the GPU
             self._filled = int(self.filled)
-        return 0 < self.spec["queue_length"] <= self._filled
+        return 0 < int(self.spec["queue_length"]) <= self._filled
 
     def collect(self) -> Window:
         return Window(gather={"projections": torch.cat(self._waiting)} if self._waiting else {})
@@ -120,8 +123,7 @@ class SwAVObjective(Objective):
         self._waiting = []
 
     def reset(self) -> None:
-        self._waiting: list[Tensor] = []
-        self._filled: int | None = None
+        self._waiting, self._filled = [], None
 
     def check(self, epochs: float) -> None:
         if self.spec["queue_length"] and self.spec["queue_start_epoch"] >= epochs:
