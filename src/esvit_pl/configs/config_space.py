@@ -96,7 +96,7 @@ def defaults(package: str, config_name: str, choices: Mapping[str, Any]) -> dict
     Args:
         choices: group -> option, as Hydra notes it; experiments, debug switches and Hydra's own groups are left out.
     """
-    without = ("experiment", "debug", "hparams_search", "paths")
+    without = ("experiment", "preset", "preset_of_loss", "debug", "hparams_search", "paths")
     words = [
         f"{group}={option}"
         for group, option in choices.items()
