@@ -242,7 +242,7 @@ def test_a_step_that_returns_nothing_of_use_is_read_at_a_submodule(tmp_path, cap
     said = capsys.readouterr().out
     assert said.startswith("CollapseMonitor watches feature_spread, effective_rank; it misses region_diversity: ")
     assert "training_step returns no 'regions' (b, regions, channels)" in said
-    assert "teacher_entropy_share, kl, matched_share: training_step returns none in 'diagnostics'" in said
+    assert "teacher_entropy_share, kl, matched_share, chance_share: training_step returns none in 'diag" in said
     assert said.count("CollapseMonitor") == 1
 
 
@@ -264,10 +264,14 @@ def test_a_step_without_anything_to_watch_is_a_warning(tmp_path) -> None:
         fit(ReturnsScalar(), tmp_path, CollapseMonitor(), max_epochs=1)
 
 
-def test_the_pretrainer_misses_nothing(tmp_path, capsys) -> None:
+@pytest.mark.parametrize("loss", [{"region_weight": 0.0}, {}], ids=["view", "view_region"])
+def test_the_pretrainer_misses_nothing(tmp_path, capsys, loss) -> None:
+    """A loss without regions matches none, and nobody misses it."""
     trainer = toys.trainer(tmp_path, callbacks=[CollapseMonitor()], max_epochs=1)
-    trainer.fit(toys.pretrainer(), toys.loader(16, 8))
+    trainer.fit(toys.pretrainer(loss), toys.loader(16, 8))
     assert "CollapseMonitor" not in capsys.readouterr().out
+    if loss:
+        return
     heads = [f"{head}_{name}" for head in ("view", "region") for name in ("teacher_entropy_share", "kl", "center_norm")]
     others = ["feature_spread", "effective_rank", "region_diversity", "matched_share", "alarm"]
     assert set(latest(trainer)) == {f"health/{name}" for name in heads + others}

@@ -23,6 +23,7 @@ from esvit_pl.metrics.collapse import (
 from esvit_pl.metrics.health import HEALTHY, Healthy, measure_of, symptom
 
 FROM_EMBEDDING = ("feature_spread", "effective_rank")
+FROM_FEATURES = (*FROM_EMBEDDING, "region_diversity")
 
 
 class CollapseMonitor(Callback):
@@ -39,7 +40,7 @@ class CollapseMonitor(Callback):
     - ``outputs["regions"]`` (b r c), likewise, gives ``region_diversity``;
     - ``outputs["diagnostics"]``, {name: scalar}, may hold ``teacher_entropy_share`` (`metrics.entropy_share`: entropy
       divided by ln k), ``kl`` (teacher to student: cross entropy minus entropy, in nats), ``matched_share`` and
-      ``center_norm``; with several heads as ``view_kl``, ``region_kl``, ...
+      ``center_norm``, ``chance_share`` (the loss divided by that of guessing); with several heads as ``view_kl``, ``region_kl``, ...
 
     It logs the mean over the last ``window`` measurements as ``health/<name>``, and ``health/alarm``: 1 while any of
     them lies outside its healthy range, else 0. ModelCheckpoint and EarlyStopping can monitor all of these. The images
@@ -220,7 +221,9 @@ class CollapseMonitor(Callback):
     def _report_missing(self, trainer: Any, pl_module: Any, measures: Mapping[str, float]) -> None:
         self._reported_missing = True
         seen = {measure_of(name) for name in measures}
-        missing = [name for name in HEALTHY if self.healthy[name] != Healthy() and name not in seen]
+        # A module that gives any diagnostics knows which ones its loss has.
+        looked_for = FROM_FEATURES if seen - set(FROM_FEATURES) else HEALTHY
+        missing = [name for name in looked_for if self.healthy[name] != Healthy() and name not in seen]
         reasons = {name: _missing(name, self.embedding) for name in missing}
         if not missing:
             return

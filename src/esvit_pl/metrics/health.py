@@ -25,6 +25,7 @@ HEALTHY: dict[str, Healthy] = {
     "teacher_entropy_share": Healthy(high=0.98),
     "kl": Healthy(low=0.01),
     "matched_share": Healthy(low=0.1),
+    "chance_share": Healthy(high=0.98),
     "center_norm": Healthy(),
 }
 """Default ranges; docs/recipes.md, "Health", has the runs behind them.
@@ -40,6 +41,7 @@ MEANINGS: dict[str, str] = {
     "teacher_entropy_share": "how uniform the teacher's distributions are; 1: they say nothing",
     "kl": "what the student still has to learn from the teacher, in nats",
     "matched_share": "share of the teacher's regions that a region of the student is matched to",
+    "chance_share": "the loss, divided by that of a network that guesses; 1: nothing is learnt",
     "center_norm": "length of the centre that is taken off the teacher's answers",
 }
 """What a measure tells, in a few words."""
@@ -68,6 +70,11 @@ ADVICE: dict[str, str] = {
     "matched_share": (
         "regions of all kinds are matched to the same few teacher regions. Usual cause: the backbone's regions have "
         "become equal; see region_diversity"
+    ),
+    "chance_share": (
+        "the loss is that of a network that guesses. Early in a training it may rise to that level before it falls. "
+        "Usual causes later: a learning rate too high, a temperature that does not suit the batch, features that have "
+        "become equal (see feature_spread)"
     ),
 }
 """What a measure outside its range means and what to look at."""
