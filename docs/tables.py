@@ -45,13 +45,15 @@ def written() -> dict[Path, str]:
         "backbones": table(BACKBONES, map(backbone_cells, [name for name in list_backbones() if name != "timm"])),
         "recipe": table(RUNS, map(run_cells, published.RECIPE)),
         "two crops": table(RUNS, map(run_cells, published.TWO_CROPS)),
+        "methods": table(METHODS, map(method_cells, published.METHODS)),
         "other images": table(RUNS, map(run_cells, published.OTHER_IMAGES)),
         "faults": table("| fault | what happens |", sorted(faults(DOCS.parent / "tests"))),
         "rivals": report.as_markdown(published.RIVALS),
         "beside published": beside_published(),
     }
     pages = {path: with_tables(path.read_text(encoding="utf-8"), tables) for path in sorted(DOCS.glob("*.md"))}
-    return pages | {EXPERIMENTS / f"{name}.yaml": with_accuracy(name) for name in published.EXPERIMENTS}
+    names = [*published.EXPERIMENTS, *published.METHODS]
+    return pages | {EXPERIMENTS / f"{name}.yaml": with_accuracy(name) for name in names}
 
 
 def with_tables(page: str, tables: Mapping[str, str]) -> str:
@@ -66,8 +68,12 @@ def with_tables(page: str, tables: Mapping[str, str]) -> str:
 
 def with_accuracy(experiment: str) -> str:
     """A file of conf/experiment whose header expects the published accuracy."""
-    linear, knn = str(published.EXPERIMENTS[experiment]).split(" / ")
-    expected = f"# Expected: linear {linear} %, k-NN {knn} % on ImageNet-1k (published; not repeated here)"
+    if experiment in published.METHODS:
+        method = published.METHODS[experiment]
+        expected = f"# Expected: {method} on ImageNet-1k ({method.source}; not repeated here)"
+    else:
+        linear, knn = str(published.EXPERIMENTS[experiment]).split(" / ")
+        expected = f"# Expected: linear {linear} %, k-NN {knn} % on ImageNet-1k (published; not repeated here)"
     lines = (EXPERIMENTS / f"{experiment}.yaml").read_text(encoding="utf-8").splitlines()
     return "\n".join(expected if line.startswith("# Expected: ") else line for line in lines) + "\n"
 
@@ -93,6 +99,18 @@ def beside_published() -> str:
     kept = [place for place, name in enumerate(head) if name != "run"]
     cells = ([row[place] or "" for place in kept] for row in rows)
     return table(f"| {' | '.join(head[place] for place in kept)} |", cells)
+
+
+METHODS = "| experiment | method | backbone | crops | global batch | epochs | published | source |"
+
+
+def method_cells(name: str) -> list[object]:
+    """A published run of another method, as its config repeats it."""
+    cfg, result = compose("pretrain", f"experiment={name}", "dataset.root=/data"), published.METHODS[name]
+    crops = f"{cfg.augment.num_global} + {cfg.augment.num_local}" if cfg.augment.num_local else cfg.augment.num_global
+    batch = cfg.trainer.num_nodes * cfg.trainer.devices * cfg.datamodule.batch_size
+    epochs = cfg.trainer.max_epochs
+    return [f"`{name}`", result.method, result.architecture, crops, batch, epochs, result, result.source]
 
 
 RUNS = "| experiment | GPUs | batch | epochs | L_R joins | linear / k-NN |"

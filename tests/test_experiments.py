@@ -18,6 +18,7 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
 from esvit_pl.configs import assemble
+from esvit_pl.profiling import published
 from esvit_pl.runs import pictures
 from esvit_pl.schedules import cosine
 
@@ -393,3 +394,65 @@ def test_the_page_shows_the_numbers_of_the_presets():
         assert rows[name][:5] == [f"{number:,}", str(batch), str(epochs), f"{steps:,}", f"{cfg.loss.num_prototypes:,}"]
         assert rows[name][5] == f"{cfg.module.momentum:g} to {cfg.module.momentum_end:g}"
         assert rows[name][6] == f"{cfg.optimizer.warmup_epochs or 10:g}"
+
+
+# -- the rivals' own recipes
+
+
+class Rival(NamedTuple):
+    """A published training of another method."""
+
+    batch: int
+    epochs: int
+    lr: float  # at that batch
+    warmup: float
+    decay: tuple[float, float]
+    momentum: tuple[float, float] | None  # of the teacher
+    crops: tuple[int, int]
+    scale: float  # smallest share of a global crop
+    clip: tuple[float | None, str] = (None, "parameter")
+    decaying: str = "matrices"
+
+
+RIVALS = {
+    "moby_swin_tiny_300": Rival(512, 300, 1e-3, 5, (0.05, 0.05), (0.99, 1), (2, 0), 0.08, (5.0, "network"), "layers"),
+    "mocov3_vit_small_300": Rival(4096, 300, 2.4e-3, 40, (0.1, 0.1), (0.99, 1), (2, 0), 0.08, decaying="all"),
+    "mocov3_vit_base_300": Rival(4096, 300, 2.4e-3, 40, (0.1, 0.1), (0.99, 1), (2, 0), 0.08, decaying="all"),
+    "mocov3_resnet50_300": Rival(4096, 300, 4.8, 10, (1e-6, 1e-6), (0.99, 1), (2, 0), 0.2),
+    "byol_resnet50_1000": Rival(4096, 1000, 3.2, 10, (1.5e-6, 1.5e-6), (0.996, 1), (2, 0), 0.08),
+    "swav_resnet50_800": Rival(4096, 800, 4.8, 10, (1e-6, 1e-6), None, (2, 6), 0.14, decaying="all"),
+    "swav_resnet50_small_batch_400": Rival(256, 400, 0.6, 0, (1e-6, 1e-6), None, (2, 6), 0.14, decaying="all"),
+    "simclr_resnet50_800": Rival(4096, 800, 6.4, 40, (1e-4, 1e-4), None, (2, 0), 0.08),
+    "densecl_resnet50_200": Rival(256, 200, 0.03, 0, (1e-4, 1e-4), (0.999, 0.999), (2, 0), 0.2, decaying="all"),
+    "ibot_swin_tiny_w7_300": Rival(1024, 300, 2e-3, 10, (0.04, 0.4), (0.996, 1), (2, 10), 0.25, (3.0, "parameter")),
+    "ibot_swin_tiny_w14_300": Rival(
+        1040, 300, 2.03125e-3, 10, (0.04, 0.4), (0.996, 1), (2, 10), 0.25, (3.0, "parameter")
+    ),
+    "ibot_vit_small_800": Rival(1024, 800, 2e-3, 10, (0.04, 0.4), (0.996, 1), (2, 10), 0.25, (3.0, "parameter")),
+    "ibot_vit_base_400": Rival(1024, 400, 2e-3, 10, (0.04, 0.4), (0.996, 1), (2, 10), 0.25, (3.0, "parameter")),
+    "simmim_swin_base_100": Rival(2048, 100, 8e-4, 10, (0.05, 0.05), None, (1, 0), 0.67, (5.0, "network"), "layers"),
+    "mpp_vit_base_14": Rival(4096, 14, 2e-4, 0.14, (0.0, 0.0), None, (1, 0), 0.4),
+}
+
+
+def test_every_recipe_of_another_method_is_looked_at():
+    assert RIVALS.keys() == published.METHODS.keys()
+
+
+@pytest.mark.parametrize("name", RIVALS)
+def test_the_recipe_of_another_method_is_the_published_one(name):
+    row, cfg = RIVALS[name], experiment(name)
+    recipe, optimizer, objective = (assemble.construct(cfg, part) for part in ("augment", "optimizer", "loss"))
+    assert (global_batch(cfg), cfg.trainer.max_epochs) == (row.batch, row.epochs)
+    assert optimizer.lr * row.batch / 256 == pytest.approx(row.lr)
+    assert optimizer.durations["warmup_epochs"].of(row.epochs) == pytest.approx(row.warmup)
+    assert (optimizer.weight_decay, optimizer.weight_decay_end, optimizer.decaying) == (*row.decay, row.decaying)
+    if row.momentum is not None:
+        assert (cfg.module.momentum, cfg.module.momentum_end) == row.momentum
+    assert objective.uses_teacher == (row.momentum is not None)
+    assert (recipe.num_global, recipe.num_local) == row.crops
+    assert recipe.global_scale == (row.scale, 1.0)
+    assert (cfg.module.clip_grad, cfg.module.clip_grad_of) == row.clip
+    assert objective.uses_masks == bool(recipe.mask_cell)
+    batch_norm = cfg.backbone.name == "resnet50" and "densecl" not in name
+    assert cfg.trainer.sync_batchnorm == batch_norm

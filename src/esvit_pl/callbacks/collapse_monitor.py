@@ -39,8 +39,9 @@ class CollapseMonitor(Callback):
     - ``outputs["embedding"]`` (b d), preferably the teacher's, gives ``feature_spread`` and ``effective_rank``;
     - ``outputs["regions"]`` (b r c), likewise, gives ``region_diversity``;
     - ``outputs["diagnostics"]``, {name: scalar}, may hold ``teacher_entropy_share`` (`metrics.entropy_share`: entropy
-      divided by ln k), ``kl`` (teacher to student: cross entropy minus entropy, in nats), ``matched_share`` and
-      ``center_norm``, ``chance_share`` (the loss divided by that of guessing); with several heads as ``view_kl``, ``region_kl``, ...
+      divided by ln k), ``kl`` (teacher to student: cross entropy minus entropy, in nats), ``matched_share``,
+      ``center_norm`` and ``chance_share`` (the loss divided by that of guessing); with several heads as ``view_kl``,
+      ``region_kl``, ...
 
     It logs the mean over the last ``window`` measurements as ``health/<name>``, and ``health/alarm``: 1 while any of
     them lies outside its healthy range, else 0. ModelCheckpoint and EarlyStopping can monitor all of these. The images

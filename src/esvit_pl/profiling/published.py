@@ -139,6 +139,44 @@ RIVALS = (
     Rival("SimCLR-v2", "RN152w3+SK", 794 * M, 46, 79.8, 73.1),
 )
 
+
+class OfMethod(NamedTuple):
+    """What the authors of a rival, or others, publish of one of its trainings."""
+
+    method: str
+    architecture: str
+    linear_percent: float | None
+    knn_percent: float | None = None
+    fine_tuned_percent: float | None = None
+    source: str = ""
+
+    def __str__(self) -> str:
+        parts = {"linear": self.linear_percent, "k-NN": self.knn_percent, "fine-tuned": self.fine_tuned_percent}
+        return ", ".join(f"{name} {value:.1f} %" for name, value in parts.items() if value is not None)
+
+
+_MOCO, _IBOT = "arXiv 2104.02057", "arXiv 2111.07832"
+METHODS = {
+    "moby_swin_tiny_300": OfMethod("MoBY", "Swin-T", 75.3, source="its repository; EsViT's table says 75.1"),
+    "mocov3_vit_small_300": OfMethod("MoCo v3", "ViT-S/16", 73.2, source=_MOCO),
+    "mocov3_vit_base_300": OfMethod("MoCo v3", "ViT-B/16", 76.7, source=_MOCO),
+    "mocov3_resnet50_300": OfMethod("MoCo v3", "ResNet-50", 72.8, source=_MOCO),
+    "byol_resnet50_1000": OfMethod("BYOL", "ResNet-50", 74.4, source="its repository"),
+    "swav_resnet50_800": OfMethod("SwAV", "ResNet-50", 75.3, source="its repository"),
+    "swav_resnet50_small_batch_400": OfMethod("SwAV", "ResNet-50", 74.3, source="its repository"),
+    "simclr_resnet50_800": OfMethod("SimCLR v2", "ResNet-50", 71.7, source="its repository"),
+    "densecl_resnet50_200": OfMethod("DenseCL", "ResNet-50", 63.6, 48.6, source="EsViT's authors, arXiv 2106.09785"),
+    "ibot_swin_tiny_w7_300": OfMethod("iBOT", "Swin-T/7", 78.6, 75.3, source=_IBOT),
+    "ibot_swin_tiny_w14_300": OfMethod("iBOT", "Swin-T/14", 79.3, 76.2, source=_IBOT),
+    "ibot_vit_small_800": OfMethod("iBOT", "ViT-S/16", 77.9, 75.2, source=_IBOT),
+    "ibot_vit_base_400": OfMethod("iBOT", "ViT-B/16", 79.5, 77.1, source=_IBOT),
+    "simmim_swin_base_100": OfMethod("SimMIM", "Swin-B", None, None, 82.8, source="arXiv 2111.09886, at 192 px"),
+    "mpp_vit_base_14": OfMethod(
+        "masked patch prediction", "ViT-B/16", None, None, 79.9, source="arXiv 2010.11929, on JFT-300M"
+    ),
+}
+"""Config of conf/experiment -> result of another method's published recipe on ImageNet-1k."""
+
 DINO = {
     "deit_small_p16": "DeiT-S/16",
     "deit_small_p8": "DeiT-S/8",
