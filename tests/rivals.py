@@ -22,6 +22,7 @@ from esvit_pl.objectives import (
     SimCLRObjective,
     SimMIMObjective,
     SwAVObjective,
+    WithRegionsObjective,
 )
 from esvit_pl.optim import parameter_groups
 from esvit_pl.pretraining import PretrainingStep
@@ -37,6 +38,9 @@ MAKE: dict[str, Callable[[], Objective]] = {
     "ibot": lambda: IBOTObjective(**SMALL, num_prototypes=12),
     "simmim": lambda: SimMIMObjective(cell=8),
     "mpp": lambda: MPPObjective(bits=1),
+    "byol_regions": lambda: WithRegionsObjective(MAKE["byol"](), **SMALL, num_prototypes=12),
+    "moby_regions": lambda: WithRegionsObjective(MAKE["moby"](), **SMALL, num_prototypes=12),
+    "swav_regions": lambda: WithRegionsObjective(MAKE["swav"](), **SMALL, num_prototypes=12),
 }
 SIDES = {name: (32, 32) if name in ("simclr", "densecl") else (32, 32, 16) for name in MAKE}
 BATCH = 8

@@ -27,6 +27,7 @@ from esvit_pl.objectives import (
     SimMIMObjective,
     SwAVObjective,
     Views,
+    WithRegionsObjective,
 )
 from esvit_pl.objectives.mpp import spoil
 from esvit_pl.pretraining import PretrainingStep
@@ -221,7 +222,7 @@ def test_two_processes_train_like_one(name, of_two):
 # What is remembered
 
 
-@pytest.mark.parametrize("name", [name for name in MAKE if name in ("moby", "densecl", "swav", "ibot")])
+@pytest.mark.parametrize("name", [name for name in MAKE if name in ("moby", "densecl", "swav", "ibot", "moby_regions")])
 def test_what_it_remembers_is_in_its_state(name):
     """Another objective with the same state gives the same loss, and without it another one."""
     torch.manual_seed(0)
@@ -242,7 +243,7 @@ def test_what_it_remembers_is_in_its_state(name):
     assert loss(other) == mine
 
 
-@pytest.mark.parametrize("name", MAKE)
+@pytest.mark.parametrize("name", [name for name in MAKE if "regions" not in name])
 def test_settings_are_plain_and_make_it_again(name):
     objective = MAKE[name]()
     settings = {key: value for key, value in objective.spec.items() if key != "name"}
@@ -265,6 +266,38 @@ def test_settings_are_plain_and_make_it_again(name):
 def test_what_cannot_be_is_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+# The region loss beside another view loss
+
+
+@pytest.mark.parametrize("name", ["byol", "moby", "swav"])
+def test_the_region_loss_beside_another_view_loss_is_the_sum_of_both(name):
+    joined = WithRegionsObjective(
+        MAKE[name](), view_weight=2.0, region_weight=0.5, num_prototypes=12, hidden_dim=16, out_dim=8
+    )
+    torch.manual_seed(0)
+    step = PretrainingStep(toys.backbone(), joined).double()
+    student, teacher = step.student(batch(name, 0)["views"]), step.teacher(batch(name, 0)["views"][:2])
+    both = joined(student, teacher, batch(name, 0), NOW)
+    view, region = (part(student, teacher, batch(name, 0), NOW) for part in joined.parts)
+    assert both.total.item() == pytest.approx(2 * view.total.item() + 0.5 * region.total.item())
+    assert set(both.terms) == {*view.terms, "region"}
+    assert joined.schedules(NOW).keys() >= {"teacher_temp"}
+    assert joined.head_rows == MAKE[name]().head_rows
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("ibot", "IBOTObjective hides patches from the student, and a region that it does not see matches none"),
+        ("simmim", "SimMIMObjective hides patches"),
+        ("densecl", "DenseCLObjective has a loss of regions of its own; use a view loss without one .view=byol"),
+    ],
+)
+def test_methods_that_do_not_go_with_a_region_loss_say_why(name, message):
+    with pytest.raises(ValueError, match=message):
+        WithRegionsObjective(MAKE[name]())
 
 
 @pytest.mark.parametrize("name", ["simclr", "densecl"])

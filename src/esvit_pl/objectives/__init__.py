@@ -11,6 +11,7 @@ from esvit_pl.objectives.mpp import MPPObjective
 from esvit_pl.objectives.simclr import SimCLRObjective
 from esvit_pl.objectives.simmim import SimMIMObjective
 from esvit_pl.objectives.swav import SwAVObjective
+from esvit_pl.objectives.with_regions import WithRegionsObjective
 
 __all__ = [
     "BYOLObjective",
@@ -28,4 +29,5 @@ __all__ = [
     "SwAVObjective",
     "Views",
     "Window",
+    "WithRegionsObjective",
 ]
