@@ -85,6 +85,11 @@ def pretrainer(cfg: DictConfig, recipe: Recipe) -> Pretrainer:
             "loss: this objective hides patches, and augment.mask_cell=0 draws no masks; set it to the side in pixels "
             "of a region of the backbone (32 for a Swin of four stages, the patch for a ViT)"
         )
+    if module.objective.two_views and len(recipe.views) != 2:
+        raise ValueError(
+            f"loss: this objective compares two views of an image, and the crops make {len(recipe.views)} "
+            "(augment.num_global, augment.num_local); set augment.num_local=0 or augment=global_only"
+        )
     if epochs is not None and cfg.ckpt_path is None and not cfg.trainer.fast_dev_run:
         module.check_durations(epochs)
     return module

@@ -39,6 +39,7 @@ class DenseCLObjective(Objective):
     """
 
     momentum_of_next_step = True
+    two_views = True
 
     def __init__(
         self,

@@ -103,6 +103,7 @@ class Objective(nn.Module):
     Attributes:
         uses_teacher: whether there is a momentum teacher.
         uses_masks: whether `forward` needs views with masked patches; the student's backbone then learns a mask vector.
+        two_views: whether it compares exactly two views of an image.
         head_rows: "joint" runs a head once on the rows of all views, "per_view" once for each view; a backbone with
             batch norm then sees view by view, too. With batch norm these are different methods.
         momentum_of_next_step: the teacher's momentum is that of the step that follows. The authors of some methods move
@@ -125,6 +126,7 @@ class Objective(nn.Module):
 
     uses_teacher: bool = True
     uses_masks: bool = False
+    two_views: bool = False
     head_rows: Literal["joint", "per_view"] = "joint"
     momentum_of_next_step: bool = False
     spec: dict[str, Any]

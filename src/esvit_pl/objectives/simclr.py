@@ -27,6 +27,7 @@ class SimCLRObjective(Objective):
     """
 
     uses_teacher = False
+    two_views = True
 
     def __init__(self, *, temp: float = 0.1, num_layers: int = 3, out_dim: int = 128) -> None:
         super().__init__()

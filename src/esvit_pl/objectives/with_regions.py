@@ -58,6 +58,7 @@ class WithRegionsObjective(Objective):
         self.view = view
         self.region = EsViTObjective(view_weight=0.0, region_weight=1.0, **settings)
         self.weights = {"view": view_weight, "region": region_weight}
+        self.two_views = view.two_views
         self.head_rows, self.momentum_of_next_step = view.head_rows, view.momentum_of_next_step
         self.spec = {"name": "with_regions", "view_weight": view_weight, "region_weight": region_weight}
         self.spec |= {"view": view.spec, "region": self.region.spec}
