@@ -227,6 +227,23 @@ def test_a_bank_in_half_precision(pretrained, commands, pictures):
     assert "bank_dtype" in wrong.err
 
 
+def test_features_are_kept_for_another_probe(pretrained, commands, pictures, tmp_path, monkeypatch):
+    words = [f"cache={tmp_path}/features", "module.k=3"]
+    first = commands.evaluate("knn", pretrained.last, pictures, *words)
+    assert first.code == 0, first.err
+    assert len(list((tmp_path / "features").iterdir())) == 2 * 4  # bank and query of four rows
+
+    def breaks(*args, **kwargs):
+        raise AssertionError("the backbone was asked again")
+
+    monkeypatch.setattr("esvit_pl.backbones.swin.Swin.forward", breaks)
+    again = commands.evaluate("knn", pretrained.last, pictures, *words)
+    assert again.code == 0, again.err
+    assert again.results["knn"] == first.results["knn"]
+    other = commands.evaluate("knn", pretrained.last, pictures, words[0], "evaluator@module=rankme")
+    assert other.code == 0, other.err
+
+
 def test_lidar_of_a_checkpoint_needs_no_labels(pretrained, commands, unlabelled):
     words = ["evaluator@module=lidar", "module.views=4", "module.images=6"]
     outcome = commands.evaluate("knn", pretrained.last, unlabelled, *words)

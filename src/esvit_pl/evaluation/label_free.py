@@ -42,6 +42,10 @@ class _LabelFree(Evaluator):
     name: str
     number: Callable[[Tensor], Tensor]
 
+    @property
+    def reads_bank(self) -> tuple[Kind, ...]:
+        return self.reads
+
     def run(self, encoder: Any, data: EvaluationData) -> dict[str, float]:
         (kind,) = self.reads
         features = of_bank_and_query(encoder, data, kind)
@@ -288,6 +292,7 @@ class NearestImages(Evaluator):
 
     needs_labels = False
     reads: tuple[Kind, ...] = ("pooled",)
+    reads_bank: tuple[Kind, ...] = ("pooled",)
 
     def __init__(self, queries: int = 8, k: int = 6) -> None:
         self.queries, self.k = queries, k
