@@ -138,9 +138,10 @@ def test_parquet(tmp_path, features, monkeypatch):
 
 
 @pytest.mark.parametrize("labels", [LABELS, None], ids=["labels", "no labels"])
-def test_a_parquet_is_read_as_the_npz_is(tmp_path, features, monkeypatch, labels):
+@pytest.mark.parametrize("last", ["ç.jpg", "\udcff.jpg"], ids=["a text", "no UTF-8"])
+def test_a_parquet_is_read_as_the_npz_is(tmp_path, features, monkeypatch, labels, last):
     pytest.importorskip("pyarrow")
-    names = ["a.jpg", "b.jpg", "ç.jpg"]
+    names = ["a.jpg", "b.jpg", last]
     npz = load_features(write_npz(tmp_path / "f.npz", names, labels, features, ABOUT))
     parquet = write_parquet(tmp_path / "f.parquet", names, labels, features, ABOUT)
     monkeypatch.setattr("esvit_pl.evaluation.stored.ROWS", 2)  # it is read in two blocks, though written in one

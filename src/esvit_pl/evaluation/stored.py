@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,6 +28,7 @@ from esvit_pl.whole import replacing
 ROWS = 1024
 """So many rows are in memory at once."""
 _NUMBER = np.dtype("<i8")
+_NO_UTF8 = re.compile("[\udc80-\udcff]")  # how Python writes the bytes of such a file name
 
 
 class Stored(NamedTuple):
@@ -237,7 +239,7 @@ def write_parquet(
 ) -> Path:
     """A row for each image: name, label (if there are any), a list of numbers for each kind; `about` in the metadata.
 
-    Needs pyarrow.
+    Names are texts, or all bytes where a file's name is none in UTF-8. Needs pyarrow.
     """
     import pyarrow as arrow
     import pyarrow.parquet
@@ -249,12 +251,14 @@ def write_parquet(
     }
     label_fields = [] if labels is None else [("label", arrow.int64())]
     shapes = {kind: list(rows.shape[1:]) for kind, rows in arrays.items()}
+    as_bytes = [name.encode("utf-8", "surrogateescape") for name in names]
+    written = arrow.binary() if any(map(_NO_UTF8.search, names)) else arrow.string()
     metadata = {"esvit_pl": json.dumps({**about, "shapes": shapes})}
-    schema = arrow.schema([("name", arrow.string()), *label_fields, *kinds.items()], metadata=metadata)
+    schema = arrow.schema([("name", written), *label_fields, *kinds.items()], metadata=metadata)
     with replacing(path) as draft, pyarrow.parquet.ParquetWriter(draft, schema) as file:
         for start in range(0, len(names), ROWS):
             some = slice(start, start + ROWS)
-            columns = [arrow.array(list(names[some]))]
+            columns = [arrow.array(as_bytes[some], written)]
             columns += [] if labels is None else [arrow.array(labels[some])]
             columns += [
                 arrow.FixedSizeListArray.from_arrays(arrow.array(rows[some].ravel()), type=kinds[kind])
@@ -321,7 +325,10 @@ def _load_parquet(path: Path, mapped: bool) -> Stored:
         features = _Unpacked(path, {kind: tuple(shape) for kind, shape in about.pop("shapes").items()})
         labelled = "label" in file.schema_arrow.names
         small = file.read(["name", *["label"] * labelled])
-        names, labels = small["name"].to_pylist(), small["label"].to_numpy() if labelled else None
+        names = small["name"].to_pylist()
+        if names and isinstance(names[0], bytes):
+            names = [name.decode("utf-8", "surrogateescape") for name in names]
+        labels = small["label"].to_numpy() if labelled else None
     arrays = features if mapped else {kind: np.array(rows) for kind, rows in features.items()}
     return Stored(names, labels, arrays, about)
 
