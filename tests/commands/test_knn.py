@@ -253,6 +253,16 @@ def test_lidar_of_a_checkpoint_needs_no_labels(pretrained, commands, unlabelled)
     assert "LiDAR" in outcome.out
 
 
+def test_every_block_of_a_checkpoint_beside_rows_that_have_one(pretrained, commands, pictures):
+    words = ["evaluator@module=per_block", "module.views=4", "module.images=6"]
+    outcome = commands.evaluate("knn", pretrained.last, pictures, *words)
+    assert outcome.code == 0, outcome.err
+    assert list(outcome.results["per_block"]) == ["raw_pixels", "histogram", "untrained", "pretrained"]
+    measures = ("effective_rank", "rankme", "region_diversity", "lidar")
+    assert list(outcome.results["metrics"]) == [f"{measure}/block{block}" for block in (2, 1) for measure in measures]
+    assert outcome.results["per_block"]["pretrained"] == outcome.results["metrics"]["effective_rank/block2"]
+
+
 def test_without_arguments_it_says_what_it_needs(commands):
     outcome = commands.run("knn")
     assert outcome.code == 1
