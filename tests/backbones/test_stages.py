@@ -80,8 +80,12 @@ def test_every_stage_has_a_region_map(family):
     assert [part.grid for part in maps] == [(12, 8), (6, 4)]
     assert torch.equal(maps[-1].regions, features.regions)
     assert torch.equal(backbone.stage_regions(x).regions, features.regions)
-    first = next(iter(backbone.pooled_blocks(x)))  # of ViL a global token
-    if family != "vil":
-        torch.testing.assert_close(maps[0].regions.mean(1), first)
+    blocks = [*backbone.block_features(x)]
+    for seen, expected in zip((blocks[backbone.spec["depths"][0] - 1], blocks[-1]), maps, strict=True):
+        assert seen.grid == expected.grid
+        assert torch.equal(seen.regions, expected.regions)
+        if family != "vil" or seen is blocks[-1]:  # of ViL a global token
+            torch.testing.assert_close(seen.regions.mean(1), seen.pooled)
+    torch.testing.assert_close(torch.cat([seen.pooled for seen in blocks], 1), backbone.last_blocks(x, len(blocks)))
     with pytest.raises(ValueError, match="needs a stage between -2 and 1, got 2"):
         backbone.stage_regions(x, 2)

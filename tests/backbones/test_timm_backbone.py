@@ -385,3 +385,7 @@ def test_every_stage_has_a_region_map(name):
     assert [part.grid for part in maps] == sorted((part.grid for part in maps), reverse=True)
     pooled = torch.cat([part.regions.mean(1) for part in maps], dim=1)
     torch.testing.assert_close(pooled, backbone.last_blocks(x, backbone.num_stages))
+    for seen, expected in zip(backbone.block_features(x), maps, strict=True):
+        assert seen.grid == expected.grid
+        torch.testing.assert_close(seen.regions, expected.regions)
+        torch.testing.assert_close(seen.pooled, expected.regions.mean(1))

@@ -227,6 +227,23 @@ def test_a_bank_in_half_precision(pretrained, commands, pictures):
     assert "bank_dtype" in wrong.err
 
 
+def test_features_are_kept_for_another_probe(pretrained, commands, pictures, tmp_path, monkeypatch):
+    words = [f"cache={tmp_path}/features", "module.k=3"]
+    first = commands.evaluate("knn", pretrained.last, pictures, *words)
+    assert first.code == 0, first.err
+    assert len(list((tmp_path / "features").iterdir())) == 2 * 4  # bank and query of four rows
+
+    def breaks(*args, **kwargs):
+        raise AssertionError("the backbone was asked again")
+
+    monkeypatch.setattr("esvit_pl.backbones.swin.Swin.forward", breaks)
+    again = commands.evaluate("knn", pretrained.last, pictures, *words)
+    assert again.code == 0, again.err
+    assert again.results["knn"] == first.results["knn"]
+    other = commands.evaluate("knn", pretrained.last, pictures, words[0], "evaluator@module=rankme")
+    assert other.code == 0, other.err
+
+
 def test_lidar_of_a_checkpoint_needs_no_labels(pretrained, commands, unlabelled):
     words = ["evaluator@module=lidar", "module.views=4", "module.images=6"]
     outcome = commands.evaluate("knn", pretrained.last, unlabelled, *words)
@@ -234,6 +251,16 @@ def test_lidar_of_a_checkpoint_needs_no_labels(pretrained, commands, unlabelled)
     assert list(outcome.results["lidar"]) == ["untrained", "pretrained"]
     assert 1 <= outcome.results["lidar"]["pretrained"] <= 5  # directions between 6 images
     assert "LiDAR" in outcome.out
+
+
+def test_every_block_of_a_checkpoint_beside_rows_that_have_one(pretrained, commands, pictures):
+    words = ["evaluator@module=per_block", "module.views=4", "module.images=6"]
+    outcome = commands.evaluate("knn", pretrained.last, pictures, *words)
+    assert outcome.code == 0, outcome.err
+    assert list(outcome.results["per_block"]) == ["raw_pixels", "histogram", "untrained", "pretrained"]
+    measures = ("effective_rank", "rankme", "region_diversity", "lidar")
+    assert list(outcome.results["metrics"]) == [f"{measure}/block{block}" for block in (2, 1) for measure in measures]
+    assert outcome.results["per_block"]["pretrained"] == outcome.results["metrics"]["effective_rank/block2"]
 
 
 def test_without_arguments_it_says_what_it_needs(commands):

@@ -96,6 +96,28 @@ def test_the_nearest_region_of_each_image(pretrained, commands, pictures, embedd
         assert float(cell @ asked) == pytest.approx(float(best), abs=1e-3)
 
 
+def test_a_parquet_has_the_same_neighbours(pretrained, commands, pictures, embedded, tmp_path):
+    pytest.importorskip("pyarrow")
+    parquet = tmp_path / "f.parquet"
+    assert embed(commands, pretrained, pictures, f"out={parquet}", "regions=true").code == 0
+    words = [f"query={pictures}/{folder(pictures).train.name(5)}", "k=6", f"out={tmp_path}/n.png"]
+    for how in ([], ["regions=true"]):
+        tables = []
+        for file in (embedded, parquet):
+            tables.append(tmp_path / f"{file.suffix}{len(how)}.csv")
+            outcome = near(commands, pretrained, pictures, f"embedded={file}", f"table={tables[-1]}", *words, *how)
+            assert outcome.code == 0, outcome.err
+        assert read(tables[0]) == read(tables[1])
+    refused = near(commands, pretrained, pictures, f"embedded={parquet}", words[0], "network=student")
+    assert "f.parquet was made with weights " in refused.err
+
+
+def test_a_csv_is_refused_before_anything_is_loaded(pretrained, commands, pictures, tmp_path):
+    (tmp_path / "f.csv").write_text("name,pooled_0")
+    refused = near(commands, pretrained, pictures, f"embedded={tmp_path}/f.csv", f"query={pictures}/red")
+    assert "f.csv does not say of which weights and images its features are; .npz and .parquet do" in refused.err
+
+
 def test_what_does_not_belong_together_is_named(pretrained, commands, pictures, unlabelled, embedded, tmp_path):
     query = f"query={pictures}/red"
     other = near(commands, pretrained, unlabelled, f"embedded={embedded}", query)

@@ -2,8 +2,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+import toys
 
-from esvit_pl.evaluation import KNN, Baselines, EvaluationData, GreyHistogram, NearestImages, RawPixels
+from esvit_pl.evaluation import KNN, Baselines, EvaluationData, GreyHistogram, NearestImages, PerBlock, RawPixels
 
 
 def test_raw_pixels_are_the_image_itself() -> None:
@@ -37,6 +38,14 @@ def test_histogram_does_not_see_brightness_contrast_or_form() -> None:
 def test_an_image_of_one_colour_has_a_histogram() -> None:
     feature = GreyHistogram()(torch.full((1, 3, 8, 8), 0.3)).pooled
     assert torch.isfinite(feature).all()
+
+
+def test_a_row_may_have_other_blocks_than_the_encoder() -> None:
+    data = EvaluationData([torch.rand(6, 3, 32, 32)], [torch.rand(6, 3, 32, 32)])
+    swin, pixels = toys.backbone().eval(), RawPixels(side=4)
+    found = Baselines({"per_block": PerBlock(views=0)}, {"raw_pixels": pixels}).run(swin, data)
+    assert found["per_block/pretrained"] == found["effective_rank/block2"]
+    assert found["per_block/raw_pixels"] == PerBlock(views=0).run(pixels, data)["effective_rank/block1"]
 
 
 @pytest.mark.parametrize("together", [True, False])

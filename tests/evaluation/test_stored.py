@@ -137,14 +137,53 @@ def test_parquet(tmp_path, features, monkeypatch):
     assert b'"shapes": {"pooled": [2], "regions": [1, 2, 1]}' in table.schema.metadata[b"esvit_pl"]
 
 
+@pytest.mark.parametrize("labels", [LABELS, None], ids=["labels", "no labels"])
+@pytest.mark.parametrize("last", ["ç.jpg", "\udcff.jpg"], ids=["a text", "no UTF-8"])
+def test_a_parquet_is_read_as_the_npz_is(tmp_path, features, monkeypatch, labels, last):
+    pytest.importorskip("pyarrow")
+    names = ["a.jpg", "b.jpg", last]
+    npz = load_features(write_npz(tmp_path / "f.npz", names, labels, features, ABOUT))
+    parquet = write_parquet(tmp_path / "f.parquet", names, labels, features, ABOUT)
+    monkeypatch.setattr("esvit_pl.evaluation.stored.ROWS", 2)  # it is read in two blocks, though written in one
+    for mapped in (False, True):
+        found = load_features(parquet, mapped=mapped)
+        assert (found.names, found.about, list(found.features)) == (npz.names, npz.about, list(npz.features))
+        assert found.labels is None if labels is None else found.labels.tolist() == labels.tolist()
+        for kind, rows in npz.features.items():
+            assert (found.features[kind].dtype, isinstance(found.features[kind], np.memmap)) == (rows.dtype, mapped)
+            assert np.array_equal(found.features[kind], rows)
+    found.features["pooled"][0] = 7  # in memory alone
+    assert np.array_equal(load_features(parquet).features["pooled"], npz.features["pooled"])
+
+
+def test_other_formats_are_refused(tmp_path, features, monkeypatch):
+    arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    with pytest.raises(ValueError, match="does not say of which weights and images its features are; .npz and .parq"):
+        load_features(write_csv(tmp_path / "f.csv", NAMES, LABELS, features))
+    (tmp_path / "text.parquet").write_text("text")
+    with pytest.raises(ValueError, match="text.parquet is no .parquet file of esvit-embed"):
+        load_features(tmp_path / "text.parquet")
+    parquet.write_table(arrow.table({"name": ["a.jpg"]}), tmp_path / "theirs.parquet")
+    with pytest.raises(ValueError, match="theirs.parquet is no .parquet file of esvit-embed"):
+        load_features(tmp_path / "theirs.parquet")
+    cut = write_parquet(tmp_path / "cut.parquet", ["a", "b", "c"], LABELS, features, ABOUT)
+    short = parquet.read_table(cut).drop_columns(["pooled"])
+    parquet.write_table(short, cut)
+    with pytest.raises(ValueError, match="cut.parquet is no .parquet file of esvit-embed"):
+        load_features(cut)
+    monkeypatch.setattr("esvit_pl.evaluation.stored.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match="cut.parquet needs pyarrow: pip install 'esvit_pl.parquet.'; .npz does not"):
+        load_features(cut)
+
+
 def test_files_of_somebody_else_are_refused(tmp_path):
     with pytest.raises(ValueError, match="f.npz does not exist"):
         load_features(tmp_path / "f.npz")
     np.savez(tmp_path / "f.npz", x=np.zeros(3))
-    with pytest.raises(ValueError, match="is not an .npz file of esvit-embed"):
+    with pytest.raises(ValueError, match="is no .npz file of esvit-embed"):
         load_features(tmp_path / "f.npz")
     (tmp_path / "g.npz").write_text("text")
-    with pytest.raises(ValueError, match="is not an .npz file of esvit-embed"):
+    with pytest.raises(ValueError, match="is no .npz file of esvit-embed"):
         load_features(tmp_path / "g.npz")
 
 
@@ -161,5 +200,5 @@ def test_mapped_features_are_the_same_and_stay_on_the_disk(tmp_path):
     features["regions"][0] = 7  # in memory alone
     assert load_features(path).features["regions"].tolist() == rows.tolist()
     np.savez_compressed(path, names=np.array(["a"]), about=np.array("{}"), regions=rows)
-    with pytest.raises(ValueError, match="is not an .npz file of esvit-embed .regions is compressed"):
+    with pytest.raises(ValueError, match="is no .npz file of esvit-embed .regions is compressed"):
         load_features(path, mapped=True)

@@ -48,6 +48,12 @@ def test_effective_rank_by_hand() -> None:
     assert effective_rank(torch.randn(4000, 6)).item() == pytest.approx(6, abs=0.05)
 
 
+def test_a_weak_direction_counts_among_many_images() -> None:
+    features = torch.randn(200_000, 3) * torch.tensor([1.0, 1.0, 0.01])
+    assert effective_rank(features).item() == pytest.approx(effective_rank(features.double()).item(), rel=1e-3)
+    assert effective_rank(features).item() > effective_rank(features[:, :2]).item() + 0.05
+
+
 def test_region_diversity_by_hand() -> None:
     # Two images of two regions; means 0 and 4, variance within 1, between 4.
     regions = torch.tensor([[[-1.0], [1.0]], [[3.0], [5.0]]])

@@ -63,6 +63,19 @@ def test_only_what_is_compared_is_compared(two):
     assert [(each.one, each.other) for each in differences] == [("c_d", "a|b")]
 
 
+def test_measures_of_each_block_have_a_table_of_their_own():
+    numbers = {"rankme/block2": 20.5, "lidar/block2": 9.0, "rankme/block1": 31.0}
+    rows = {"a|b": {"per_block": Answer(numbers, {})}, "c": {"per_block": Answer({"rankme/block1": 8.0}, {})}}
+    assert Comparison(rows).markdown().split("\n\n")[1].splitlines() == [
+        "|  | RankMe | LiDAR |",
+        "| --- | ---: | ---: |",
+        r"| a\|b, block 1 | 31 |  |",
+        r"| a\|b, block 2 | 20.5 | 9 |",
+        "| c, block 1 | 8 |  |",
+    ]
+    assert Comparison(rows).latex().count("tabular") == 4
+
+
 def test_the_table_in_every_form(two, tmp_path):
     files = {path.name: path.read_text() for path in two.write(tmp_path / "new")}
     assert files["table.md"].splitlines() == [

@@ -207,6 +207,16 @@ def test_measures_without_labels_are_no_percentages(run):
     assert "RankMe 30.25" in text
 
 
+def test_measures_of_each_block_stand_below_the_results(run, tmp_path):
+    measured = {"rankme/block2": 20.5, "lidar/block2": 9.0, "rankme/block1": 31.0, f"rankme/block{'9' * 5000}": 1.0}
+    write_run(run, metrics=measured)
+    text = assert_sound(page([run])).text
+    assert "block RankMe LiDAR block 1 31 - block 2 20.5 9" in text
+    other = write_run(tmp_path / "logs" / "other", metrics={"rankme/block2": 7.0})
+    text = assert_sound(page([run, other])).text
+    assert "block a run: RankMe a run: LiDAR other: RankMe block 1 31 - - block 2 20.5 9 7" in text
+
+
 def test_several_runs_begin_with_what_differs(run, tmp_path):
     other = write_run(tmp_path / "logs" / "other", lr=0.2, top1=0.75, overrides=("loss=view_region",))
     html = page([run, other])

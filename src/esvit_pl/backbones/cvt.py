@@ -101,13 +101,14 @@ class CvT(StagedBackbone):
         x = self.norm(x) if last == self.num_stages else x
         return Regions(x.flatten(2).mT, (x.shape[2], x.shape[3]))  # (b n c)
 
-    def pooled_blocks(self, x: Tensor) -> Iterator[Tensor]:
+    def block_features(self, x: Tensor) -> Iterator[Features]:
         for module in self.stages:
             stage = cast(Stage, module)
             x = stage.embed(x)
             for block in stage.blocks:
                 x = block(x)
-                yield (self.norm(x) if stage is self.stages[-1] else x).mean((2, 3))
+                z = self.norm(x) if stage is self.stages[-1] else x
+                yield Features(z.mean((2, 3)), z.flatten(2).mT, (z.shape[2], z.shape[3]))
 
     def block_of(self, parameter: str) -> tuple[int, int] | None:
         found = re.match(r"stages\.(?!0\.embed)(\d+)\.(?:blocks\.(\d+)|embed)\.", parameter)

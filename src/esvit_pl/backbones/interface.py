@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -141,6 +141,13 @@ class Backbone(nn.Module):
     def last_blocks_width(self, n: int) -> int:
         """Channels that ``last_blocks(x, n)`` returns."""
         raise NotImplementedError
+
+    def block_features(self, x: Tensor) -> Iterator[Features]:
+        """(b c h w) -> what is seen after every block, earliest first, in one pass; the last is what `forward` gives.
+
+        Blocks are those of `last_blocks`, and pooled as there. A family that does not say it has one.
+        """
+        yield self(x)
 
     @property
     def num_stages(self) -> int:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from esvit_pl.backbones.interface import Backbone, check_block_count
+from esvit_pl.backbones.interface import Backbone, Features, check_block_count
 
 
 class StagedBackbone(Backbone):
@@ -22,8 +22,8 @@ class StagedBackbone(Backbone):
 
     stage_widths: list[int]
 
-    def pooled_blocks(self, x: Tensor) -> Iterator[Tensor]:
-        """(b c h w) -> the pooled feature (b c) of every block, earliest first; the last norm is for the last stage."""
+    def block_features(self, x: Tensor) -> Iterator[Features]:
+        """As every backbone's; the last norm is for the last stage."""
         raise NotImplementedError
 
     @property
@@ -32,7 +32,7 @@ class StagedBackbone(Backbone):
 
     def last_blocks(self, x: Tensor, n: int) -> Tensor:
         check_block_count(n, sum(self.spec["depths"]))
-        return torch.cat(list(self.pooled_blocks(x))[-n:], dim=-1)
+        return torch.cat([block.pooled for block in self.block_features(x)][-n:], dim=-1)
 
     def last_blocks_width(self, n: int) -> int:
         check_block_count(n, sum(self.spec["depths"]))

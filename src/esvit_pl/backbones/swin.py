@@ -128,13 +128,14 @@ class Swin(StagedBackbone):
     def learn_mask(self) -> None:
         self.mask_vector = nn.Parameter(torch.zeros(self.stage_widths[0]))
 
-    def pooled_blocks(self, x: Tensor) -> Iterator[Tensor]:
+    def block_features(self, x: Tensor) -> Iterator[Features]:
         x = self.embed(x)
         for stage in self.stages:
             x = stage.downsample(x)
             for block in stage.blocks:
                 x = block(x)
-                yield (self.norm(x) if stage is self.layers[-1] else x).mean((1, 2))
+                z = self.norm(x) if stage is self.layers[-1] else x
+                yield Features(z.mean((1, 2)), z.flatten(1, 2), (z.shape[1], z.shape[2]))
 
     def attention(self, x: Tensor, block: int = -1) -> Attention:
         index, inside = self.place_of(block)

@@ -9,6 +9,7 @@ timm's families differ in the layout of their maps, in where the last norm sits,
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from typing import Any, Self, cast
 
 import torch
@@ -32,7 +33,7 @@ from esvit_pl.backbones.interface import (
 from esvit_pl.backbones.recompute import hold_statistics
 from esvit_pl.backbones.stages import check_block
 from esvit_pl.backbones.timm_errors import check_spec
-from esvit_pl.backbones.timm_features import Pool, as_features, create, last_tokens, padded, pooled_blocks, stage_map
+from esvit_pl.backbones.timm_features import Pool, as_features, block_features, create, last_tokens, padded, stage_map
 from esvit_pl.backbones.timm_study import check_recomputes, study
 
 _BEYOND = "classifier?"
@@ -165,7 +166,14 @@ class TimmBackbone(Backbone):
         check_block_count(n, len(self.traits.widths))
         if n == 1:
             return self.forward(x).pooled
-        return torch.cat(pooled_blocks(self.model, self.traits, self.pool, padded(x, self.traits.multiple), n), dim=-1)
+        return torch.cat([block.pooled for block in self._last(x, n)], dim=-1)
+
+    def block_features(self, x: Tensor) -> Iterator[Features]:
+        self.check_activations()
+        yield from self._last(x, len(self.traits.widths))
+
+    def _last(self, x: Tensor, n: int) -> list[Features]:
+        return block_features(self.model, self.traits, self.pool, padded(x, self.traits.multiple), n)
 
     def last_blocks_width(self, n: int) -> int:
         check_block_count(n, len(self.traits.widths))

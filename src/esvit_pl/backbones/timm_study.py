@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from esvit_pl.backbones.interface import Features
 from esvit_pl.backbones.recompute import hold_statistics
 from esvit_pl.backbones.timm_errors import first_line, no_backbone, no_recomputing
-from esvit_pl.backbones.timm_features import Traits, as_features, create, last_tokens, padded, pooled_blocks
+from esvit_pl.backbones.timm_features import Traits, as_features, block_features, create, last_tokens, padded
 
 
 @lru_cache(maxsize=128)
@@ -153,7 +153,7 @@ def _widths_and_unused(model: nn.Module, traits: Traits, x: Tensor) -> dict[str,
     blocks = len(cast(Any, model.feature_info))
     return {
         "unused": tuple(name for name, slope in zip(learning, slopes, strict=True) if slope is None),
-        "widths": tuple(block.shape[-1] for block in pooled_blocks(model, traits, "mean", x, blocks)),
+        "widths": tuple(block.pooled.shape[-1] for block in block_features(model, traits, "mean", x, blocks)),
     }
 
 

@@ -122,9 +122,10 @@ class ViL(StagedBackbone):
         tokens = self.norm(tokens) if index == self.num_stages - 1 else tokens
         return Regions(tokens[:, place.num_globals :], grid)
 
-    def pooled_blocks(self, x: Tensor) -> Iterator[Tensor]:
-        for stage, tokens, _ in self.walk(x):
-            yield self.pool(self.norm(tokens) if stage is self.stages[-1] else tokens, stage)
+    def block_features(self, x: Tensor) -> Iterator[Features]:
+        for stage, tokens, grid in self.walk(x):
+            z = self.norm(tokens) if stage is self.stages[-1] else tokens
+            yield Features(self.pool(z, stage), z[:, stage.num_globals :], grid)
 
     def block_of(self, parameter: str) -> tuple[int, int] | None:
         found = re.match(r"layer(?!1\.0\.)(\d+)\.(\d+)\.", parameter)  # item 0 embeds, 1 and 2 are the first block

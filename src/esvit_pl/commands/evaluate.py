@@ -143,7 +143,7 @@ def answers(
     from esvit_pl.commands import results
     from esvit_pl.configs import assemble, trainers
     from esvit_pl.configs.processes import is_first_process
-    from esvit_pl.evaluation import FeatureCache, InTurn
+    from esvit_pl.evaluation import InTurn
     from esvit_pl.modules import Evaluation
 
     origin = evaluation.origin(cfg, row.encoder, row.recipe, splits.bank, splits.query)
@@ -162,14 +162,7 @@ def answers(
             if is_first_process():
                 write(files[name], about[name], kept)
 
-        cache = None
-        if cfg.cache is not None:
-            parts = {"bank": splits.bank, "query": splits.query}
-            abouts = {
-                which: {**evaluation.origin(cfg, row.encoder, row.recipe, each), "images": len(each)}
-                for which, each in parts.items()
-            }
-            cache = FeatureCache(cfg.cache, abouts)
+        cache = evaluation.feature_cache(cfg, row.encoder, row.recipe, splits)
         trainer = trainers.quiet(cfg, bar=cfg.trainer.enable_progress_bar)
         data = assemble.datamodule(cfg, splits, row.recipe, **results.supervised(splits))
         if any(getattr(probe, "trains", False) for probe in missing.values()):

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from esvit_pl.commands.results import Measured
     from esvit_pl.data import ImageDataModule
     from esvit_pl.datasets import ImageDataset, Splits
+    from esvit_pl.evaluation import FeatureCache
     from esvit_pl.runs.result import Result
 
 
@@ -130,6 +131,19 @@ def origin(cfg: DictConfig, backbone: Backbone, recipe: Recipe, *images: ImageDa
         "data": [digest for each in images for digest in (each.digest(), each.content_digest())],
         "precision": str(cfg.trainer.precision),
     }
+
+
+def feature_cache(cfg: DictConfig, encoder: Backbone, recipe: Recipe, splits: Splits) -> FeatureCache | None:
+    """The folder ``cache=`` for features of bank and query; None if none is named, and in commands without one."""
+    from esvit_pl.evaluation import FeatureCache
+
+    if cfg.get("cache") is None:
+        return None
+    parts = {"bank": splits.bank, "query": splits.query}
+    return FeatureCache(
+        cfg.cache,
+        {which: {**origin(cfg, encoder, recipe, each), "images": len(each)} for which, each in parts.items()},
+    )
 
 
 def report(metrics: Mapping[str, float], folder: object) -> str:

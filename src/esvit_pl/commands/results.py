@@ -266,12 +266,14 @@ def measure(
 def _validated(
     cfg: DictConfig, trainer: Trainer, splits: Splits, recipe: Recipe, encoder: Backbone, evaluator: Baselines
 ) -> Mapping[str, float]:
+    from esvit_pl.commands.evaluation import feature_cache
     from esvit_pl.modules import Evaluation
 
     data = assemble.datamodule(cfg, splits, recipe, **supervised(splits))
     if any(getattr(probe, "trains", False) for probe in evaluator.all.values()):
         fit_batch(data, trainer)
-    return trainer.validate(Evaluation(encoder, evaluator), data, verbose=False)[0]
+    cache = feature_cache(cfg, encoder, recipe, splits)
+    return trainer.validate(Evaluation(encoder, evaluator, cache=cache), data, verbose=False)[0]
 
 
 def as_text(

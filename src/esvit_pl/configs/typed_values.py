@@ -45,6 +45,7 @@ _UNSAID_IN = {  # the same, of one command alone
         "cache": Kinds(frozenset({"str"})),
         "groups": Kinds(frozenset({"str"})),
     },
+    "knn": {"cache": Kinds(frozenset({"str"}))},
     "neighbours": {
         "embedded": Kinds(frozenset({"str"})),
         "query": Kinds(frozenset({"str", "list"})),

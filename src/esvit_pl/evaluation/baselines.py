@@ -61,18 +61,18 @@ class Baselines(Evaluator):
     def reads(self) -> tuple[Kind, ...]:
         return tuple(dict.fromkeys(kind for probe in self.all.values() for kind in probe.reads))
 
+    @property
+    def reads_bank(self) -> tuple[Kind, ...]:
+        return tuple(dict.fromkeys(kind for probe in self.all.values() for kind in probe.reads_bank))
+
     def check(self, encoder: Any, num_classes: int | None) -> None:
         for probe in self.all.values():
             probe.check(encoder, num_classes)
 
     def run(self, encoder: Any, data: EvaluationData) -> dict[str, float]:
-        kinds = tuple(
-            dict.fromkeys(kind for probe in (*self.probes.values(), *self.looks.values()) for kind in probe.reads)
-        )
         if self.together and self.encoders and self.probes:
             rows = [encoder, *(data.place.module(other).eval() for other in self.encoders.values())]
-            data.read(rows, "bank", kinds)
-            data.read(rows, "query", kinds)
+            data.read_for(rows, (*self.probes.values(), *self.looks.values()))
         answers = self._ask(encoder, data, self.all, self.looks.get(PRETRAINED))
         noted = dict(data.answers)
         self.metrics = {name: next(iter(answer)) for name, answer in answers.items()}
@@ -80,7 +80,7 @@ class Baselines(Evaluator):
         found |= {f"{name}/{PRETRAINED}": answer[self.metrics[name]] for name, answer in answers.items()}
         for row, other in self.encoders.items():
             answers = self._ask(data.place.module(other).eval(), data, self.probes, self.looks.get(row))
-            found |= {f"{name}/{row}": answer[self.metrics[name]] for name, answer in answers.items()}
+            found |= {f"{name}/{row}": next(iter(answer.values())) for name, answer in answers.items()}
             other.cpu()
         data.answers = noted  # of the encoder
         return found
@@ -95,7 +95,7 @@ class Baselines(Evaluator):
         encoder: Any, data: EvaluationData, probes: Mapping[str, Evaluator], look: Evaluator | None
     ) -> dict[str, dict[str, float]]:
         asked = [*probes.values(), *([] if look is None else [look])]
-        data.read([encoder], "query", tuple(dict.fromkeys(kind for probe in asked for kind in probe.reads)))
+        data.read_for([encoder], asked)
         answers = {name: probe.run(encoder, data) for name, probe in probes.items()}
         if look is not None:
             look.run(encoder, data)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from esvit_pl.distributed import num_ranks, rank
 from esvit_pl.evaluation.features import Extracted, Unpack, at_unit_length, extract, joined, unpack_batch
-from esvit_pl.evaluation.interface import Encoder, Kind
+from esvit_pl.evaluation.interface import Encoder, Evaluator, Kind
 from esvit_pl.metrics import region_statistics
 from esvit_pl.precision import wide
 
@@ -195,6 +195,15 @@ class EvaluationData:
             return
         self._add(missing, which, dealt(self.loader(which)))
         self.keep(missing, which)
+
+    def read_for(self, encoders: Sequence[Encoder], evaluators: Iterable[Evaluator]) -> None:
+        """Compute what several evaluators read, in one pass over the images of each part. What all read of the bank
+        alike, the first one that asks computes."""
+        asked = list(evaluators)
+        self.read(encoders, "query", tuple(dict.fromkeys(kind for each in asked for kind in each.reads)))
+        of_bank = tuple(dict.fromkeys(kind for each in asked for kind in each.reads_bank))
+        if len(of_bank) > 1 or len(encoders) > 1:
+            self.read(encoders, "bank", of_bank)
 
     def loader(self, which: str) -> Iterable[Any]:
         """The loader of bank or query, made when it is first needed."""

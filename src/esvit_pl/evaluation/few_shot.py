@@ -53,6 +53,7 @@ class FewShot(Evaluator):
     """
 
     reads: tuple[Kind, ...] = ("pooled",)
+    reads_bank: tuple[Kind, ...] = ("pooled",)
 
     def __init__(
         self,

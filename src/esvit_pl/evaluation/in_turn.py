@@ -21,7 +21,8 @@ query image is answered right}, in the order in which one process has the images
 class InTurn(Evaluator):
     """Evaluators of one encoder, one after the other; what each has found is handed over before the next begins.
 
-    So a stop costs the evaluator that was at work, not those before it. All share the query's features.
+    So a stop costs the evaluator that was at work, not those before it. All share the features of one
+    pass over the images of the bank, and of one over those of the query.
 
     >>> import torch
     >>> from esvit_pl.evaluation import EvaluationData, InTurn, Logistic, RawPixels
@@ -47,8 +48,12 @@ class InTurn(Evaluator):
     def reads(self) -> tuple[Kind, ...]:
         return tuple(dict.fromkeys(kind for each in self.evaluators.values() for kind in each.reads))
 
+    @property
+    def reads_bank(self) -> tuple[Kind, ...]:
+        return tuple(dict.fromkeys(kind for each in self.evaluators.values() for kind in each.reads_bank))
+
     def run(self, encoder: Any, data: EvaluationData) -> dict[str, float]:
-        data.read([encoder], "query", self.reads)
+        data.read_for([encoder], self.evaluators.values())
         found: dict[str, float] = {}
         for name, evaluator in self.evaluators.items():
             data.answers.clear()

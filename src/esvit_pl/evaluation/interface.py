@@ -19,7 +19,7 @@ Encoder = Callable[[Any], Any]
 class Evaluator(Protocol):
     """A question to a frozen encoder that is answered in numbers: k-NN, a linear probe, and what you write.
 
-    A subclass writes `run`, and what it needs of the other two. An option in the config group ``evaluator`` makes it a
+    A subclass writes `run`, and what it needs of the others. An option in the config group ``evaluator`` makes it a
     probe of every training: ``+evaluator@evaluation.spread=spread evaluation.probes=[knn,spread]``.
 
     >>> import torch
@@ -42,6 +42,11 @@ class Evaluator(Protocol):
     def reads(self) -> tuple[Kind, ...]:
         """The features of query images that `run` asks for; of several evaluators one pass over the images gives all
         of them."""
+        return ()
+
+    @property
+    def reads_bank(self) -> tuple[Kind, ...]:
+        """The features of images of the bank, likewise."""
         return ()
 
     def check(self, encoder: Any, num_classes: int | None) -> None:

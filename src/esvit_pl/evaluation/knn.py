@@ -69,11 +69,16 @@ class KNN(Evaluator):
         self.bank_dtype = bank_dtype
         self.prefix, self.feature, self.main = prefix, feature, main
 
+    @property
+    def reads_bank(self) -> tuple[Kind, ...]:
+        return ("pooled" if self.bank_dtype == "float32" else self.bank_dtype,)
+
     def run(self, encoder: Any, data: EvaluationData) -> dict[str, float]:
         images, width = data.number("bank"), getattr(encoder, "width", None)
         if images and isinstance(width, int):
             tell_memory(images, width, getattr(torch, self.bank_dtype))
-        bank = data.pieces(encoder, "bank", "pooled" if self.bank_dtype == "float32" else self.bank_dtype)
+        (kind,) = self.reads_bank
+        bank = data.pieces(encoder, "bank", kind)
         query = data.features(encoder, "query")
         right = _right_over_ranks(bank, query, self.k, self.temperature)
         found = knn_metrics(_accuracies(self.k, right), self.prefix, self.feature, main=self.main)

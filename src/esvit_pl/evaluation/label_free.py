@@ -4,20 +4,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import suppress
-from itertools import pairwise
+from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from esvit_pl.distributed import dealt_in_turn, gather_uneven, num_ranks
-from esvit_pl.evaluation.data import EvaluationData
+from esvit_pl.distributed import dealt_in_turn, gather_over_ranks, gather_uneven, num_ranks
+from esvit_pl.evaluation.data import EvaluationData, dealt
 from esvit_pl.evaluation.features import pooled
 from esvit_pl.evaluation.interface import Evaluator, Kind
+from esvit_pl.evaluation.names import block_metric
 from esvit_pl.isolation import untracked
-from esvit_pl.metrics import diversity, effective_rank, lidar, nearest, rankme
+from esvit_pl.metrics import (
+    Moments,
+    diversity,
+    diversity_of,
+    effective_rank,
+    effective_rank_of,
+    lidar_of,
+    merged,
+    moments,
+    nearest,
+    rankme,
+    rankme_of,
+    region_statistics,
+)
 from esvit_pl.precision import wide
 
 
@@ -28,6 +41,10 @@ class _LabelFree(Evaluator):
     reads: tuple[Kind, ...] = ("pooled",)
     name: str
     number: Callable[[Tensor], Tensor]
+
+    @property
+    def reads_bank(self) -> tuple[Kind, ...]:
+        return self.reads
 
     def run(self, encoder: Any, data: EvaluationData) -> dict[str, float]:
         (kind,) = self.reads
@@ -85,61 +102,11 @@ class RegionDiversity(_LabelFree):
     number = staticmethod(diversity)
 
 
-class PerBlock(Evaluator):
-    """Effective rank and RankMe of every block's pooled feature, in one pass over the images: where the directions are
-    lost.
-
-    >>> import torch
-    >>> from esvit_pl import build
-    >>> from esvit_pl.evaluation import EvaluationData, PerBlock
-    >>> swin = build("swin", embed_dim=8, depths=[1, 1], num_heads=[1, 2], window=4, img_size=32).eval()
-    >>> images = torch.rand(8, 3, 32, 32)
-    >>> list(PerBlock().run(swin, EvaluationData(bank=[images[:4]], query=[images[4:]])))
-    ['effective_rank/block2', 'rankme/block2', 'effective_rank/block1', 'rankme/block1']
-
-    Blocks are counted over all stages, from 1. The last is the one whose feature is the encoder's own.
-
-    Args:
-        blocks: so many of the last ones; None: all.
-    """
-
-    needs_labels = False
-
-    def __init__(self, blocks: int | None = None) -> None:
-        if blocks is not None and blocks < 1:
-            raise ValueError(f"PerBlock needs blocks of 1 or more, or None for all, got {blocks}")
-        self.blocks = blocks
-
-    def check(self, encoder: Any, num_classes: int | None) -> None:
-        if self.blocks is not None:
-            encoder.last_blocks_width(self.blocks)  # raises where there are not so many
-
-    def run(self, encoder: Any, data: EvaluationData) -> dict[str, float]:
-        widths = widths_of_blocks(encoder)
-        chosen = min(self.blocks or len(widths), len(widths))
-        features = of_bank_and_query(encoder, data, chosen)
-        found: dict[str, float] = {}
-        numbered = list(enumerate(features.split(widths[-chosen:], dim=1), start=len(widths) - chosen + 1))
-        for number, block in reversed(numbered):
-            found[f"effective_rank/block{number}"] = float(effective_rank(block))
-            found[f"rankme/block{number}"] = float(rankme(block))
-        return found
-
-
-def widths_of_blocks(encoder: Any) -> list[int]:
-    """Channels of each block's pooled feature, the first block first."""
-    wholes = [0, encoder.last_blocks_width(1)]
-    with suppress(ValueError):  # there is no such block
-        while wholes[-1] > wholes[-2]:  # raw pixels are the same, however many blocks are asked for
-            wholes.append(encoder.last_blocks_width(len(wholes)))
-    return [after - before for before, after in pairwise(wholes) if after > before][::-1]
-
-
 class LiDAR(Evaluator):
     """LiDAR (Thilak et al., ICLR 2024; `metrics.lidar`): in how many directions images differ more than their views do.
 
     Views are made as the training makes its global crops, of the first images of the query. The paper has 50 views of
-    1,000 images.
+    1,000 images. Of the views only sums are kept.
 
     >>> import torch
     >>> from esvit_pl.evaluation import EvaluationData, LiDAR
@@ -167,23 +134,133 @@ class LiDAR(Evaluator):
         self.views, self.images, self.color, self.seed = views, images, color, seed
 
     def run(self, encoder: Any, data: EvaluationData) -> dict[str, float]:
-        wanted = -(-self.images // num_ranks())
-        with untracked():
-            pairs = [self._pair(encoder, data, self.seed + number, wanted) for number in range(self.views // 2)]
-        return {"lidar": float(lidar(gather_uneven(torch.cat(pairs, dim=1))))}
+        return {"lidar": self.of(lambda images: [pooled(encoder(images))], data)[0]}
 
-    def _pair(self, encoder: Any, data: EvaluationData, seed: int, wanted: int) -> Tensor:
-        """(b 2 d): features of two views of this rank's images."""
-        found: list[Tensor] = []
+    def of(self, function: Callable[[Any], list[Tensor]], data: EvaluationData) -> list[float]:
+        """LiDAR of each of several features of the same views.
+
+        Args:
+            function: images -> (b d) of each feature.
+        """
+        wanted = -(-self.images // num_ranks())
+        scatter: list[Moments] = []  # of all views
+        sums: list[list[Tensor]] = []  # (b d) over the views of each image, batch by batch
+        with untracked():
+            for seed in range(self.seed, self.seed + self.views // 2):
+                for place, pairs in enumerate(self._pairs(function, data, seed, wanted)):
+                    scatter = together(scatter, [moments(pair.flatten(0, 1)) for pair in pairs])
+                    both = [pair.double().sum(1) for pair in pairs]
+                    if seed == self.seed:
+                        sums.append(both)
+                    else:
+                        sums[place] = [old + new for old, new in zip(sums[place], both, strict=True)]
+        if not sums:
+            raise ValueError("LiDAR needs an image or more on every process, and one has none")
+        means = [moments(torch.cat(batches) / self.views) for batches in zip(*sums, strict=True)]
+        known = zip(over_ranks(scatter), over_ranks(means), strict=True)
+        return [float(lidar_of(of_views, of_means)) for of_views, of_means in known]
+
+    def _pairs(
+        self, function: Callable[[Any], list[Tensor]], data: EvaluationData, seed: int, wanted: int
+    ) -> Iterator[list[Tensor]]:
+        """(b 2 d) of each feature: two views of this rank's images, batch by batch."""
         for batch in data.pairs(same_box=False, color=self.color, seed=seed):
             views = data.place.prepare(list(batch["views"]))
             with data.place.forward_context():
-                found.append(torch.stack([wide(pooled(encoder(view))) for view in views], dim=1))
-            if sum(map(len, found)) >= wanted:
+                one, two = (function(view) for view in views)
+            yield [torch.stack([wide(a), wide(b)], dim=1)[:wanted] for a, b in zip(one, two, strict=True)]
+            wanted -= len(views[0])
+            if wanted <= 0:
                 break
-        if not found:
-            raise ValueError("LiDAR needs an image or more on every process, and one has none")
-        return torch.cat(found)[:wanted]
+
+
+class PerBlock(Evaluator):
+    """Effective rank, RankMe and region diversity of every block, in one pass over the images, and LiDAR of every one,
+    in one pass over its views: where directions are lost. Of the features only sums are kept (`metrics.Moments`).
+
+    >>> import torch
+    >>> from esvit_pl import build
+    >>> from esvit_pl.evaluation import EvaluationData, PerBlock
+    >>> swin = build("swin", embed_dim=8, depths=[1, 1], num_heads=[1, 2], window=4, img_size=32).eval()
+    >>> images = torch.rand(8, 3, 32, 32)
+    >>> list(PerBlock(blocks=1, views=0).run(swin, EvaluationData(bank=[images[:4]], query=[images[4:]])))
+    ['effective_rank/block2', 'rankme/block2', 'region_diversity/block2']
+
+    Blocks are those of `Backbone.block_features`, counted over all stages, from 1. The last one's feature is the
+    encoder's own.
+
+    Args:
+        blocks: so many of the last ones; None: all.
+        views: of `LiDAR`, as are the other arguments; 0 leaves it out.
+    """
+
+    needs_labels = False
+
+    def __init__(
+        self,
+        blocks: int | None = None,
+        *,
+        views: int = 50,
+        images: int = 1000,
+        color: bool = True,
+        seed: int = 0,
+    ) -> None:
+        if blocks is not None and blocks < 1:
+            raise ValueError(f"PerBlock needs blocks of 1 or more, or None for all, got {blocks}")
+        self.blocks = blocks
+        self.lidar = LiDAR(views, images, color=color, seed=seed) if views else None
+
+    def check(self, encoder: Any, num_classes: int | None) -> None:
+        if self.blocks is not None:
+            encoder.last_blocks_width(self.blocks)  # raises where there are not so many
+
+    def run(self, encoder: Any, data: EvaluationData) -> dict[str, float]:
+        blocks = encoder.block_features
+        features: list[Moments] = []
+        statistics: list[Moments] = []
+        number = 0
+        with untracked():
+            for batch in chain(dealt(data.loader("bank")), dealt(data.loader("query"))):
+                images = data.place.prepare(data.unpack(batch)[0])
+                with data.place.forward_context():
+                    seen = [(wide(each.pooled), region_statistics(each.regions)) for each in blocks(images)]
+                number = len(seen)
+                rows_of_blocks, regions_of_blocks = zip(*seen[-(self.blocks or number) :], strict=True)
+                features = together(features, [moments(rows) for rows in rows_of_blocks])
+                statistics = together(statistics, [moments(rows) for rows in regions_of_blocks])
+        if not number:
+            raise ValueError("PerBlock needs an image or more on every process, and one has none")
+        last = len(features)
+        found: list[dict[str, Tensor | float]] = [
+            {
+                "effective_rank": effective_rank_of(rows),
+                "rankme": rankme_of(rows),
+                "region_diversity": diversity_of(of_regions),
+            }
+            for rows, of_regions in zip(over_ranks(features), over_ranks(statistics), strict=True)
+        ]
+        if self.lidar is not None:
+            directions = self.lidar.of(lambda views: [each.pooled for each in blocks(views)][-last:], data)
+            for measures, value in zip(found, directions, strict=True):
+                measures["lidar"] = value
+        return {
+            block_metric(measure, block): float(value)
+            for block, measures in zip(range(number, number - last, -1), reversed(found), strict=True)
+            for measure, value in measures.items()
+        }
+
+
+def together(old: list[Moments], new: list[Moments]) -> list[Moments]:
+    """Moments of several features of old and new images; of the new ones where there were none."""
+    return [merged(pair) for pair in zip(old, new, strict=True)] if old else new
+
+
+def over_ranks(features: Sequence[Moments]) -> list[Moments]:
+    """Moments of several features of the images of all processes."""
+    if num_ranks() == 1:
+        return list(features)
+    gathered = [zip(*(gather_over_ranks(part[None]) for part in own), strict=True) for own in features]
+    return [merged([Moments(*part) for part in parts]) for parts in gathered]
 
 
 class Neighbours(NamedTuple):
@@ -215,6 +292,7 @@ class NearestImages(Evaluator):
 
     needs_labels = False
     reads: tuple[Kind, ...] = ("pooled",)
+    reads_bank: tuple[Kind, ...] = ("pooled",)
 
     def __init__(self, queries: int = 8, k: int = 6) -> None:
         self.queries, self.k = queries, k

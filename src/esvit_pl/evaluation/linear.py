@@ -223,6 +223,10 @@ class Linear(Evaluator):
     def reads(self) -> tuple[Kind, ...]:
         return (self.most_blocks,)
 
+    @property
+    def reads_bank(self) -> tuple[Kind, ...]:
+        return () if self.augmented else (self.most_blocks,)
+
     def check(self, encoder: Any, num_classes: int | None) -> None:
         if num_classes is None or num_classes < 2:
             raise ValueError(

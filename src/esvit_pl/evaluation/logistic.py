@@ -209,6 +209,7 @@ class Logistic(Evaluator):
     """
 
     reads: tuple[Kind, ...] = ("pooled",)
+    reads_bank: tuple[Kind, ...] = ("pooled",)
     trains = True
 
     def __init__(

@@ -98,6 +98,25 @@ def loss_title(metric: str) -> str:
     return metric.removeprefix("train/").replace("_", " ") if is_training_loss(metric) else metric
 
 
+def block_metric(measure: str, block: int) -> str:
+    """What a measure of one block is called: ``rankme/block2``; blocks are counted from 1."""
+    return f"{measure}/block{block}"
+
+
+def by_block(metrics: Mapping[str, float]) -> dict[int, dict[str, float]]:
+    """{block: {measure: number}} of the metrics that `block_metric` has named, the first block first.
+
+    >>> by_block({"rankme/block2": 8.0, "lidar/block2": 5.0, "rankme/block1": 9.0, "knn/top1": 0.5})
+    {1: {'rankme': 9.0}, 2: {'rankme': 8.0, 'lidar': 5.0}}
+    """
+    found: dict[int, dict[str, float]] = {}
+    for metric, value in metrics.items():
+        measure, _, block = metric.rpartition("/block")
+        if measure and block.isdecimal() and len(block) < 6:  # a name may come from a stranger's file
+            found.setdefault(int(block), {})[measure] = value
+    return dict(sorted(found.items()))
+
+
 def knn_metrics(
     accuracies: Mapping[int, TopK], prefix: str = "knn", feature: str | None = None, *, main: bool = True
 ) -> dict[str, float]:

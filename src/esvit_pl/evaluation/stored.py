@@ -9,10 +9,14 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any, NamedTuple
 from zipfile import ZIP_STORED, ZipFile
 
@@ -24,6 +28,7 @@ from esvit_pl.whole import replacing
 ROWS = 1024
 """So many rows are in memory at once."""
 _NUMBER = np.dtype("<i8")
+_NO_UTF8 = re.compile("[\udc80-\udcff]")  # how Python writes the bytes of such a file name
 
 
 class Stored(NamedTuple):
@@ -234,7 +239,7 @@ def write_parquet(
 ) -> Path:
     """A row for each image: name, label (if there are any), a list of numbers for each kind; `about` in the metadata.
 
-    Needs pyarrow.
+    Names are texts, or all bytes where a file's name is none in UTF-8. Needs pyarrow.
     """
     import pyarrow as arrow
     import pyarrow.parquet
@@ -246,12 +251,14 @@ def write_parquet(
     }
     label_fields = [] if labels is None else [("label", arrow.int64())]
     shapes = {kind: list(rows.shape[1:]) for kind, rows in arrays.items()}
+    as_bytes = [name.encode("utf-8", "surrogateescape") for name in names]
+    written = arrow.binary() if any(map(_NO_UTF8.search, names)) else arrow.string()
     metadata = {"esvit_pl": json.dumps({**about, "shapes": shapes})}
-    schema = arrow.schema([("name", arrow.string()), *label_fields, *kinds.items()], metadata=metadata)
+    schema = arrow.schema([("name", written), *label_fields, *kinds.items()], metadata=metadata)
     with replacing(path) as draft, pyarrow.parquet.ParquetWriter(draft, schema) as file:
         for start in range(0, len(names), ROWS):
             some = slice(start, start + ROWS)
-            columns = [arrow.array(list(names[some]))]
+            columns = [arrow.array(as_bytes[some], written)]
             columns += [] if labels is None else [arrow.array(labels[some])]
             columns += [
                 arrow.FixedSizeListArray.from_arrays(arrow.array(rows[some].ravel()), type=kinds[kind])
@@ -262,11 +269,11 @@ def write_parquet(
 
 
 def load_features(path: str | Path, *, mapped: bool = False) -> Stored:
-    """A file that `write_npz` or ``esvit-embed`` has written.
+    """A file that `write_npz`, `write_parquet` or ``esvit-embed`` has written; a .parquet needs pyarrow.
 
     Args:
         mapped: leave the features on the disk, as arrays that are read where they are used; what is changed in them
-            never reaches the file.
+            never reaches the file. Those of a .parquet are unpacked into a temporary file when they are first used.
 
     Raises:
         ValueError: there is no such file, or it is another one.
@@ -274,12 +281,18 @@ def load_features(path: str | Path, *, mapped: bool = False) -> Stored:
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"the features file {path} does not exist")
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {kind: _mapped(path, kind) if mapped and kind not in _SMALL else file[kind] for kind in file}
+    if path.suffix == ".csv":
+        raise ValueError(
+            f"{path} does not say of which weights and images its features are; .npz and .parquet do, so make one of "
+            "these with esvit-embed"
+        )
+    return _load_parquet(path, mapped) if path.suffix == ".parquet" else _load_npz(path, mapped)
+
+
+def _load_npz(path: Path, mapped: bool) -> Stored:
+    with _of_esvit_embed(path, ".npz"), np.load(path, allow_pickle=False) as file:
+        arrays = {kind: _mapped(path, kind) if mapped and kind not in _SMALL else file[kind] for kind in file}
         names, about = arrays.pop("names").tolist(), json.loads(str(arrays.pop("about")))
-    except (ValueError, KeyError, AttributeError, OSError) as error:
-        raise ValueError(f"{path} is not an .npz file of esvit-embed ({error})") from error
     return Stored(names, arrays.pop("labels", None), arrays, about)
 
 
@@ -300,3 +313,65 @@ def _mapped(path: Path, name: str) -> np.ndarray:
         lengths = int.from_bytes(file.read(2), "little") + int.from_bytes(file.read(2), "little")
     start = where.header_offset + 30 + lengths + behind
     return np.memmap(path, dtype, "c", start, shape, "F" if fortran else "C")
+
+
+def _load_parquet(path: Path, mapped: bool) -> Stored:
+    if find_spec("pyarrow") is None:
+        raise ValueError(f"{path} needs pyarrow: pip install 'esvit_pl[parquet]'; .npz does not")
+    from pyarrow.parquet import ParquetFile
+
+    with _of_esvit_embed(path, ".parquet"), ParquetFile(path) as file:
+        about = json.loads(file.schema_arrow.metadata[b"esvit_pl"])
+        features = _Unpacked(path, {kind: tuple(shape) for kind, shape in about.pop("shapes").items()})
+        labelled = "label" in file.schema_arrow.names
+        small = file.read(["name", *["label"] * labelled])
+        names = small["name"].to_pylist()
+        if names and isinstance(names[0], bytes):
+            names = [name.decode("utf-8", "surrogateescape") for name in names]
+        labels = small["label"].to_numpy() if labelled else None
+    arrays = features if mapped else {kind: np.array(rows) for kind, rows in features.items()}
+    return Stored(names, labels, arrays, about)
+
+
+class _Unpacked(Mapping[str, np.ndarray]):
+    """{kind: (n ...)} of a .parquet, each unpacked into a file without a name when it is first asked for."""
+
+    def __init__(self, path: Path, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        self.path, self.shapes = path, shapes
+        self._found: dict[str, np.ndarray] = {}
+
+    def __getitem__(self, kind: str) -> np.ndarray:
+        if kind not in self._found:
+            self._found[kind] = self._unpack(kind, self.shapes[kind])
+        return self._found[kind]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.shapes)
+
+    def __len__(self) -> int:
+        return len(self.shapes)
+
+    def _unpack(self, kind: str, shape: tuple[int, ...]) -> np.ndarray:
+        from pyarrow.parquet import ParquetFile
+
+        with (
+            _of_esvit_embed(self.path, ".parquet"),
+            ParquetFile(self.path, pre_buffer=False) as file,  # else it keeps all that it has read
+            TemporaryFile() as unpacked,
+        ):
+            dtype = np.dtype(file.schema_arrow.field(kind).type.value_type.to_pandas_dtype())
+            for batch in file.iter_batches(ROWS, columns=[kind]):
+                rows = batch.column(0).flatten().to_numpy(zero_copy_only=False)
+                unpacked.write(rows.astype(dtype, copy=False).reshape(len(batch), *shape).tobytes())
+            return np.memmap(unpacked, dtype, "c", shape=(file.metadata.num_rows, *shape))
+
+
+@contextmanager
+def _of_esvit_embed(path: Path, ending: str) -> Iterator[None]:
+    """What reading a file of another kind raises, as one sentence."""
+    try:
+        yield
+    except (ValueError, KeyError, TypeError, AttributeError, OSError, EOFError) as error:  # pyarrow's are among them
+        if getattr(error, "errno", None):  # the operating system's: a full disk, say
+            raise
+        raise ValueError(f"{path} is no {ending} file of esvit-embed ({error})") from error

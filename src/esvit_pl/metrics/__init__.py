@@ -45,6 +45,13 @@ if TYPE_CHECKING:
     from esvit_pl.metrics.knn import knn_correct as knn_correct
     from esvit_pl.metrics.knn import knn_predict as knn_predict
     from esvit_pl.metrics.knn import nearest as nearest
+    from esvit_pl.metrics.streamed import Moments as Moments
+    from esvit_pl.metrics.streamed import diversity_of as diversity_of
+    from esvit_pl.metrics.streamed import effective_rank_of as effective_rank_of
+    from esvit_pl.metrics.streamed import lidar_of as lidar_of
+    from esvit_pl.metrics.streamed import merged as merged
+    from esvit_pl.metrics.streamed import moments as moments
+    from esvit_pl.metrics.streamed import rankme_of as rankme_of
 
 _HOMES = {
     "Correspondences": "correspondence",
@@ -52,6 +59,7 @@ _HOMES = {
     "Healthy": "health",
     "IoU": "dense",
     "MEASURES": "correspondence",
+    "Moments": "streamed",
     "RegionMap": "correspondence",
     "TopK": "knn",
     "VOID": "dense",
@@ -61,7 +69,9 @@ _HOMES = {
     "correspond": "correspondence",
     "correspondence_sums": "correspondence",
     "diversity": "collapse",
+    "diversity_of": "streamed",
     "effective_rank": "collapse",
+    "effective_rank_of": "streamed",
     "entropy_share": "collapse",
     "feature_spread": "collapse",
     "iou": "dense",
@@ -70,13 +80,17 @@ _HOMES = {
     "knn_predict": "knn",
     "largest_entropy": "collapse",
     "lidar": "collapse",
+    "lidar_of": "streamed",
     "majority": "dense",
     "match_places": "dense",
     "mean_per_class_accuracy": "classification",
     "measure": "classification",
+    "merged": "streamed",
+    "moments": "streamed",
     "nearest": "knn",
     "neighbour_votes": "dense",
     "rankme": "collapse",
+    "rankme_of": "streamed",
     "region_diversity": "collapse",
     "region_labels": "dense",
     "region_statistics": "collapse",

@@ -62,7 +62,7 @@ def effective_rank(features: Tensor) -> Tensor:
     finite = x.isfinite().all()
     x = torch.where(finite, x, 0.0)  # LAPACK refuses what is not finite
     values = torch.linalg.svdvals(x - x.mean(0))
-    rounding = torch.finfo(x.dtype).eps * max(x.shape) * torch.linalg.vector_norm(x)
+    rounding = 10 * torch.finfo(x.dtype).eps * torch.linalg.vector_norm(x)  # of all rows together, however many
     values = torch.where(values > rounding, values, 0.0)
     total = values.sum()
     share = values / total.clamp_min(torch.finfo(x.dtype).tiny)
@@ -118,12 +118,17 @@ def lidar(clones: Tensor, delta: float = 1e-4, epsilon: float = 1e-7) -> Tensor:
     means = x.mean(1, keepdim=True)
     centred, deviations = (means - means.mean(0)).flatten(0, 1), (x - means).flatten(0, 1)
     between, within = (rows.T @ rows / max(len(rows), 1) for rows in (centred, deviations))
-    values, axes = torch.linalg.eigh(within + delta * torch.eye(x.shape[2], dtype=x.dtype, device=x.device))
-    whitening = axes / values.sqrt() @ axes.T
+    return torch.where(finite, discriminant_rank(between, within, delta, epsilon), math.nan)
+
+
+def discriminant_rank(between: Tensor, within: Tensor, delta: float, epsilon: float) -> Tensor:
+    """`lidar` from its two covariances (d d), float64."""
+    values, axes = torch.linalg.eigh(within + delta * torch.eye(len(within), dtype=within.dtype, device=within.device))
+    whitening = axes / values.clamp_min(delta).sqrt() @ axes.T  # no variance is negative, but for rounding
     found = torch.linalg.eigvalsh(whitening @ between @ whitening).clamp_min(0.0)
     total = found.sum()
-    share = found / total.clamp_min(torch.finfo(x.dtype).tiny) + epsilon
-    return torch.where(finite, torch.where(total > 0, torch.special.entr(share).sum().exp(), 0.0), math.nan)
+    share = found / total.clamp_min(torch.finfo(found.dtype).tiny) + epsilon
+    return torch.where(total > 0, torch.special.entr(share).sum().exp(), 0.0)
 
 
 @torch.no_grad()

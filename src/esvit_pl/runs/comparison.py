@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from esvit_pl.evaluation.interval import resampled, wilson
-from esvit_pl.evaluation.names import TITLES, is_accuracy
+from esvit_pl.evaluation.names import TITLES, by_block, is_accuracy
 from esvit_pl.runs.cells import as_csv, as_latex, as_markdown, as_text
 from esvit_pl.whole import replacing
 
@@ -109,16 +109,30 @@ class Comparison:
         head = ["", *(TITLES.get(probe, probe) for probe in self.probes)]
         return [head, *([name, *map(self._cell, self._answers(name))] for name in self.rows)]
 
+    def blocks(self) -> list[list[str]]:
+        """Heading and rows of what probes say of each block of each encoder; nothing if none does."""
+        found = {
+            f"{name}, block {block}": numbers
+            for name, answers in self.rows.items()
+            for block, numbers in by_block({k: v for each in answers.values() for k, v in each.numbers.items()}).items()
+        }
+        measures = list(dict.fromkeys(measure for numbers in found.values() for measure in numbers))
+        rows = [[row, *(f"{each[m]:.3g}" if m in each else "" for m in measures)] for row, each in found.items()]
+        return [["", *(TITLES.get(measure, measure) for measure in measures)], *rows] if rows else []
+
     def text(self) -> str:
         """For a terminal, numbers to the right."""
-        return as_text(self.cells())
+        return self._tables(as_text)
 
     def markdown(self) -> str:
-        return as_markdown(self.cells())
+        return self._tables(as_markdown)
 
     def latex(self) -> str:
-        """A tabular of booktabs."""
-        return as_latex(self.cells())
+        """A tabular of booktabs, and another one of the blocks."""
+        return self._tables(as_latex)
+
+    def _tables(self, written: Callable[[list[list[str]]], str]) -> str:
+        return "\n\n".join(map(written, filter(None, [self.cells(), self.blocks()])))
 
     def sentences(self) -> list[str]:
         """A line for each difference between main metrics."""

@@ -27,6 +27,7 @@ from esvit_pl.evaluation.names import (
     PROBES,
     ROWS,
     TITLES,
+    by_block,
     is_accuracy,
     is_training_loss,
     loss_title,
@@ -500,6 +501,18 @@ def accuracies(runs: Sequence[Facts]) -> list[Row]:
     ]
 
 
+def blocks(runs: Sequence[Facts]) -> tuple[list[str], list[Row]]:
+    """What is known of each block: headings, and a line for each block with every measure of each run."""
+    found = [by_block(each.run.results) for each in runs]
+    columns = [(place, measure) for place, some in enumerate(found) for measure in _all(some.values())]
+    heads = [f"{runs[place].title}: {_title(m)}" if len(runs) > 1 else _title(m) for place, m in columns]
+    cells = {
+        block: [Cell(in_words(found[place].get(block, {}).get(measure))) for place, measure in columns]
+        for block in sorted({block for some in found for block in some})
+    }
+    return heads, [Row(f"block {block}", line) for block, line in cells.items()]
+
+
 def environments(runs: Sequence[Facts]) -> list[Row]:
     """Command, versions and machine."""
 
@@ -632,6 +645,7 @@ def page(
         symptoms=[(each.title, symptoms(each)) for each in runs if symptoms(each)],
         curves=curves(runs),
         accuracies=accuracies(runs),
+        blocks=blocks(runs),
         probes=[[_title(probe) for probe in each.probes] for each in runs],
         pictures={
             kind: [(each.title, picture) for each in runs for picture in each.pictures if picture.kind == kind]
