@@ -56,6 +56,7 @@ def test_every_setting_of_the_shipped_groups_is_told_or_stays_home_on_purpose():
     config["dataset"] |= plain(compose("pretrain", "dataset=photographs"))["dataset"] | {"root": "photos"}
     losses = [path.stem for path in (Path(__file__).parents[2] / "conf" / "loss").glob("*.yaml")]
     leaves = {f"loss.{name}" for loss in losses for name in compose("pretrain", f"loss={loss}").loss}
+    leaves |= {f"loss.{name}" for name in compose("pretrain", "loss=view_region", "view=byol").loss}
     leaves |= {key for group in SETTINGS for key, _ in flat({group: config[group]})}
     listed = {f"{group}.{name}" for group, names in SETTINGS.items() for name in names}
     assert leaves - listed == HOME

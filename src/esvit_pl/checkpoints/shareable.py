@@ -16,8 +16,9 @@ from esvit_pl.secret_values import starred
 _OBJECTIVES = [
     getattr(objectives, name) for name in objectives.__all__ if name.endswith("Objective") and name != "Objective"
 ]
+_of_losses = {name for made in _OBJECTIVES for name in signature(made).parameters} - {"settings"}  # of ** arguments
 SETTINGS: dict[str, tuple[str, ...]] = {
-    "loss": ("_target_", *sorted({name for made in _OBJECTIVES for name in signature(made).parameters})),
+    "loss": ("_target_", *sorted(_of_losses)),
     "optimizer": (
         *("_target_", "name", "lr", "lr_end", "lr_schedule", "warmup_epochs", "weight_decay", "weight_decay_end"),
         *("weight_decay_schedule", "decaying", "betas", "momentum", "trust", "rate_inside", "fused"),
