@@ -80,7 +80,7 @@ class Baselines(Evaluator):
         found |= {f"{name}/{PRETRAINED}": answer[self.metrics[name]] for name, answer in answers.items()}
         for row, other in self.encoders.items():
             answers = self._ask(data.place.module(other).eval(), data, self.probes, self.looks.get(row))
-            found |= {f"{name}/{row}": answer[self.metrics[name]] for name, answer in answers.items()}
+            found |= {f"{name}/{row}": next(iter(answer.values())) for name, answer in answers.items()}
             other.cpu()
         data.answers = noted  # of the encoder
         return found

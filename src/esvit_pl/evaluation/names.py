@@ -35,6 +35,7 @@ TITLES = {
     "region_diversity": "region diversity",
     "per_block": "rank of the last block",
     "correspondence": "region correspondence",
+    "retrieval": "region retrieval",
     "segmentation_knn": "k-NN mIoU",
     "segmentation_linear": "linear mIoU",
     "segmentation_in_context": "in-context mIoU",
