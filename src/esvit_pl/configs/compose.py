@@ -54,7 +54,7 @@ def options(group: str) -> list[str]:
 def option_of(made: object, group: str) -> str | None:
     """The option of a group that builds objects of this very class; None if there is none."""
     for name in options(group):
-        node = OmegaConf.create(files(CONFIGS).joinpath(group, f"{name}.yaml").read_text(encoding="utf-8"))
+        node: Any = OmegaConf.create(files(CONFIGS).joinpath(group, f"{name}.yaml").read_text(encoding="utf-8"))
         room, _, target = str(node.get("_target_")).rpartition(".")
         if target == type(made).__name__ and getattr(import_module(room), target, None) is type(made):
             return name
