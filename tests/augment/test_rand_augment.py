@@ -61,6 +61,13 @@ def test_what_a_shift_leaves_empty_has_the_mean_colour():
         assert values[-1] == 255
 
 
+@pytest.mark.parametrize("policy", ["rand-m10-n1-p1-inc1", "rand-m0-n1-p1"])
+def test_a_bit_is_kept_where_timm_would_keep_none(policy, image):
+    change = RandAugment(policy, size=24)
+    change.change.ops = [op for op in change.change.ops if op.name in ("Posterize", "PosterizeIncreasing")]
+    assert change(image, 0).unique().tolist() == [0, 128]
+
+
 @pytest.mark.parametrize("policy", ["", "m9", "rand-m9-z3", 5, "rand-mx0"])
 def test_other_words_are_refused(policy):
     with pytest.raises(ValueError, match="rand_augment must be words of timm's RandAugment, such as 'rand-m9"):

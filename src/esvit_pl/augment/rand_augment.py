@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+from PIL import Image, ImageOps
 from torch import Tensor
 from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
 
@@ -51,6 +53,9 @@ class RandAugment:
             raise ValueError(
                 f"rand_augment must be words of timm's RandAugment, such as 'rand-m9-mstd0.5-inc1', got {policy!r}"
             ) from error
+        for change in self.change.ops:
+            if change.name.startswith("Posterize"):
+                change.aug_fn = _posterize
 
     def __call__(self, image: Tensor, *parts: int | str) -> Tensor:
         """uint8 (3 h w) -> uint8 (3 h w), as the parts determine (see `seeding.derive_seed`)."""
@@ -59,3 +64,8 @@ class RandAugment:
             np.random.seed(derive_seed(*parts) % 2**32)  # noqa: NPY002, timm draws from it
             changed: Tensor = pil_to_tensor(self.change(to_pil_image(image)))
         return changed
+
+
+def _posterize(image: Image.Image, bits: int, **_: Any) -> Image.Image:
+    """One bit is kept where timm asks for none, which made a black image with older Pillows and an error with newer."""
+    return ImageOps.posterize(image, min(max(bits, 1), 8))
