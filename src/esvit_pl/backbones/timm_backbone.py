@@ -150,10 +150,16 @@ class TimmBackbone(Backbone):
         Plain ViTs: of the last n blocks, each after the last norm, as DINO's probe. Other families: of the last n
         entries of timm's ``feature_info`` (mostly stages), means of their maps, of which the last is normed.
         """
+        return self.features_and_blocks(x, n)[1]
+
+    def features_and_blocks(self, x: Tensor, n: int) -> tuple[Features, Tensor]:
         check_block_count(n, len(self.traits.widths))
         if n == 1:
-            return self.forward(x).pooled
-        return torch.cat(pooled_blocks(self.model, self.traits, self.pool, padded(x, self.traits.multiple), n), dim=-1)
+            features = self.forward(x)
+            return features, features.pooled
+        x = padded(x, self.traits.multiple)
+        blocks, features = pooled_blocks(self.model, self.traits, self.pool, x, n)
+        return features, torch.cat(blocks, dim=-1)
 
     def last_blocks_width(self, n: int) -> int:
         check_block_count(n, len(self.traits.widths))

@@ -77,16 +77,18 @@ def as_features(z: Tensor, model: nn.Module, traits: Traits, pool: Pool, x: Tens
     return Features(z[:, 0] if pool == "token" else regions.mean(1), regions, grid)
 
 
-def pooled_blocks(model: nn.Module, traits: Traits, pool: Pool, x: Tensor, n: int) -> list[Tensor]:
-    """The pooled features of the last n blocks or stages of padded images, (b c) each."""
+def pooled_blocks(model: nn.Module, traits: Traits, pool: Pool, x: Tensor, n: int) -> tuple[list[Tensor], Features]:
+    """The pooled features of the last n blocks or stages of padded images, (b c) each; and all features of the last."""
     walk = cast(Any, model).forward_intermediates
     if traits.plain:
         _, blocks = walk(x, indices=n, norm=True, output_fmt="NLC", return_prefix_tokens=traits.prefix > 0)
         tokens = [torch.cat([block[1], block[0]], dim=1) if traits.prefix else block for block in blocks]
-        return [as_features(z, model, traits, pool, x).pooled for z in tokens]
+        each = [as_features(z, model, traits, pool, x) for z in tokens]
+        return [features.pooled for features in each], each[-1]
     last, maps = walk(x, indices=n)  # all maps are (b c h w)
     last = maps[-1] if traits.cut else last
-    return [*(z.mean((2, 3)) for z in maps[:-1]), as_features(last, model, traits, pool, x).pooled]
+    features = as_features(last, model, traits, pool, x)
+    return [*(z.mean((2, 3)) for z in maps[:-1]), features.pooled], features
 
 
 def stage_map(model: nn.Module, traits: Traits, x: Tensor, index: int) -> Regions:

@@ -153,7 +153,7 @@ def _widths_and_unused(model: nn.Module, traits: Traits, x: Tensor) -> dict[str,
     blocks = len(cast(Any, model.feature_info))
     return {
         "unused": tuple(name for name, slope in zip(learning, slopes, strict=True) if slope is None),
-        "widths": tuple(block.shape[-1] for block in pooled_blocks(model, traits, "mean", x, blocks)),
+        "widths": tuple(block.shape[-1] for block in pooled_blocks(model, traits, "mean", x, blocks)[0]),
     }
 
 
