@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from dense_files import blocks, write_voc
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
@@ -25,7 +26,9 @@ from esvit_pl import api
 from esvit_pl.configs import main_guard
 from esvit_pl.configs.compose import settings
 from esvit_pl.datasets import folder
+from esvit_pl.evaluation import KNN, Evaluator, Linear, SegmentationKNN
 
+ROOT = Path(__file__).parents[1]
 SMALL = {
     **{"backbone.embed_dim": 8, "backbone.num_heads": [1, 2], "backbone.window": 4, "backbone.img_size": 16},
     "augment": "embedded",
@@ -242,9 +245,96 @@ def test_evaluate_is_both_commands(run, pictures, tmp_path):
     )
 
 
+class MySpread(Evaluator):
+    """A probe of one's own."""
+
+    reads = ("pooled",)
+    needs_labels = False
+
+    def run(self, encoder: Any, data: Any) -> dict[str, float]:
+        return {"my_spread": float(data.features(encoder, "query").features.std(0).mean())}
+
+
+NO_LABELS = {
+    **{"rankme": None, "effective_rank": None, "region_diversity": None, "per_block": None},
+    **{"lidar": {"views": 2, "images": 4}, "correspondence": None, "retrieval": {"images": 4}},
+}
+DENSE = {"segmentation_knn", "segmentation_in_context", "segmentation_linear", "keypoints"}
+
+
+def test_evaluate_asks_every_probe(run, pictures, tmp_path):
+    """By name, with settings under the name, and as objects, those of somebody else too."""
+    own = {
+        "few_shot": {"n": [2, 1]},
+        "logistic": {"C": 1.0},
+        **{key: value for key, value in NO_LABELS.items() if value},
+    }
+    names = [*NO_LABELS, "few_shot", "logistic"]
+    assert {*names, *DENSE, "knn", "linear"} == {path.stem for path in (ROOT / "conf" / "evaluator").glob("*.yaml")}
+    probes = [*names, KNN(k=3), Linear(epochs=1, augmented=False, last_blocks=2), MySpread()]
+    done = esvit_pl.evaluate(run.checkpoint, pictures, tmp_path / "all", probes=probes, **own, **SPLIT, **MACHINE)
+    tables = {name: done.results[name] for name in (*names, "knn", "linear", "my_spread")}
+    for name, main in (("few_shot", "few_shot/top1"), ("rankme", "rankme"), ("my_spread", "my_spread")):
+        assert tables[name]["pretrained"] == done.metrics[main]
+    assert {name for name, table in tables.items() if "untrained" in table} == {*NO_LABELS, "knn", "my_spread"}
+    assert {"few_shot/n1/top1", "retrieval/place", "correspondence/exact", "linear/top1"} <= done.metrics.keys()
+    about = done.results["evaluation"]
+    assert about["few_shot"]["probes"]["few_shot"]["n"] == [2, 1]
+    assert about["knn"]["probes"]["knn"] == {}  # the object's settings are its owner's
+    assert (done.folder / "lidar" / "results.json").is_file()
+    assert (done.folder / "own_my_spread" / "results.json").is_file()
+
+    again = esvit_pl.evaluate(
+        run.checkpoint, pictures, tmp_path / "all", probes=["rankme"], overwrite=True, **SPLIT, **MACHINE
+    )
+    assert again.metrics == {"rankme": done.metrics["rankme"]}
+    assert sorted(path.name for path in again.folder.iterdir()) == ["rankme", "results.json"]
+
+
+def test_evaluate_gives_what_the_command_says(run, commands, pictures, tmp_path):
+    words = ["evaluator@module=few_shot", "module.n=[2,1]", "dataset.val_fraction=0.34"]
+    outcome = commands.evaluate("knn", run.checkpoint, pictures, *words)
+    assert outcome.code == 0, outcome.err
+    mine = {"probes": ["few_shot"], "few_shot": {"n": [2, 1]}, **SPLIT, **MACHINE}
+    done = esvit_pl.evaluate(run.checkpoint, pictures, tmp_path / "few", **mine)
+    assert done.results["few_shot"] == outcome.results["few_shot"]
+    assert done.metrics == outcome.results["metrics"]
+
+
+def test_evaluate_asks_dense_probes_of_a_data_set_with_masks(run, tmp_path):
+    root = write_voc(tmp_path / "voc", {"train": [blocks(0), blocks(1)], "val": [blocks(7)]})
+    machine = {"trainer": "cpu", "datamodule": {"num_workers": 0, "batch_size": 2}, "dataset": {"root": root}}
+    found = []
+    for name, probe in {"a": "segmentation_knn", "b": SegmentationKNN(k=3)}.items():
+        own = {"segmentation_knn": {"k": 3}} if name == "a" else {}
+        done = esvit_pl.evaluate(run.checkpoint, "voc2012", tmp_path / name, probes=[probe], **own, **machine)
+        assert list(done.results["segmentation_knn"]) == ["raw_pixels", "untrained", "pretrained"]
+        found.append(done.metrics)
+    assert found[0] == found[1]
+    with pytest.raises(
+        ValueError, match="keypoints needs the name of a data set with masks or keypoints as data, such"
+    ):
+        esvit_pl.evaluate(run.checkpoint, probes=["keypoints"])
+
+
 def test_evaluate_says_what_is_missing(run):
-    with pytest.raises(ValueError, match="evaluate needs probes of 'knn' and 'linear' as a list, got 'knn'"):
-        esvit_pl.evaluate(run.checkpoint, "photographs", probes="knn")
+    for wrong in ("knn", [], KNN()):
+        with pytest.raises(ValueError, match="evaluate needs probes as a list of names and Evaluators, such as"):
+            esvit_pl.evaluate(run.checkpoint, "photographs", probes=wrong)
+    with pytest.raises(
+        ValueError, match=r"probes holds 'lidr', which is no probe; did you mean lidar\? \(corr.*, rankme"
+    ):
+        esvit_pl.evaluate(run.checkpoint, "photographs", probes=["knn", "lidr"])
+    for wrong in (KNN, 5):
+        with pytest.raises(ValueError, match="probes takes names and Evaluators, such as"):
+            esvit_pl.evaluate(run.checkpoint, "photographs", probes=[wrong])
+    with pytest.raises(ValueError, match="probes has knn twice"):
+        esvit_pl.evaluate(run.checkpoint, "photographs", probes=["knn", KNN(k=3)])
+    for probes, own in ((["knn"], {"lidar": {"views": 2}}), ([KNN()], {"knn": {"k": 3}})):
+        with pytest.raises(ValueError, match=r"are settings of a probe that probes=\[.*\] does not name"):
+            esvit_pl.evaluate(run.checkpoint, "photographs", probes=probes, **own)
+    with pytest.raises(ValueError, match="module.viws"):
+        esvit_pl.evaluate(run.checkpoint, "photographs", probes=["lidar"], lidar={"viws": 2})
     with pytest.raises(ValueError, match="experiment=embedded holds the settings of a training. esvit-knn takes"):
         esvit_pl.evaluate(run.checkpoint, "photographs", experiment="embedded")
     with pytest.raises(ValueError, match="ckpt_path=nowhere.ckpt: there is no such file"):
@@ -275,7 +365,7 @@ def test_compose_inside_another_hydra_application_leaves_it_alone(tmp_path):
 
 
 def test_compose_says_what_is_wrong():
-    with pytest.raises(ValueError, match="compose needs one of pretrain, linear, knn, embed, got 'train'"):
+    with pytest.raises(ValueError, match="compose needs one of pretrain, linear, knn, embed, dense, got 'train'"):
         esvit_pl.compose("train")
     with pytest.raises(ValueError, match=r"takes settings such as 'seed=1', got the flag --cfg"):
         esvit_pl.compose("pretrain", "--cfg", "job")

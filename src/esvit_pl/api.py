@@ -9,28 +9,39 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from esvit_pl.configs import checks, resume_mode, run_folder
-from esvit_pl.configs.compose import compose, composed, dataset_words, list_backbones, settings
+from esvit_pl.configs.compose import (
+    check_probe,
+    compose,
+    composed,
+    dataset_words,
+    list_backbones,
+    option_of,
+    options,
+    settings,
+)
 from esvit_pl.configs.config_space import CONFIGS
 from esvit_pl.configs.main_guard import check_guard, check_not_in_a_copy
 from esvit_pl.configs.own_images import settled
 from esvit_pl.configs.processes import is_first_process
 from esvit_pl.printing import say
-from esvit_pl.runs.claim import Claim, claimed, run_of
+from esvit_pl.runs.claim import OWN_PROBE, Claim, claimed, run_of
 
 if TYPE_CHECKING:
     from esvit_pl.configs.plan import Plan
     from esvit_pl.datasets import Splits
+    from esvit_pl.evaluation import Evaluator
     from esvit_pl.runs.result import Result
 
 
@@ -117,66 +128,142 @@ def evaluate(
     data: Any = None,
     out: str | os.PathLike[str] | None = None,
     *,
-    probes: Sequence[str] = ("knn",),
+    probes: Sequence[str | Evaluator] = ("knn",),
     epochs: int | None = None,
     knn: Mapping[str, Any] | None = None,
     linear: Mapping[str, Any] | None = None,
     **overrides: Any,
 ) -> Result:
-    """Measure a checkpoint's frozen backbone: ``esvit-knn`` and ``esvit-linear`` as a function.
+    """Measure a checkpoint's frozen backbone: ``esvit-knn``, ``esvit-linear`` and ``esvit-dense`` as a function.
 
         run = esvit_pl.evaluate(run.checkpoint, "photos/", probes=["knn", "linear"], linear={"lr": [0.001, 0.01]})
         run.metrics["knn/top1"], run.metrics["linear/top1"]
+        run = esvit_pl.evaluate(run.checkpoint, "photos/", probes=["rankme", "few_shot", Mine()], few_shot={"n": [1]})
+        run.metrics["few_shot/top1"], run.results["rankme"]["untrained"]
 
     Args:
         ckpt_path: a checkpoint of `pretrain`.
         data: as in `pretrain`; labelled. Left out, the images of the checkpoint's own training.
         out: folder, with one folder inside for each probe; by default a new one, ``logs/evaluate/runs/<time>``.
-        probes: "knn", "linear" or both.
+        probes: names of the options of ``evaluator`` ("knn", "linear", "logistic", "few_shot", "rankme", ...), and
+            `evaluation.Evaluator` objects. Those of yours are called by their class: ``MySpread()`` is "my_spread".
+            "segmentation_knn", "keypoints" and their like need the name of a data set with masks or keypoints as
+            `data`: ``"voc2012"``, with ``dataset={"root": ...}``.
         epochs: length of the linear probe.
         knn: settings of the k-NN, such as ``{"k": [20, 100]}``.
         linear: settings of the linear probe, such as ``{"lr": [0.01, 0.1], "last_blocks": 4}``.
-        overrides: every other setting of the commands, as in `pretrain`: ``trainer="gpu"``. Images are
-            prepared as in the training of the checkpoint, unless ``augment`` says otherwise.
+        overrides: settings of any other probe under its name, ``few_shot={"n": [1]}``; and every other setting of the
+            commands, as in `pretrain`: ``trainer="gpu"``. Images are prepared as in the training of the checkpoint,
+            unless ``augment`` says otherwise.
+
+    Raises:
+        ValueError: there is no such probe (near ones are named), settings are given for one that is not asked by name,
+            or a command would refuse them.
     """
+    from esvit_pl.commands import dense as dense_job
     from esvit_pl.commands import knn as knn_job
     from esvit_pl.commands import linear as linear_job
+    from esvit_pl.evaluation.names import PROBES
     from esvit_pl.runs.folder import RunFolder
     from esvit_pl.runs.pictures import draw_comparison
     from esvit_pl.runs.result import Result
 
     check_not_in_a_copy("evaluate")
-    jobs = {"knn": knn_job.evaluate, "linear": linear_job.evaluate}
-    own: dict[str, Mapping[str, Any]] = {
-        "knn": {"module": knn or {}},
-        "linear": {"module": linear or {}, "trainer.max_epochs": epochs},
+    asked = _probes(probes)
+    own = {"knn": knn, "linear": linear} | {
+        name: overrides.pop(name) for name in options("evaluator") if name in overrides
     }
-    wrong = [name for name in probes if name not in jobs]
-    if wrong or isinstance(probes, str) or not probes:
-        raise ValueError(f"evaluate needs probes of 'knn' and 'linear' as a list, got {probes!r}")
-    prepared, images = {}, None
-    for name in probes:
-        words = settings({"ckpt_path": Path(ckpt_path)}, own[name], overrides)
-        cfg, choices, images, _ = prepared[name] = _prepared(name, data, words, images)
-        _need(name, cfg, choices, images, ("ckpt_path",))
+    for name, values in own.items():
+        if values and (name not in asked or asked[name].built is not None):
+            raise ValueError(f"{name}={values!r} are settings of a probe that probes={probes!r} does not name")
+    prepared: dict[str, DictConfig] = {}
+    images = None
+    for name, probe in asked.items():
+        place = f"evaluation.{name}" if probe.command == "dense" else "module"
+        words = settings({"ckpt_path": Path(ckpt_path), **probe.words(epochs)}, {place: own.get(name) or {}}, overrides)
+        if probe.command == "dense" and not isinstance(data, str):
+            raise ValueError(
+                f"{name} needs the name of a data set with masks or keypoints as data, such as 'voc2012', and "
+                f"dataset={{'root': FOLDER}}, got {data!r}"
+            )
+        cfg, choices, images, _ = _prepared(probe.command, data, words, images)
+        _need(probe.command, cfg, choices, images, ("ckpt_path",))
         if cfg.datamodule.num_workers != 0:
             check_guard("evaluate", images)
-    with _folder("evaluate", out, prepared[probes[0]][0]) as folder:
+        if probe.built is not None:
+            OmegaConf.update(cfg, place, {}, merge=False)  # its settings are the caller's
+        prepared[name] = cfg
+    with _folder("evaluate", out, next(iter(prepared.values()))) as folder:
         claim = claimed(folder)
         if claim is not None:
             claim.clear()
-        finished = {}
-        for name, (cfg, _, images, _) in prepared.items():
-            cfg.paths.output_dir = str(folder / name)
+        finished: dict[str, Result] = {}
+        for name, cfg in prepared.items():
+            probe = asked[name]
+            cfg.paths.output_dir = str(folder / (name if probe.option else f"{OWN_PROBE}{name}"))
             with nothing_left_behind():
-                finished[name] = jobs[name](cfg, images)
+                if probe.command == "dense":
+                    finished[name] = dense_job.evaluate(cfg, None if probe.built is None else {name: probe.built})
+                elif probe.command == "linear":
+                    finished[name] = linear_job.evaluate(cfg, images)
+                else:
+                    finished[name] = knn_job.evaluate(cfg, images, name, probe.built)
         metrics = {key: value for run in finished.values() for key, value in run.metrics.items()}
         table = {name: run.results[name] for name, run in finished.items()}
         about = {name: run.results["evaluation"] for name, run in finished.items()}
         summary = RunFolder(folder)
         summary.update(status="finished", **table, metrics=metrics, evaluation=about)
-        draw_comparison(folder / "figures", table)
+        if table.keys() & PROBES.keys():  # the others are no accuracies
+            draw_comparison(folder / "figures", table)
     return Result(folder, next(iter(finished.values())).backbone, Path(ckpt_path), metrics)
+
+
+class _Probe(NamedTuple):
+    """What `evaluate` asks."""
+
+    option: str | None
+    """Of ``evaluator``; None for an object of a class of somebody else's."""
+    built: Evaluator | None
+    """The object; None where the config builds it."""
+
+    @property
+    def command(self) -> str:
+        """The command that asks it."""
+        from esvit_pl.commands.dense import KEYPOINTS, SEGMENTATIONS
+
+        if self.option in (*SEGMENTATIONS, *KEYPOINTS):
+            return "dense"
+        return "linear" if self.option == "linear" and self.built is None else "knn"
+
+    def words(self, epochs: int | None) -> dict[str, Any]:
+        """What the command must be told beside the probe's settings."""
+        if self.command == "dense":
+            return {"evaluation.probes": [self.option]}
+        if self.command == "linear":
+            return {"trainer.max_epochs": epochs}
+        return {"evaluator@module": self.option}
+
+
+def _probes(probes: Sequence[str | Evaluator]) -> dict[str, _Probe]:
+    """{name in the results: probe}."""
+    if isinstance(probes, str) or not isinstance(probes, Sequence) or not probes:
+        raise ValueError(
+            f"evaluate needs probes as a list of names and Evaluators, such as ['knn', 'rankme'], got {probes!r}"
+        )
+    asked: dict[str, _Probe] = {}
+    for each in probes:
+        if isinstance(each, str):
+            check_probe(each)
+            name, probe = each, _Probe(each, None)
+        elif isinstance(each, type) or not hasattr(each, "run"):
+            raise ValueError(f"probes takes names and Evaluators, such as ['knn', MySpread()], got {each!r}")
+        else:
+            probe = _Probe(option_of(each, "evaluator"), each)
+            name = probe.option or re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", type(each).__name__).lower()
+        if name in asked:
+            raise ValueError(f"probes has {name} twice; one probe can have several values: knn={{'k': [1, 20]}}")
+        asked[name] = probe
+    return asked
 
 
 def embed(

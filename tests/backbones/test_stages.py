@@ -69,6 +69,9 @@ def test_fewer_blocks_are_the_end_of_more(family):
         most = backbone.last_blocks(x, blocks)
         for n in range(1, blocks):
             torch.testing.assert_close(most[:, -backbone.last_blocks_width(n) :], backbone.last_blocks(x, n))
+        features, again = backbone.features_and_blocks(x, blocks)
+        torch.testing.assert_close(again, most)
+        torch.testing.assert_close(features.regions, backbone(x).regions)
 
 
 @every_family

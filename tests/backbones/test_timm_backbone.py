@@ -86,7 +86,11 @@ def check_shapes(backbone: Backbone) -> dict[int, tuple[int, int]]:
     with torch.no_grad():
         blocks = backbone.last_blocks(x, 2)
         assert blocks.shape == (1, backbone.last_blocks_width(2))
-        torch.testing.assert_close(blocks[:, -backbone.width :], backbone(x).pooled)
+        features, again = backbone.features_and_blocks(x, 2)
+        assert torch.equal(blocks, again)
+        for mine, other in zip(features, backbone(x), strict=True):
+            torch.testing.assert_close(mine, other)
+        torch.testing.assert_close(blocks[:, -backbone.width :], features.pooled)
     return grids
 
 

@@ -45,7 +45,7 @@ HARMLESS = {
     *(f"augment.{name}" for name in ("eval_resize", "eval_crop", "eval_interpolation", "eval_squash")),
     *(f"augment.{name}" for name in ("supervised_size", "supervised_scale")),
     *(f"datamodule.{name}" for name in ("num_workers", "persistent_workers", "pin_memory", "timeout", "color_on")),
-    *("datamodule.eval_batch_size", "datamodule.train_subset"),
+    *("datamodule.eval_batch_size", "datamodule.train_subset", "datamodule.rand_augment"),
     *("module.compile", "module.grad_checkpointing", "optimizer.fused", "backbone.init"),
     *(f"trainer.{name}" for name in ("accelerator", "strategy", "max_time", "profiler", "benchmark", "deterministic")),
     *(f"trainer.{name}" for name in ("num_sanity_val_steps", "check_val_every_n_epoch", "log_every_n_steps")),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 from esvit_pl.checkpoints import load_backbone
 from esvit_pl.modules import FineTuning
@@ -31,6 +32,7 @@ def test_what_it_leaves_behind(tuned):
     assert "fine-tuning " in next(line for line in lines if line.startswith("epoch 2/2  loss "))
     assert any(line.startswith("pretrained backbone ") for line in lines)
     assert tuned.err == ""
+    assert OmegaConf.load(tuned.folder / "config.yaml").datamodule.rand_augment == "rand-m9-mstd0.5-inc1"
 
 
 def test_other_commands_read_its_checkpoint(tuned, pretrained, commands, pictures, tmp_path):
@@ -50,7 +52,7 @@ def test_other_commands_read_its_checkpoint(tuned, pretrained, commands, picture
 
 
 def test_from_scratch_it_begins_with_other_weights_and_fills_a_row_of_its_own(tuned, pretrained, commands, pictures):
-    words = ["trainer.max_epochs=1", "module.lr=0", "module.lr_end=0"]
+    words = ["trainer.max_epochs=1", "module.lr=0", "module.lr_end=0", "datamodule.rand_augment=null"]
     first = commands.evaluate("finetune", pretrained.last, pictures, *words)
     scratch = commands.evaluate("finetune", pretrained.last, pictures, *words, "from_scratch=true")
     assert scratch.code == 0, scratch.err
@@ -92,6 +94,7 @@ def test_a_pretraining_begins_with_its_weights(tuned, commands, pictures):
     ("words", "said"),
     [
         (["module.layer_decay=2"], "module: FineTuning needs layer_decay in [0, 1], got 2"),
+        (["datamodule.rand_augment=m9"], "datamodule.rand_augment must be words of timm's RandAugment, such as"),
         (["module.lr=-1"], "module: optimizer needs lr of 0 or more, got -1"),
         (["trainer.max_epochs=0"], "trainer.max_epochs must be a whole number, 1 or more, got 0"),
         (["module.layr_decay=1"], "layer_decay"),

@@ -49,6 +49,15 @@ def test_its_heads_are_those_of_the_pretraining_run(probed, pretrained, monkeypa
     assert [fingerprint(candidates) for candidates, _ in learnt] == [fingerprint(command.candidates)]
 
 
+def test_poolings_of_the_last_block(pretrained, commands, pictures):
+    words = ["module.last_blocks=1", "module.pooling=[pooled,pooled+mean,max]", "trainer.max_epochs=1"]
+    outcome = commands.evaluate("linear", pretrained.last, pictures, *words)
+    assert outcome.code == 0, outcome.err
+    assert "linear probe: pooling=pooled+mean of Swin is nothing else than pooled, which is tried once" in outcome.out
+    assert {"linear/pooled/lr0.001/top1", "linear/max/lr0.001/top1"} <= outcome.results["metrics"].keys()
+    assert outcome.results["metrics"]["linear/best_pooling"] in (0, 1)
+
+
 def test_what_it_leaves_behind(probed):
     results = probed.results
     assert results["status"] == "finished"

@@ -2,9 +2,11 @@ from __future__ import annotations
 
 import inspect
 import pickle
+import random
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
@@ -12,7 +14,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from esvit_pl import datasets
-from esvit_pl.augment import PARAMS, Recipe, draw, make_views
+from esvit_pl.augment import PARAMS, RandAugment, Recipe, cut_views, draw, make_views, normalize
 from esvit_pl.data import ImageDataModule
 from esvit_pl.datasets import ArrayDataset, Splits
 from esvit_pl.printing import say_once
@@ -443,6 +445,40 @@ def test_ranks_share_the_evaluation_images_without_repeats():
     assert [len(loader.sampler) for loader in loaders] == [3, 2, 2]
 
 
+@pytest.mark.parametrize("color_on", ["worker", "device"])
+def test_rand_augment_changes_the_supervised_crop_as_seed_epoch_and_index_say(color_on):
+    settings = {"train": "supervised", "rand_augment": "rand-m9-mstd0.5-inc1", "color_on": color_on, "seed": 5}
+    data, change = module(**settings), RandAugment("rand-m9-mstd0.5-inc1", size=8, mean=RECIPE.mean)
+    batches = passes(data, 2)
+    changed = 0
+    for place, batch in enumerate(batches):
+        for view, index in zip(batch["image"], batch["index"].tolist(), strict=True):
+            epoch = place // (len(batches) // 2)
+            image = data.train_images[index][0]
+            drawn = draw([RECIPE.supervised_view], RECIPE, image.shape[-2:], seed=5, epoch=epoch, index=index)
+            (crop,) = cut_views(image, drawn)
+            crop = change(crop, 5, epoch, index, "rand_augment")
+            assert torch.equal(view, normalize(RECIPE, crop[None].float() / 255, None)[0])
+            changed += int(not torch.equal(view, make_views(RECIPE, image, drawn)[0]))
+    assert changed > 10
+    random.random(), np.random.random()  # noqa: NPY002 - what somebody else has drawn
+    assert equal(passes(module(**settings), 2), batches)
+    assert equal(passes(module(**settings, num_workers=2), 2), batches)
+    assert all(
+        torch.equal(a["image"], b["image"])
+        for a, b in zip(module(**settings).bank_dataloader(), module().bank_dataloader(), strict=True)
+    )
+
+
+def test_another_rand_augment_is_not_resumed():
+    saved = module(train="supervised", rand_augment="rand-m9-inc1").state_dict()
+    module(train="supervised", rand_augment="rand-m9-inc1").load_state_dict(saved)
+    with pytest.raises(ValueError, match="rand_augment was rand-m9-inc1 and is None"):
+        module(train="supervised").load_state_dict(saved)
+    older = {key: value for key, value in saved.items() if key != "rand_augment"}  # of a version without it
+    module(train="supervised").load_state_dict(older)
+
+
 def test_supervised_training_keeps_to_the_bank():
     parted = Splits(images(40), val_fraction=0.3)
     settings = {"batch_size": 1, "num_workers": 0}
@@ -496,6 +532,8 @@ def test_a_broken_file_stops_the_loader_and_is_named(tmp_path):
     ({"batch_size": 0}, "batch_size must be 1 or more, got 0"),
     ({"eval_batch_size": -1}, "eval_batch_size must be 1 or more, got -1"),
     ({"num_workers": -1}, "num_workers must be 0 or more, or None for the number of CPU cores, got -1"),
+    ({"rand_augment": "rand-m9"}, "rand_augment='rand-m9' is for train='supervised'; the recipe has the changes"),
+    ({"rand_augment": "m9", "train": "supervised"}, "rand_augment must be words of timm's RandAugment, such as"),
     ({"train": "both"}, "train must be 'multi_crop' or 'supervised', got 'both'"),
     ({"color_on": "gpu"}, "color_on must be 'worker' or 'device', got 'gpu'"),
     ({"train_subset": "val"}, "train_subset must be 'all', 'bank' or None, got 'val'"),

@@ -47,6 +47,14 @@ def test_regions_that_tell_their_place_are_found_and_random_ones_are_not():
     assert nothing["correspondence/exact"] < 0.1
 
 
+@pytest.mark.parametrize("evaluator", [RegionCorrespondence(), RegionRetrieval(4)], ids=lambda x: type(x).__name__)
+def test_inside_inference_mode_as_lightning_evaluates(evaluator):
+    data = EvaluationData(pairs=module_of(gradients()).pairs_dataloader)
+    expected = evaluator.run(Colours(), data)
+    with torch.inference_mode():
+        assert evaluator.run(Colours(), data) == expected
+
+
 def test_the_same_box_differs_by_mirrors_alone():
     data = module_of(gradients())
     (batch, *_) = data.pairs_dataloader(same_box=True, color=False)

@@ -9,10 +9,12 @@ import torch.nn.functional as F
 import toys
 from torch import nn
 
-from esvit_pl.evaluation import EvaluationData, Linear
-from esvit_pl.evaluation.linear import LinearHeads, as_lrs, equal_heads, learn_
+from esvit_pl.backbones import build
+from esvit_pl.evaluation import EvaluationData, Linear, RawPixels
+from esvit_pl.evaluation.linear import POOLINGS, LinearHeads, as_lrs, equal_heads, learn_
 from esvit_pl.evaluation.names import linear_metrics, probe_metrics
 from esvit_pl.metrics.knn import TopK
+from esvit_pl.printing import say_once
 from esvit_pl.seeding import numpy_generator
 
 FEATURES = torch.randn(32, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -174,6 +176,72 @@ def test_on_cached_features_it_is_a_plain_loop() -> None:
             torch.testing.assert_close(mine, other, rtol=0, atol=1e-5)
 
 
+VIT = {"name": "test_vit", "img_size": 16, "patch_size": 4}
+
+
+def test_poolings_are_a_plain_loop_each() -> None:
+    """Every classifier beside every other one ends as a plain loop over its own features does, to 1e-5."""
+    torch.manual_seed(0)
+    net = build(**VIT).eval()
+    bank, query = images_of(range(24)), images_of(range(9), seed=1)
+    data = EvaluationData([bank], [query], num_classes=3)
+    how = {"epochs": 3, "augmented": False, "batch_size": 24, "lr": [0.1, 1.0]}
+    candidates, _ = Linear(last_blocks=[1, 3], pooling=list(POOLINGS), **how).train(net, data)
+    assert len(candidates.choices) == 16
+    with torch.no_grad():
+        features, three = net(bank[0]), net.last_blocks(bank[0], 3)
+    mean, largest = features.regions.mean(1), features.regions.amax(1)
+    token, earlier = features.pooled, three[:, : -net.width]
+    last = {
+        **{"pooled": [token], "mean": [mean], "max": [largest]},
+        "pooled+mean": [token, mean],  # the class token and the mean of the patch tokens: DINOv2's second probe
+    }
+    for choice, head in zip(candidates.choices, candidates.heads, strict=True):
+        seen = torch.cat([*([earlier] if choice.blocks == 3 else []), *last[choice.pooling]], 1)
+        torch.manual_seed(0)
+        plain = equal_heads(seen.shape[1], 3, 1)[0]
+        optimizer = torch.optim.SGD(plain.parameters(), lr=1.0, momentum=0.9)
+        for epoch in range(3):
+            optimizer.param_groups[0]["lr"] = choice.lr * 24 / 256 * (1 + math.cos(math.pi * epoch / 3)) / 2
+            optimizer.zero_grad()
+            F.cross_entropy(plain(seen), bank[1]).backward()
+            optimizer.step()
+        for mine, other in zip(head.parameters(), plain.parameters(), strict=True):
+            torch.testing.assert_close(mine, other, rtol=0, atol=1e-5)
+
+
+def test_all_poolings_take_one_pass_of_a_vit() -> None:
+    net, passes = build(**VIT).eval(), []
+    data = EvaluationData([images_of(range(24))], [images_of(range(9), seed=1)], num_classes=3)
+    probe = Linear(last_blocks=[1, 3], pooling=list(POOLINGS), epochs=1, augmented=False, lr=[0.1, 1.0])
+    probe.choices_for(net)
+    net.model.blocks[0].register_forward_pre_hook(lambda module, inputs: passes.append(len(inputs[0])))
+    found = probe.run(net, data)
+    assert passes == [1, 24, 9]  # what it pools, the bank, the query
+    assert found["linear/best_pooling"] in range(4)
+    assert {f"linear/blocks3/{name}/lr1/top1" for name in POOLINGS} <= found.keys()
+
+
+def test_a_pooling_that_shows_nothing_new_is_tried_once_with_a_line(capsys) -> None:
+    say_once.cache_clear()
+    net = encoder()  # a Swin: its pooled feature is the mean of its regions
+    data = EvaluationData([images_of(range(24))], [images_of(range(9), seed=1)], num_classes=3)
+    how = {"last_blocks": 2, "epochs": 2, "augmented": False}
+    found = Linear(pooling=["mean", "max", "pooled+mean"], **how).run(net, data)
+    assert [name for name in found if name.endswith("lr0.001/top1")] == [
+        f"linear/{name}/lr0.001/top1" for name in ("pooled", "max")
+    ]
+    said = capsys.readouterr().out.splitlines()
+    kind = type(net).__name__
+    assert said == [
+        f"linear probe: pooling={name} of {kind} is nothing else than pooled, which is tried once"
+        for name in ("mean", "pooled+mean")
+    ]
+    assert Linear(pooling="mean", **how).run(net, data) == Linear(**how).run(net, data)
+    raw = Linear(pooling=list(POOLINGS), **how).run(RawPixels(4), data)  # one region, which is all of it
+    assert raw == Linear(**how).run(RawPixels(4), data)
+
+
 def test_it_notes_which_images_are_right() -> None:
     data = EvaluationData([images_of(range(24))], [images_of(range(9), seed=1)], num_classes=3)
     probe = Linear(last_blocks=[1, 2], lr=[0.001, 3.0], epochs=4, augmented=False)
@@ -201,15 +269,15 @@ def test_the_query_has_no_say_in_the_choice() -> None:
 
 def test_names_of_a_choice() -> None:
     on_query, rehearsed = [TopK(0.5, 1.0), TopK(0.9, 1.0)], [TopK(0.7, 1.0), TopK(0.6, 1.0)]
-    assert probe_metrics([(4, 0.1)], on_query[:1]) == {"linear/top1": 0.5, "linear/top5": 1.0}
-    assert probe_metrics([(4, 0.1), (4, 1.0)], on_query) == {
+    assert probe_metrics([(4, 0.1, "pooled")], on_query[:1]) == {"linear/top1": 0.5, "linear/top5": 1.0}
+    assert probe_metrics([(4, 0.1, "pooled"), (4, 1.0, "pooled")], on_query) == {
         "linear/top1": 0.9,
         "linear/top5": 1.0,
         "linear/lr0.1/top1": 0.5,
         "linear/lr1/top1": 0.9,
         "linear/best_lr": 1.0,
     }
-    assert probe_metrics([(1, 0.1), (4, 0.1)], on_query, rehearsed) == {
+    assert probe_metrics([(1, 0.1, "pooled"), (4, 0.1, "pooled")], on_query, rehearsed) == {
         "linear/top1": 0.5,
         "linear/top5": 1.0,
         "linear/best_on_query/top1": 0.9,
@@ -219,6 +287,14 @@ def test_names_of_a_choice() -> None:
         "linear/best_lr": 0.1,
         "linear/best_blocks": 1,
     }
+    assert probe_metrics([(4, 0.1, "pooled"), (4, 0.1, "pooled+mean")], on_query) == {
+        "linear/top1": 0.9,
+        "linear/top5": 1.0,
+        "linear/pooled/lr0.1/top1": 0.5,
+        "linear/pooled+mean/lr0.1/top1": 0.9,
+        "linear/best_lr": 0.1,
+        "linear/best_pooling": 1,
+    }
 
 
 @pytest.mark.parametrize(
@@ -227,6 +303,9 @@ def test_names_of_a_choice() -> None:
         ({"last_blocks": [2, 2]}, "last_blocks of 1 or more, or several different ones"),
         ({"last_blocks": 0}, "last_blocks of 1 or more"),
         ({"held_out": 1.0}, "held_out above 0 and below 1"),
+        ({"pooling": "token"}, "pooling of pooled, mean, max, pooled.mean, or several of them, got token"),
+        ({"pooling": ["max", "max"]}, "or several of them, got"),
+        ({"pooling": []}, "or several of them, got"),
         ({"batch_size": 0}, "batch_size of 1 or more"),
     ],
 )

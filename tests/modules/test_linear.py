@@ -101,7 +101,7 @@ def test_several_heads_end_as_each_alone_and_the_best_is_reported(tmp_path) -> N
 def test_numbers_of_blocks_are_tried_side_by_side(tmp_path) -> None:
     together = probe(last_blocks=[1, 2], lr=[1.0, 3.0])
     metrics = fit(together, tmp_path).callback_metrics
-    for head, choice in zip(together.heads, together.linear.choices, strict=True):
+    for head, choice in zip(together.heads, together.candidates.choices, strict=True):
         alone = probe(last_blocks=choice.blocks, lr=choice.lr)
         fit(alone, tmp_path)
         for mine, other in zip(head.parameters(), alone.heads[0].parameters(), strict=True):
@@ -109,6 +109,24 @@ def test_numbers_of_blocks_are_tried_side_by_side(tmp_path) -> None:
     names = {f"linear/blocks{n}/lr{lr:g}/top1" for n in (1, 2) for lr in (1, 3)}
     assert names <= metrics.keys()
     assert metrics["linear/top1"] == max(metrics[name] for name in names)  # nothing is held out: best on the query
+
+
+def test_poolings_are_tried_side_by_side_and_resumed(tmp_path) -> None:
+    """Of a Swin: the pooled feature and the largest values of the regions; the mean is the pooled feature."""
+    together = probe(pooling=["pooled", "mean", "max"])
+    metrics = fit(together, tmp_path, callbacks=[SaveSecondEpoch(tmp_path / "second.ckpt")]).callback_metrics
+    assert [choice.pooling for choice in together.candidates.choices] == ["pooled", "max"]
+    for head, choice in zip(together.heads, together.candidates.choices, strict=True):
+        alone = probe(pooling=choice.pooling)
+        fit(alone, tmp_path)
+        for mine, other in zip(head.parameters(), alone.heads[0].parameters(), strict=True):
+            torch.testing.assert_close(mine, other, rtol=0, atol=1e-6)
+    assert {"linear/pooled/lr3/top1", "linear/max/lr3/top1", "linear/best_pooling"} <= metrics.keys()
+    resumed = probe(pooling=["pooled", "mean", "max"])
+    fit(resumed, tmp_path, ckpt_path=tmp_path / "second.ckpt")
+    assert all(torch.equal(a, b) for a, b in zip(resumed.heads.parameters(), together.heads.parameters(), strict=True))
+    with pytest.raises(ValueError, match="pooling: checkpoint .'pooled', 'mean', 'max'., now None"):
+        fit(probe(), tmp_path, ckpt_path=tmp_path / "second.ckpt")
 
 
 class HoldsOut(Data):

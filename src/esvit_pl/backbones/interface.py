@@ -149,6 +149,10 @@ class Backbone(nn.Module):
         """
         yield self(x)
 
+    def features_and_blocks(self, x: Tensor, n: int) -> tuple[Features, Tensor]:
+        """(b c h w) -> what `forward` and what `last_blocks` give of them; in one pass where a family can."""
+        return self(x), self.last_blocks(x, n)
+
     @property
     def num_stages(self) -> int:
         """How many region maps there are to choose from: stages; blocks of a plain ViT, whose maps are all alike."""

@@ -31,8 +31,12 @@ class StagedBackbone(Backbone):
         return len(self.stage_widths)
 
     def last_blocks(self, x: Tensor, n: int) -> Tensor:
+        return self.features_and_blocks(x, n)[1]
+
+    def features_and_blocks(self, x: Tensor, n: int) -> tuple[Features, Tensor]:
         check_block_count(n, sum(self.spec["depths"]))
-        return torch.cat([block.pooled for block in self.block_features(x)][-n:], dim=-1)
+        blocks = [*self.block_features(x)][-n:]
+        return blocks[-1], torch.cat([block.pooled for block in blocks], dim=-1)
 
     def last_blocks_width(self, n: int) -> int:
         check_block_count(n, sum(self.spec["depths"]))

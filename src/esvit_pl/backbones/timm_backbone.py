@@ -163,10 +163,15 @@ class TimmBackbone(Backbone):
         Plain ViTs: of the last n blocks, each after the last norm, as DINO's probe. Other families: of the last n
         entries of timm's ``feature_info`` (mostly stages), means of their maps, of which the last is normed.
         """
+        return self.features_and_blocks(x, n)[1]
+
+    def features_and_blocks(self, x: Tensor, n: int) -> tuple[Features, Tensor]:
         check_block_count(n, len(self.traits.widths))
         if n == 1:
-            return self.forward(x).pooled
-        return torch.cat([block.pooled for block in self._last(x, n)], dim=-1)
+            features = self.forward(x)
+            return features, features.pooled
+        blocks = self._last(x, n)
+        return blocks[-1], torch.cat([block.pooled for block in blocks], dim=-1)
 
     def block_features(self, x: Tensor) -> Iterator[Features]:
         self.check_activations()

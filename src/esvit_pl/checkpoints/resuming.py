@@ -22,7 +22,7 @@ NEVER_MATTERS = (
     # what is measured
     *("evaluation", "optimized_metric", "datamodule.eval_batch_size"),
     *("augment.eval_resize", "augment.eval_crop", "augment.eval_interpolation", "augment.eval_squash"),
-    *("augment.supervised_size", "augment.supervised_scale"),
+    *("augment.supervised_size", "augment.supervised_scale", "datamodule.rand_augment"),
     # how the same numbers are computed
     *("datamodule.num_workers", "datamodule.persistent_workers", "datamodule.pin_memory", "datamodule.color_on"),
     "datamodule.timeout",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,11 +42,12 @@ def main(cfg: DictConfig) -> float | None:
     return evaluation.optimized(cfg, metrics) if cfg.optimized_metric else next(iter(metrics.values()))
 
 
-def evaluate(cfg: DictConfig) -> Result:
+def evaluate(cfg: DictConfig, built: Mapping[str, Evaluator] | None = None) -> Result:
     """The whole job.
 
     Args:
         cfg: of the command, with ``paths.output_dir`` set.
+        built: {probe: evaluator}, in place of those of the config.
     """
     from esvit_pl.commands import results
     from esvit_pl.configs.processes import processes
@@ -68,7 +69,7 @@ def evaluate(cfg: DictConfig) -> Result:
     splits, _ = assemble.images(cfg)
     loaders = assemble.construct(cfg, "datamodule", splits=splits, recipe=recipe, seed=cfg.seed)
     possible = KEYPOINTS if isinstance(splits, KeypointSplits) else SEGMENTATIONS
-    probes = probes_of(cfg, possible)
+    probes = built or probes_of(cfg, possible)
     results.check(probes, backbone, None)
     trainer = trainers.quiet(cfg)
     place = place_of(trainer)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
@@ -30,26 +31,38 @@ def main(cfg: DictConfig) -> float | None:
     return evaluation.optimized(cfg, metrics) if cfg.optimized_metric else next(iter(metrics.values()))
 
 
-def evaluate(cfg: DictConfig, images: Splits | None = None) -> Result:
-    """The whole job; arguments as in `evaluation.evaluate`."""
-    return evaluation.evaluate(evaluation.Job("knn", evaluator, measure), cfg, images)
+def evaluate(
+    cfg: DictConfig, images: Splits | None = None, probe: str | None = None, built: Evaluator | None = None
+) -> Result:
+    """The whole job; arguments as in `evaluation.evaluate`.
 
-
-def evaluator(cfg: DictConfig, backbone: Backbone, data: ImageDataModule) -> Evaluator:
-    """The evaluator of ``module``, fit for the images."""
+    Args:
+        probe: what results call the evaluator; by default the option that the command line has chosen.
+        built: the evaluator itself, in place of ``module``.
+    """
     from esvit_pl.configs import assemble
 
-    made: Evaluator = assemble.construct(cfg, "module")
+    name = probe or assemble.choice("evaluator@module") or "knn"
+    job = evaluation.Job("knn", partial(evaluator, built=built), partial(measure, name))
+    return evaluation.evaluate(job, cfg, images)
+
+
+def evaluator(
+    cfg: DictConfig, backbone: Backbone, data: ImageDataModule, *, built: Evaluator | None = None
+) -> Evaluator:
+    """The evaluator of ``module``, or the one that is `built`, fit for the images."""
+    from esvit_pl.configs import assemble
+
+    made: Evaluator = built or assemble.construct(cfg, "module")
     if getattr(made, "needs_labels", True):
         evaluation.refuse_unlabelled("esvit-knn", data)
     return made
 
 
-def measure(cfg: DictConfig, evaluator: Evaluator, subject: Subject) -> Measured:
+def measure(probe: str, cfg: DictConfig, evaluator: Evaluator, subject: Subject) -> Measured:
     from esvit_pl.commands import results
-    from esvit_pl.configs import assemble
 
-    probes = {assemble.choice("evaluator@module") or "knn": evaluator}
+    probes = {probe: evaluator}
     beside = {}
     if results.baselines_mode(cfg):
         beside = {"untrained": evaluation.untrained(cfg, subject.source, subject.backbone)}

@@ -108,9 +108,9 @@ def sample(splits: Splits, cfg: DictConfig) -> Splits:
     return Sample(*parts, classes=splits.classes, of=splits)
 
 
-def supervised(splits: Splits) -> dict[str, str]:
+def supervised(splits: Splits) -> dict[str, Any]:
     """What a data module must be told to train probes, where there are labels."""
-    return {"train": "supervised" if splits.has_labels else "multi_crop"}
+    return {"train": "supervised"} if splits.has_labels else {"train": "multi_crop", "rand_augment": None}
 
 
 def fit_batch(data: ImageDataModule, trainer: Trainer) -> None:

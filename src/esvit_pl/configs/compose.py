@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
+from importlib import import_module
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import hydra
 from hydra.errors import HydraException
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from esvit_pl.configs.config_space import CONFIGS, hydra_of_our_own
@@ -20,7 +21,7 @@ from esvit_pl.configs.near_match import near
 from esvit_pl.configs.quoting import quote_paths, quoted
 from esvit_pl.configs.refusals import explain
 
-COMMANDS = ("pretrain", "linear", "knn", "embed")
+COMMANDS = ("pretrain", "linear", "knn", "embed", "dense")
 TABLES = (".csv", ".tsv", ".parquet")  # as `datasets` has them, which would load torch
 
 
@@ -30,7 +31,7 @@ def compose(command: str, *overrides: str) -> DictConfig:
         cfg = esvit_pl.compose("pretrain", "backbone=swin_small_w7", "loss.region_start_epoch=20")
 
     Args:
-        command: "pretrain", "linear" or "knn".
+        command: "pretrain", "linear", "knn", "embed" or "dense".
         overrides: words of the command line.
 
     Raises:
@@ -41,9 +42,23 @@ def compose(command: str, *overrides: str) -> DictConfig:
 
 def list_backbones(pattern: str = "*") -> list[str]:
     """Names for ``backbone=``; `pattern` may hold ``*`` and ``?``, as in ``list_backbones("swin_*_w14")``."""
-    options = (path.name for path in files(CONFIGS).joinpath("backbone").iterdir())
-    names = sorted(name.removesuffix(".yaml") for name in options if name.endswith(".yaml"))
-    return [name for name in names if fnmatchcase(name, pattern)]
+    return [name for name in options("backbone") if fnmatchcase(name, pattern)]
+
+
+def options(group: str) -> list[str]:
+    """What a config group offers."""
+    names = (path.name for path in files(CONFIGS).joinpath(group).iterdir())
+    return sorted(name.removesuffix(".yaml") for name in names if name.endswith(".yaml"))
+
+
+def option_of(made: object, group: str) -> str | None:
+    """The option of a group that builds objects of this very class; None if there is none."""
+    for name in options(group):
+        node: Any = OmegaConf.create(files(CONFIGS).joinpath(group, f"{name}.yaml").read_text(encoding="utf-8"))
+        room, _, target = str(node.get("_target_")).rpartition(".")
+        if target == type(made).__name__ and getattr(import_module(room), target, None) is type(made):
+            return name
+    return None
 
 
 # -- Python values as words of a command line
@@ -116,11 +131,23 @@ def dataset_words(data: str) -> list[str]:
     path = Path(data).expanduser()
     if path.is_file() and path.suffix.lower() in TABLES:
         return ["dataset=table", f"dataset.file={word(data)}"]
-    options = sorted(path.name.removesuffix(".yaml") for path in files(CONFIGS).joinpath("dataset").iterdir())
-    if path.is_dir() or (path.exists() and data not in options):
+    names = options("dataset")
+    if path.is_dir() or (path.exists() and data not in names):
         return ["dataset=folder", f"dataset.root={word(data)}"]
-    if data not in options:
-        close = near(data, options)
-        hint = f"; did you mean {' or '.join(close)}?" if close else ""
-        raise ValueError(f"data={data!r} is neither a folder nor the name of a dataset{hint} ({', '.join(options)})")
+    if data not in names:
+        raise ValueError(f"data={data!r} is neither a folder nor the name of a dataset{_meant(data, names)}")
     return [f"dataset={data}"]
+
+
+def check_probe(name: str) -> None:
+    """Refuse a name that is no option of the group ``evaluator``, with near ones."""
+    names = options("evaluator")
+    if name not in names:
+        raise ValueError(f"probes holds {name!r}, which is no probe{_meant(name, names)}")
+
+
+def _meant(name: str, names: Sequence[str]) -> str:
+    """Near names, and all."""
+    close = near(name, names)
+    hint = f"; did you mean {' or '.join(close)}?" if close else ""
+    return f"{hint} ({', '.join(names)})"

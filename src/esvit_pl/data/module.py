@@ -15,7 +15,7 @@ from pytorch_lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from esvit_pl.augment import Batch, Recipe, finish_views
+from esvit_pl.augment import Batch, RandAugment, Recipe, finish_views
 from esvit_pl.data.loaders import ResumableLoader, limited, stack
 from esvit_pl.data.samplers import EpochSampler, RankShare
 from esvit_pl.data.threads import cores, default_workers
@@ -73,6 +73,8 @@ class ImageDataModule(LightningDataModule):
         reduced_decoding: decode a training JPEG at 1/2, 1/4 or 1/8 of its sides where every crop keeps at least its
             view's pixels; see `augment.largest_reduction`. Faster for large images. Order, boxes and colours stay the
             same; the pixels differ a little. Evaluation reads whole images.
+        rand_augment: policy of `augment.RandAugment` for supervised training, whose crops are changed in the worker
+            before they are normalised, wherever colour is computed. None for none.
         train_subset: "all" training images or those of the "bank" alone; None for all in pretraining and the bank in
             supervised training, whose query must stay unseen.
 
@@ -101,6 +103,7 @@ class ImageDataModule(LightningDataModule):
         train: str = "multi_crop",
         color_on: str = "worker",
         reduced_decoding: bool = False,
+        rand_augment: str | None = None,
         train_subset: str | None = None,
     ) -> None:
         super().__init__()
@@ -117,10 +120,18 @@ class ImageDataModule(LightningDataModule):
             raise ValueError(f"color_on must be 'worker' or 'device', got {color_on!r}")
         if train_subset not in (None, "all", "bank"):
             raise ValueError(f"train_subset must be 'all', 'bank' or None, got {train_subset!r}")
+        if rand_augment is not None and train == "multi_crop":
+            raise ValueError(
+                f"rand_augment={rand_augment!r} is for train='supervised'; the recipe has the changes of the views of "
+                "train='multi_crop'"
+            )
         if train == "supervised" and not dataset.has_labels:
             raise ValueError("train='supervised' needs labels, and the data set has none: sort the images into folders")
         self.dataset, self.recipe, self.seed, self.train = dataset, recipe, seed, train
-        self.color_on, self.reduced_decoding = color_on, reduced_decoding
+        self.color_on, self.reduced_decoding, self.rand_augment = color_on, reduced_decoding, rand_augment
+        self._rand_augment: RandAugment | None = None
+        if rand_augment is not None:
+            self._rand_augment = RandAugment(rand_augment, size=recipe.supervised_size, mean=recipe.mean)
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.num_workers = default_workers() if num_workers is None else num_workers
         self.persistent_workers, self.timeout = persistent_workers, timeout
@@ -162,9 +173,11 @@ class ImageDataModule(LightningDataModule):
     def train_dataloader(self) -> DataLoader[dict[str, Any]]:
         kind: type[TrainingViews] = TrainingViews if self.color_on == "worker" else TrainingCrops
         views = self.recipe.views
+        settings: dict[str, Any] = {"reduced_decoding": self.reduced_decoding}
         if self.train == "supervised":
             kind, views = SupervisedView, (self.recipe.supervised_view,)
-        training = kind(self.train_images, self.recipe, views, self.seed, reduced_decoding=self.reduced_decoding)
+            settings["rand_augment"] = self._rand_augment
+        training = kind(self.train_images, self.recipe, views, self.seed, **settings)
         sampler = EpochSampler(
             len(training),
             batch_size=self.batch_size,
@@ -267,6 +280,7 @@ class ImageDataModule(LightningDataModule):
             "accumulate": self._accumulate,
             "seed": self.seed,
             "train": self.train,
+            "rand_augment": self.rand_augment,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from esvit_pl.augment import (
+    RandAugment,
     Recipe,
     ViewParameters,
     ViewRecipe,
@@ -18,6 +19,7 @@ from esvit_pl.augment import (
     draw,
     draw_pair,
     evaluation_view,
+    finish_views,
     image_moments,
     largest_reduction,
     make_views,
@@ -67,12 +69,12 @@ class TrainingViews(Dataset[dict[str, Any]]):
         else:
             image, label = self.images[shown]
             drawn = self.draw(image.shape[-2:], epoch, index)
-        return _item(shown, label, **self.tensors(image, drawn))
+        return _item(shown, label, **self.tensors(image, drawn, epoch, index))
 
     def draw(self, image_size: Sequence[int], epoch: int, index: int) -> ViewParameters:
         return draw(self.views, self.recipe, image_size, seed=self.seed, epoch=epoch, index=index)
 
-    def tensors(self, image: Tensor, drawn: ViewParameters) -> dict[str, Any]:
+    def tensors(self, image: Tensor, drawn: ViewParameters, epoch: int, index: int) -> dict[str, Any]:
         """Entries of the batch for one image, without the batch's dimension."""
         return {"views": make_views(self.recipe, image, drawn), **_places(drawn)}
 
@@ -97,7 +99,7 @@ class PairsOfViews(TrainingViews):
 class TrainingCrops(TrainingViews):
     """The same before colour: the crops, and what `finish_views` needs to make views of them."""
 
-    def tensors(self, image: Tensor, drawn: ViewParameters) -> dict[str, Any]:
+    def tensors(self, image: Tensor, drawn: ViewParameters, epoch: int, index: int) -> dict[str, Any]:
         tensors = {"crops": cut_views(image, drawn), **_places(drawn)}
         moments = image_moments(self.recipe, image)
         if moments is not None:
@@ -111,8 +113,16 @@ class TrainingCrops(TrainingViews):
 class SupervisedView(TrainingViews):
     """One view for training with labels, without its place in the image."""
 
-    def tensors(self, image: Tensor, drawn: ViewParameters) -> dict[str, Any]:
-        return {"image": make_views(self.recipe, image, drawn)[0]}
+    def __init__(self, *args: Any, rand_augment: RandAugment | None = None, **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        self.rand_augment = rand_augment
+
+    def tensors(self, image: Tensor, drawn: ViewParameters, epoch: int, index: int) -> dict[str, Any]:
+        crops = cut_views(image, drawn)
+        if self.rand_augment is not None:
+            crops = [self.rand_augment(crop, self.seed, epoch, index, "rand_augment") for crop in crops]
+        batch = [crop[None] for crop in crops]
+        return {"image": finish_views(self.recipe, batch, drawn.params[None], image_moments(self.recipe, image))[0][0]}
 
 
 class EvaluationImages(Dataset[dict[str, Any]]):

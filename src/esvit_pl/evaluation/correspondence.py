@@ -52,8 +52,8 @@ class RegionCorrespondence(Evaluator):
         self.same_box, self.color, self.seed = same_box, color, seed
 
     def run(self, encoder: Any, data: EvaluationData) -> dict[str, float]:
-        sums = torch.zeros(7, dtype=torch.float64)
         with untracked():
+            sums = torch.zeros(7, dtype=torch.float64)  # here: in inference mode nothing could be added to it
             for batch in data.pairs(same_box=self.same_box, color=self.color, seed=self.seed):
                 views = data.place.prepare(list(batch["views"]))
                 with data.place.forward_context():

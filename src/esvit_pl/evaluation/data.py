@@ -14,7 +14,15 @@ import torch
 from torch import Tensor, nn
 
 from esvit_pl.distributed import num_ranks, rank
-from esvit_pl.evaluation.features import Extracted, Unpack, at_unit_length, extract, joined, unpack_batch
+from esvit_pl.evaluation.features import (
+    Extracted,
+    Unpack,
+    at_unit_length,
+    blocks_and_poolings,
+    extract,
+    joined,
+    unpack_batch,
+)
 from esvit_pl.evaluation.interface import Encoder, Evaluator, Kind
 from esvit_pl.metrics import region_statistics
 from esvit_pl.precision import wide
@@ -283,7 +291,8 @@ def _feature_function(encoder: Any, kind: Kind) -> Encoder:
         return cast(Encoder, encoder)
     if kind == "regions":
         return lambda images: region_statistics(_regions(encoder(images)))
-    return lambda images: encoder.last_blocks(images, kind)
+    blocks, *beside = str(kind).split("+")
+    return lambda images: blocks_and_poolings(encoder, images, int(blocks), beside)
 
 
 def _regions(output: Any) -> Tensor:

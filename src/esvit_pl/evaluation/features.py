@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -66,6 +66,33 @@ def pooled(output: Any) -> Tensor:
         got = f"a tensor of shape {tuple(feature.shape)}" if isinstance(feature, Tensor) else type(feature).__name__
         raise ValueError(f"a feature function must return (batch, channels) or Features with .pooled of it, got {got}")
     return feature
+
+
+BESIDE: dict[str, Callable[[Tensor], Tensor]] = {"mean": lambda x: x.mean(1), "max": lambda x: x.amax(1)}
+"""Poolings of regions (b n d) -> (b d)."""
+
+
+def blocks_and_poolings(encoder: Any, images: Any, blocks: int, beside: Sequence[str] = ()) -> Tensor:
+    """(b c h w) -> (b d): pooled features of the last blocks, earliest first, then those poolings of the regions."""
+    if not beside:
+        return cast(Tensor, encoder.last_blocks(images, blocks))
+    features, pooled_ones = encoder.features_and_blocks(images, blocks)
+    return torch.cat([pooled_ones, *(BESIDE[name](features.regions) for name in beside)], dim=-1)
+
+
+def pools_regions(encoder: Any) -> list[str]:
+    """Which of the poolings `BESIDE` an encoder's pooled feature is anyway: the mean, of Swin and its like.
+
+    Seen on an image, so that it holds for anybody's encoder.
+    """
+    parameter = next(encoder.parameters(), torch.zeros(()))
+    spec = getattr(encoder, "spec", {})
+    side, channels = spec.get("img_size", 224), spec.get("in_chans", spec.get("channels", 3))
+    image = torch.arange(channels * side * side).sin().view(1, channels, side, side).to(parameter)
+    with untracked():
+        pooled, regions, _ = encoder(image)
+    least = 0.01 * pooled.norm()  # half precision rounds
+    return [name for name, pool in BESIDE.items() if (pool(regions) - pooled).norm() <= least]
 
 
 def extract_features(function: Callable[[Any], Any], loader: Iterable[Any], unpack: Unpack = unpack_batch) -> Extracted:

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 if TYPE_CHECKING:
     from esvit_pl.evaluation.data import EvaluationData
 
-Kind = Literal["pooled", "regions", "float16", "bfloat16"] | int
+Kind = Literal["pooled", "regions", "float16", "bfloat16"] | int | str
 """Which features of an encoder: the pooled one, the statistics of its regions (`metrics.region_statistics`), those of
-its last n blocks side by side, or the pooled one at unit length, kept in half precision."""
+its last n blocks side by side, or the pooled one at unit length, kept in half precision. "4+mean+max": those of its
+last four blocks, beside them the mean and the largest values of its regions (`features.BESIDE`)."""
 
 Encoder = Callable[[Any], Any]
 """Images (b c h w) -> a tensor (b d) or ``Features``; a `Backbone` where an evaluator reads its last blocks."""

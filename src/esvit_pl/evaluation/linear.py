@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from esvit_pl.distributed import gather_in_turn, num_ranks, sum_over_ranks
 from esvit_pl.evaluation.accuracy import accuracies_over_ranks, count_correct, first_is_right
 from esvit_pl.evaluation.data import EvaluationData, Place
-from esvit_pl.evaluation.features import Unpack, needed_labels
+from esvit_pl.evaluation.features import BESIDE, Unpack, blocks_and_poolings, needed_labels, pools_regions
 from esvit_pl.evaluation.interface import Evaluator, Kind
 from esvit_pl.evaluation.logistic import held_out
 from esvit_pl.evaluation.names import best_of, probe_metrics
@@ -23,9 +23,12 @@ from esvit_pl.isolation import same_random_state, untracked
 from esvit_pl.metrics.knn import TopK
 from esvit_pl.optim import scaled_lr
 from esvit_pl.precision import wide
+from esvit_pl.printing import say_once
 from esvit_pl.schedules import cosine
 from esvit_pl.seeding import numpy_generator
 
+POOLINGS = ("pooled", "mean", "max", "pooled+mean")
+"""What a linear probe sees of the last block: its pooled feature, its regions pooled, or both."""
 IMAGES_PER_LR = 256
 """A learning rate is given for so many images (the linear scaling rule, Goyal et al., arXiv 1706.02677)."""
 
@@ -63,6 +66,18 @@ def as_blocks(last_blocks: int | Sequence[int]) -> list[int]:
     return blocks
 
 
+def as_poolings(pooling: str | Sequence[str]) -> list[str]:
+    """One pooling or several -> a list.
+
+    Raises:
+        ValueError: none, two equal ones, or one that there is not.
+    """
+    poolings = [pooling] if isinstance(pooling, str) else list(pooling)
+    if not poolings or len(set(poolings)) < len(poolings) or not set(poolings) <= {*POOLINGS}:
+        raise ValueError(f"a linear probe needs pooling of {', '.join(POOLINGS)}, or several of them, got {pooling}")
+    return poolings
+
+
 def sgd(heads: Iterable[nn.Module], lrs: Sequence[float], momentum: float) -> torch.optim.SGD:
     """SGD without weight decay, one group with its own learning rate for each head."""
     groups = [
@@ -78,43 +93,60 @@ class Choice(NamedTuple):
     """How many last blocks' pooled features it sees."""
     lr: float
     """Per 256 images."""
+    pooling: str = "pooled"
+    """Of the last of these blocks."""
 
 
 class Candidates(nn.Module):
     """A linear classifier for each choice, and where there are several, a second one that rehearses for it: it learns
     without the images that are held out, and its accuracy on these says which choice is best.
 
-    All classifiers that see equally many blocks begin with equal weights, drawn with what torch's generator is at: each
+    All classifiers that see the same features begin with equal weights, drawn with what torch's generator is at: each
     one as it would begin alone.
 
     Args:
         choices: h of them.
         width_of: how many channels so many blocks have.
         num_classes: c.
+        beside: which poolings of the regions follow the blocks in the features that they are given.
+        region_width: channels of each of these.
         rehearse: False leaves the second ones out.
     """
 
     def __init__(
-        self, choices: Sequence[Choice], width_of: Callable[[int], int], num_classes: int, *, rehearse: bool = True
+        self,
+        choices: Sequence[Choice],
+        width_of: Callable[[int], int],
+        num_classes: int,
+        *,
+        beside: Sequence[str] = (),
+        region_width: int = 0,
+        rehearse: bool = True,
     ) -> None:
         super().__init__()
         self.choices, self.rehearses = list(choices), rehearse and len(choices) > 1
-        blocks = list(dict.fromkeys(choice.blocks for choice in choices))
-        self.widths = {number: width_of(number) for number in blocks}
+        end, last = width_of(max(choice.blocks for choice in choices)), width_of(1)
+        places = {name: end + number * region_width for number, name in enumerate(beside)}
+        self.columns: dict[tuple[int, str], list[slice]] = {}
         state, first = torch.get_rng_state(), {}
-        for number in blocks:
+        for blocks, pooling in dict.fromkeys((choice.blocks, choice.pooling) for choice in choices):
+            names = pooling.split("+")
+            columns = [slice(end - width_of(blocks), end if "pooled" in names else end - last)]
+            columns += [slice(start, start + region_width) for name, start in places.items() if name in names]
+            self.columns[blocks, pooling] = columns
             torch.set_rng_state(state)
-            first[number] = equal_heads(self.widths[number], num_classes, 1)[0]
-        self.heads = nn.ModuleList(copy.deepcopy(first[choice.blocks]) for choice in choices)
+            first[blocks, pooling] = equal_heads(sum(each.stop - each.start for each in columns), num_classes, 1)[0]
+        self.heads = nn.ModuleList(copy.deepcopy(first[choice.blocks, choice.pooling]) for choice in choices)
         self.rehearsing = nn.ModuleList(copy.deepcopy(head) for head in self.heads) if self.rehearses else None
 
     def forward(self, features: Tensor, *, rehearsing: bool = False) -> list[Tensor]:
-        """(b d) of the most blocks, earliest first -> h logits (b c), in the classifiers' own precision."""
+        """(b d) of the most blocks, earliest first, and what lies beside -> h logits (b c), in the classifiers' own
+        precision."""
         heads = self.rehearsing if rehearsing else self.heads
         assert heads is not None
         features = features.to(next(heads.parameters()).dtype)
-        parts = {blocks: features[:, features.shape[1] - width :] for blocks, width in self.widths.items()}
-        return [head(parts[choice.blocks]) for choice, head in zip(self.choices, heads, strict=True)]
+        parts = {key: torch.cat([features[:, each] for each in columns], 1) for key, columns in self.columns.items()}
+        return [head(parts[choice.blocks, choice.pooling]) for choice, head in zip(self.choices, heads, strict=True)]
 
     def losses(self, features: Tensor, labels: Tensor, away: Tensor | None = None) -> Tensor:
         """Cross entropies, (h,), or (2 h,) where they rehearse. No classifier's gradient reaches another.
@@ -149,16 +181,19 @@ class Linear(Evaluator):
     """Accuracy of linear classifiers trained on a backbone's frozen features (docs/recipes.md, "Evaluation").
 
     They see the pooled features of the last blocks of augmented training images. SGD without weight decay, learning
-    rate by the linear scaling rule, a cosine to 0 by epoch. Several learning rates and numbers of blocks are tried side
-    by side, from equal initial weights, on features that are computed once: each ends as it would have alone.
+    rate by the linear scaling rule, a cosine to 0 by epoch. Several learning rates, numbers of blocks and poolings of
+    the last block are tried side by side, from equal initial weights, on features that are computed once: each ends as
+    it would have alone. Where the pooled feature is the mean of the regions, "mean" and "pooled+mean" show nothing else
+    than "pooled" does, which is tried once, with a line.
 
     Of several, two numbers are told. ``linear/top1`` is the query's accuracy of the one that was chosen on a part of
     the training images: beside each classifier a second one learns without this part, is measured on it, and nothing of
     the query is looked at. ``linear/best_on_query/top1`` is the best on the query itself, which the tables of papers
     show; it is too high, the more so the more are tried and the fewer the images are. ``linear/held_out/top1`` is the
-    chosen one's accuracy on the held-out part, ``linear/best_lr`` and ``linear/best_blocks`` say which it is, and
-    ``linear/lr<lr>/top1`` or ``linear/blocks<n>/lr<lr>/top1`` are each one's. Where training batches do not say which
-    images they hold, the best on the query is all that there is.
+    chosen one's accuracy on the held-out part, ``linear/best_lr``, ``linear/best_blocks`` and ``linear/best_pooling``
+    (its place among those that were tried, from 0) say which it is, and ``linear/lr<lr>/top1``,
+    ``linear/blocks<n>/lr<lr>/top1`` or ``linear/blocks<n>/<pooling>/lr<lr>/top1`` are each one's. Where training
+    batches do not say which images they hold, the best on the query is all that there is.
 
     `modules.LinearProbe` is the same under a Trainer: with its loggers, its checkpoints and resuming. Both end with
     the same weights.
@@ -174,6 +209,8 @@ class Linear(Evaluator):
 
     Args:
         last_blocks: how many blocks' pooled features the classifiers see, one number or several.
+        pooling: of the last block, one or several of `POOLINGS`: its pooled feature, the "mean" or "max" of its regions
+            in its place, or "pooled+mean", both, which DINOv2's probe tries beside the class token alone.
         lr: per 256 images of a step on all ranks, one or several.
         momentum: of SGD.
         epochs: length of the training.
@@ -190,6 +227,7 @@ class Linear(Evaluator):
         self,
         *,
         last_blocks: int | Sequence[int] = 4,
+        pooling: str | Sequence[str] = "pooled",
         lr: float | Sequence[float] = 0.001,
         momentum: float = 0.9,
         epochs: int = 100,
@@ -207,7 +245,9 @@ class Linear(Evaluator):
         if not 0 < held_out < 1:
             raise ValueError(f"a linear probe needs held_out above 0 and below 1, got {held_out}")
         self.blocks = as_blocks(last_blocks)
-        self.choices = [Choice(blocks, each) for blocks in self.blocks for each in as_lrs(lr)]
+        self.poolings = as_poolings(pooling)
+        self.lrs = as_lrs(lr)
+        self.beside = [name for name in BESIDE if any(name in each.split("+") for each in self.poolings)]
         self.momentum = momentum
         self.epochs = epochs
         self.augmented = augmented
@@ -221,7 +261,11 @@ class Linear(Evaluator):
 
     @property
     def reads(self) -> tuple[Kind, ...]:
-        return (self.most_blocks,)
+        return (self.kind,)
+
+    @property
+    def kind(self) -> Kind:
+        return "+".join([str(self.most_blocks), *self.beside]) if self.beside else self.most_blocks
 
     @property
     def reads_bank(self) -> tuple[Kind, ...]:
@@ -235,11 +279,35 @@ class Linear(Evaluator):
             )
         encoder.last_blocks_width(self.most_blocks)  # raises where there are not so many blocks
 
+    def choices_for(self, encoder: Any) -> list[Choice]:
+        """Every classifier that sees something else than the others do."""
+        same = pools_regions(encoder) if self.beside else []
+        poolings: dict[str, None] = {}
+        for pooling in self.poolings:
+            names = ["pooled" if name in same else name for name in pooling.split("+")]
+            shown = "+".join(dict.fromkeys(names))
+            if shown != pooling:
+                kind = type(encoder).__name__
+                say_once(f"linear probe: pooling={pooling} of {kind} is nothing else than {shown}, which is tried once")
+            poolings[shown] = None
+        return [Choice(blocks, lr, pooling) for blocks in self.blocks for pooling in poolings for lr in self.lrs]
+
+    def candidates(self, encoder: Any, num_classes: int) -> Candidates:
+        """The classifiers, with initial weights from torch's generator."""
+        region_width = encoder.region_width if self.beside else 0
+        return Candidates(
+            self.choices_for(encoder),
+            encoder.last_blocks_width,
+            num_classes,
+            beside=self.beside,
+            region_width=region_width,
+        )
+
     def run(self, encoder: Any, data: EvaluationData) -> dict[str, float]:
         candidates, part = self.train(encoder, data)
-        images, right = 0, torch.zeros(len(self.choices), 2, dtype=torch.float64, device=data.place.device)
+        images, right = 0, torch.zeros(len(candidates.choices), 2, dtype=torch.float64, device=data.place.device)
         firsts = []
-        for features, labels in data.batches(encoder, "query", self.most_blocks):
+        for features, labels in data.batches(encoder, "query", self.kind):
             labels = needed_labels("a linear probe", labels, "the batches of the query have none")
             with torch.no_grad(), data.place.forward_context():
                 logits = candidates(features)
@@ -253,7 +321,7 @@ class Linear(Evaluator):
         data.answers["linear/top1"] = answers[chosen]
         if rehearsed is not None:
             data.answers["linear/best_on_query/top1"] = answers[best_of(on_query)]
-        return probe_metrics(self.choices, on_query, rehearsed)
+        return probe_metrics(candidates.choices, on_query, rehearsed)
 
     def train(self, encoder: Any, data: EvaluationData) -> tuple[Candidates, HeldOut | None]:
         """The classifiers, trained, and what is held out where there are several of them."""
@@ -263,8 +331,8 @@ class Linear(Evaluator):
         with torch.inference_mode(False), torch.enable_grad():  # Lightning evaluates in inference mode
             with same_random_state():
                 torch.manual_seed(self.seed)
-                candidates = place.module(Candidates(self.choices, encoder.last_blocks_width, data.num_classes))
-            lessons = self._augmented(encoder, data) if self.augmented else self._cached(encoder, data)
+                candidates = place.module(self.candidates(encoder, data.num_classes))
+            lessons = (self._augmented if self.augmented else self._cached)(encoder, data, candidates.rehearses)
             optimizer, scaler = candidates.optimizer(self.momentum), place.scaler()
             for epoch in range(self.epochs):
                 optimizer.zero_grad()  # of batches that were too few for a step
@@ -282,10 +350,9 @@ class Linear(Evaluator):
         return candidates, lessons.held_out
 
     def features(self, encoder: Any, images: Any) -> Tensor:
-        """(b c h w) -> (b d) of the most blocks, without gradients."""
+        """(b c h w) -> (b d) of the most blocks and what lies beside them, without gradients."""
         with untracked():
-            features: Tensor = encoder.last_blocks(images, self.most_blocks)
-        return features
+            return blocks_and_poolings(encoder, images, self.most_blocks, self.beside)
 
     def lr_at(self, lr: float, epoch: int, epochs: int, images_per_step: int) -> float:
         """Learning rate in an epoch, from the one per 256 images: a cosine that reaches 0 after the last epoch."""
@@ -296,10 +363,10 @@ class Linear(Evaluator):
         for group in optimizer.param_groups:
             group["lr"] = self.lr_at(group["lr_per_256"], epoch, epochs, images_per_step)
 
-    def _augmented(self, encoder: Any, data: EvaluationData) -> Lessons:
+    def _augmented(self, encoder: Any, data: EvaluationData, holds_out: bool) -> Lessons:
         """Features of augmented training images, computed in every epoch anew."""
         training, away, part = data.training, None, None
-        if len(self.choices) > 1 and training.hold_out is not None:
+        if holds_out and training.hold_out is not None:
             away, loader = training.hold_out(self.held_out, self.seed)
             away, part = away.to(data.place.device), lambda: self._read(encoder, data, loader)
 
@@ -319,12 +386,12 @@ class Linear(Evaluator):
             with data.place.forward_context():
                 yield self.features(encoder, images), labels, batch.get("index") if isinstance(batch, Mapping) else None
 
-    def _cached(self, encoder: Any, data: EvaluationData) -> Lessons:
+    def _cached(self, encoder: Any, data: EvaluationData, holds_out: bool) -> Lessons:
         """The features of the bank, in another order in every epoch; all of them on every rank."""
-        bank = data.features(encoder, "bank", self.most_blocks)
+        bank = data.features(encoder, "bank", self.kind)
         labels = gather_in_turn(needed_labels("a linear probe", bank.labels, "the batches of the bank have none"))
         features, size = gather_in_turn(bank.features), min(self.batch_size, len(labels))
-        away = held_out(labels, self.held_out, self.seed) if len(self.choices) > 1 else None
+        away = held_out(labels, self.held_out, self.seed) if holds_out else None
 
         def batches(epoch: int) -> Iterator[Lesson]:
             order = numpy_generator(self.seed, "linear probe", epoch).permutation(len(labels))

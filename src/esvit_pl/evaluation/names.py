@@ -35,6 +35,7 @@ TITLES = {
     "region_diversity": "region diversity",
     "per_block": "rank of the last block",
     "correspondence": "region correspondence",
+    "retrieval": "region retrieval",
     "segmentation_knn": "k-NN mIoU",
     "segmentation_linear": "linear mIoU",
     "segmentation_in_context": "in-context mIoU",
@@ -186,12 +187,12 @@ def best_of(accuracies: Sequence[TopK]) -> int:
 
 
 def probe_metrics(
-    choices: Sequence[tuple[int, float]], on_query: Sequence[TopK], rehearsed: Sequence[TopK] | None = None
+    choices: Sequence[tuple[int, float, str]], on_query: Sequence[TopK], rehearsed: Sequence[TopK] | None = None
 ) -> dict[str, float]:
     """Results of the linear classifiers of `evaluation.Linear` as metrics; see there what each one means.
 
     Args:
-        choices: (blocks, lr) of each classifier.
+        choices: (blocks, lr, pooling) of each classifier.
         on_query: accuracy of each on the query.
         rehearsed: accuracy of each one's rehearsal on the images that are held out; None: nothing is.
     """
@@ -202,8 +203,11 @@ def probe_metrics(
     if rehearsed is not None:
         metrics["linear/best_on_query/top1"] = on_query[best_of(on_query)].top1
         metrics["linear/held_out/top1"] = rehearsed[chosen].top1
-    several_blocks = len({blocks for blocks, _ in choices}) > 1
-    for (blocks, lr), accuracy in zip(choices, on_query, strict=True):
-        metrics[f"linear/{f'blocks{blocks}/' * several_blocks}lr{lr:g}/top1"] = accuracy.top1
+    several_blocks = len({blocks for blocks, _, _ in choices}) > 1
+    poolings = list(dict.fromkeys(pooling for _, _, pooling in choices))
+    for (blocks, lr, pooling), accuracy in zip(choices, on_query, strict=True):
+        place = f"{f'blocks{blocks}/' * several_blocks}{f'{pooling}/' * (len(poolings) > 1)}"
+        metrics[f"linear/{place}lr{lr:g}/top1"] = accuracy.top1
     metrics["linear/best_lr"] = choices[chosen][1]
-    return metrics | ({"linear/best_blocks": choices[chosen][0]} if several_blocks else {})
+    metrics |= {"linear/best_blocks": choices[chosen][0]} if several_blocks else {}
+    return metrics | ({"linear/best_pooling": poolings.index(choices[chosen][2])} if len(poolings) > 1 else {})

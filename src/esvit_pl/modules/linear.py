@@ -16,7 +16,7 @@ from esvit_pl.data import batch_size_of
 from esvit_pl.evaluation.accuracy import accuracies_over_ranks, count_correct
 from esvit_pl.evaluation.data import place_of
 from esvit_pl.evaluation.features import Unpack, unpack_batch
-from esvit_pl.evaluation.linear import Candidates, Linear, labelled, rehearsal
+from esvit_pl.evaluation.linear import Linear, labelled, rehearsal
 from esvit_pl.evaluation.loaders import need_labels
 from esvit_pl.evaluation.names import PROBE_LOSS, probe_metrics
 from esvit_pl.fingerprint import fingerprint
@@ -43,6 +43,7 @@ class LinearProbe(LightningModule):
         backbone: frozen; follows the module from device to device.
         num_classes: 2 or more.
         last_blocks: how many blocks' pooled features the classifier sees, one number or several.
+        pooling: of the last block, one or several, as in `evaluation.Linear`.
         lr: per 256 images of the global batch, one or several.
         momentum: of SGD.
         held_out: share of each class of the training images on which one of several classifiers is chosen.
@@ -59,6 +60,7 @@ class LinearProbe(LightningModule):
         num_classes: int | None,
         *,
         last_blocks: int | Sequence[int] = 4,
+        pooling: str | Sequence[str] = "pooled",
         lr: float | Sequence[float] = 0.001,
         momentum: float = 0.9,
         held_out: float = 0.1,
@@ -66,14 +68,15 @@ class LinearProbe(LightningModule):
         unpack: Unpack = unpack_batch,
     ) -> None:
         super().__init__()
-        self.linear = Linear(last_blocks=last_blocks, lr=lr, momentum=momentum, held_out=held_out, seed=seed)
+        how: dict[str, Any] = {"pooling": pooling, "lr": lr, "momentum": momentum, "held_out": held_out, "seed": seed}
+        self.linear = Linear(last_blocks=last_blocks, **how)
         self.linear.check(backbone, num_classes)
         assert num_classes is not None
         self.num_classes = num_classes
         self.unpack = unpack
         self.backbone: Backbone
         object.__setattr__(self, "backbone", backbone.eval())  # past nn.Module, which would make it a part
-        self.candidates = Candidates(self.linear.choices, backbone.last_blocks_width, num_classes)
+        self.candidates = self.linear.candidates(backbone, num_classes)
         self.images_per_step = 0
         self._away: Tensor | None = None
         self._held_out: Any = None
@@ -82,7 +85,7 @@ class LinearProbe(LightningModule):
 
     @property
     def heads(self) -> nn.ModuleList:
-        """The linear layers, one for each choice of blocks and learning rate."""
+        """The linear layers, one for each choice of blocks, pooling and learning rate."""
         return self.candidates.heads
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
@@ -98,9 +101,9 @@ class LinearProbe(LightningModule):
         images, labels = labelled(self.unpack, batch)
         away = None if self._away is None else self._away[batch["index"]]
         losses = self.candidates.losses(self.linear.features(self.backbone, images), labels, away)
-        loss = losses.detach()[: len(self.linear.choices)].mean()
+        loss = losses.detach()[: len(self.heads)].mean()
         self.log(PROBE_LOSS, loss, on_step=False, on_epoch=True, sync_dist=True, batch_size=len(labels))
-        lr = self.linear.lr_at(self.linear.choices[0].lr, self.current_epoch, self._epochs(), self.images_per_step)
+        lr = self.linear.lr_at(self.linear.lrs[0], self.current_epoch, self._epochs(), self.images_per_step)
         self.log("linear/lr", lr, batch_size=len(labels))
         return losses.sum()
 
@@ -113,10 +116,10 @@ class LinearProbe(LightningModule):
         self._images += len(labels)
 
     def on_validation_epoch_end(self) -> None:
-        right = torch.zeros(len(self.linear.choices), 2, dtype=torch.float64, device=self.device)
+        right = torch.zeros(len(self.heads), 2, dtype=torch.float64, device=self.device)
         accuracies = accuracies_over_ranks(sum(self._right, right), self._images)
         rehearsed = None if self._away is None else self._rehearsal()
-        self.log_dict(probe_metrics(self.linear.choices, accuracies, rehearsed), batch_size=1)
+        self.log_dict(probe_metrics(self.candidates.choices, accuracies, rehearsed), batch_size=1)
 
     def _rehearsal(self) -> list[TopK]:
         place = place_of(self.trainer)
@@ -164,7 +167,9 @@ class LinearProbe(LightningModule):
                 "the checkpoint to resume from does not come from a LinearProbe: it has no entry 'linear_probe'"
             )
         differences = [
-            f"{key}: checkpoint {saved.get(key)!r}, now {now[key]!r}" for key in now if saved.get(key) != now[key]
+            f"{key}: checkpoint {saved.get(key)!r}, now {now.get(key)!r}"
+            for key in {**now, **saved}
+            if saved.get(key) != now.get(key)
         ]
         if differences:
             raise ValueError("the probe to resume has another backbone or other heads; " + "; ".join(differences))
@@ -175,7 +180,8 @@ class LinearProbe(LightningModule):
             "backbone_weights": fingerprint(self.backbone),
             "last_blocks": self.linear.blocks,
             "num_classes": self.num_classes,
-            "lr": list(dict.fromkeys(choice.lr for choice in self.linear.choices)),
+            "lr": self.linear.lrs,
+            **({"pooling": self.linear.poolings} if self.linear.beside else {}),  # older files have none
             "held_out": self.linear.held_out,
             "seed": self.linear.seed,
         }

@@ -10,13 +10,16 @@ from contextlib import suppress
 from pathlib import Path
 from zipfile import BadZipFile, ZipFile
 
+from esvit_pl.evaluation.names import TITLES
 from esvit_pl.runs.lock import FolderLock, is_dead, read_lock
 from esvit_pl.runs.reading import Run, find_runs, read_overrides, read_run
 
 # What a run of ours writes, as patterns of paths in its folder. The jobs of a sweep lie in folders 0, 1, ..., those of
-# `esvit_pl.evaluate` in knn and linear.
+# `esvit_pl.evaluate` in knn, linear, ..., and those of evaluators of one's own in own_NAME.
+OWN_PROBE = "own_"
+_JOBS = "|".join([r"\d+", *TITLES, rf"{OWN_PROBE}\w+"])
 _FILES = re.compile(
-    r"""((knn|linear|\d+)/)?(
+    rf"""(({_JOBS})/)?(
         (config|environment|results)(\.\d+)?\.(yaml|json)
       | (checkpoints/)?\.[^/]+\.(ckpt|json)\.tmp
       | metrics(\.\d+)?\.csv
@@ -24,14 +27,14 @@ _FILES = re.compile(
       | learning_curve\.png
       | report\.html
       | figures/(crops|learning_curve|comparison|neighbou?rs|attention|correspondence|pca)\.png
-      | figures/(.+/)?step_\d{6}\.png
+      | figures/(.+/)?step_\d{{6}}\.png
       | checkpoints(\.\d+)?/(last|previous|epoch_\d+|epoch=\d+-step=\d+|step_\d+)(-v\d+)?\.ckpt
       | \.hydra(\.\d+)?/(config|hydra|overrides)\.yaml
       | tensorboard/(events\.out\.tfevents\..+|hparams\.yaml)
     )|sweep\.csv|sweep\.png|multirun\.yaml""",
     re.VERBOSE,
 )
-_LOGS = re.compile(r"((knn|linear|\d+)/)?(pretrain|knn|linear|train_ddp_process_\d+)\.log")
+_LOGS = re.compile(rf"(({_JOBS})/)?(pretrain|knn|linear|train_ddp_process_\d+)\.log")
 _BEFORE_THE_FIRST_STEP = {"config.yaml", "environment.json", "results.json", "figures/crops.png"}
 _NOTES = re.compile(r"\.hydra/.*")  # of Hydra, written before a run begins
 # Settings that another start of the same training does not repeat.
@@ -247,7 +250,7 @@ def _logs(folder: Path) -> list[Path]:
 
 def _files(folder: Path) -> Iterator[Path]:
     """Files in those places where a run writes; a folder may hold a million others."""
-    for top in [folder, *_folders(folder, r"knn|linear|\d+")]:
+    for top in [folder, *_folders(folder, _JOBS)]:
         if top.is_dir():
             yield from (path for path in top.iterdir() if path.is_file())
             for inner in _folders(top, r"(\.hydra|checkpoints|figures|tensorboard)(\.\d+)?"):
