@@ -125,7 +125,7 @@ def test_one_step(backbone, loss, tmp_path):
 
     def module() -> Pretrainer:
         recipe = OptimizerRecipe(lr=0.1, warmup_epochs=0)
-        return Pretrainer(student, objective, recipe, freeze_prototypes_epochs=0, momentum=0.5)
+        return Pretrainer(student, objective, recipe, freeze_prototypes_epochs=0, momentum=0.5, momentum_end=0.5)
 
     if objective.uses_masks and family not in HIDE:
         with pytest.raises(NotImplementedError, match="cannot hide patches from itself; .*swin_tiny_w7"):
