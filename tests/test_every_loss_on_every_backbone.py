@@ -84,12 +84,14 @@ def objective_of(loss: str, cell: int) -> Objective:
 
 
 def batch(loss: str, grid: tuple[int, int]) -> list[dict[str, Any]]:
-    """Two images."""
+    """Four images; of two, batch norm makes 1 and -1, whatever they are."""
     sides = SIDES[:2] if loss in TWO_VIEWS else SIDES
     mask = torch.zeros(grid, dtype=torch.bool).flatten()
     mask[::2] = True
     masks = {"masks": [mask.view(grid)] * 2 + [None] * (len(sides) - 2)}
-    return [{"views": [torch.randn(3, side, side) for side in sides], "label": i, "index": i, **masks} for i in (0, 1)]
+    return [
+        {"views": [torch.randn(3, side, side) for side in sides], "label": i, "index": i, **masks} for i in range(4)
+    ]
 
 
 def collated(items: list[dict[str, Any]]) -> dict[str, Any]:
@@ -136,7 +138,7 @@ def test_one_step(backbone, loss, tmp_path):
     if objective.uses_teacher:
         before["teacher"] = toys.state(module.teacher)
     trainer = toys.trainer(tmp_path, max_epochs=1)
-    trainer.fit(module, DataLoader(batch(loss, grid), batch_size=2, collate_fn=collated))
+    trainer.fit(module, DataLoader(batch(loss, grid), batch_size=4, collate_fn=collated))
 
     values = {name: float(value) for name, value in trainer.callback_metrics.items()}
     terms = {f"train/{term}_loss" for term in TERMS[loss]}
