@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import golden_files
+import golden_training
 import pytest
-import pytorch_lightning as pl
 import torch
-from golden_files import image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 from esvit_pl.backbones import swin
 from esvit_pl.modules.pretrain import Pretrainer
@@ -18,21 +14,6 @@ from esvit_pl.objectives import MoBYObjective
 from esvit_pl.optim import OptimizerRecipe
 
 pytestmark = pytest.mark.golden
-
-
-class Steps(Dataset):
-    """Two views of the images of optimizer steps, one step after another."""
-
-    def __init__(self, settings: dict[str, Any], trainer: pl.Trainer) -> None:
-        self.settings, self.trainer = settings, trainer
-
-    def __len__(self) -> int:
-        return self.settings["steps_per_epoch"] * self.settings["batch"]
-
-    def __getitem__(self, i: int) -> dict[str, Any]:
-        step, row = divmod(self.trainer.current_epoch * len(self) + i, self.settings["batch"])
-        phases = (0.1 * step, 0.1 * step + 0.7)
-        return {"views": [image(self.settings["batch"], 224, phase)[row].double() for phase in phases]}
 
 
 def to_network(weights: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -68,33 +49,13 @@ def pretrainer(golden: golden_files.Golden) -> Pretrainer:
     return module
 
 
-class Losses(pl.Callback):
-    def __init__(self) -> None:
-        self.values: list[float] = []
-
-    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
-        self.values.append(outputs["loss"].item())
-
-
 @pytest.mark.parametrize("path", golden_files.paths("rival_moby_training"), ids=lambda path: path.stem)
 def test_the_whole_training_is_the_authors(path, tmp_path):
     golden = golden_files.read(path)
-    module, losses = pretrainer(golden), Losses()
-    trainer = pl.Trainer(
-        max_epochs=golden.settings["epochs"],
-        precision="64-true",
-        accelerator="cpu",
-        devices=1,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        callbacks=[losses],
-        default_root_dir=tmp_path,
-    )
-    trainer.fit(module, DataLoader(Steps(golden.settings, trainer), golden.settings["batch"]))
+    module = pretrainer(golden)
+    losses = golden_training.train(module, golden.settings, [224, 224], tmp_path)
 
-    assert losses.values == pytest.approx(golden.tensors["losses"].tolist(), abs=1e-6)
+    assert losses == pytest.approx(golden.tensors["losses"].tolist(), abs=1e-6)
     for who in ("student", "teacher"):
         mine, reference = getattr(module, who).state_dict(), to_network(golden.part(who))
         assert reference.keys() == mine.keys()

@@ -2,35 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import golden_files
+import golden_training
 import pytest
-import pytorch_lightning as pl
-from golden_files import image
-from torch.utils.data import DataLoader, Dataset
 
 from esvit_pl.modules.pretrain import Pretrainer
 from esvit_pl.objectives import EsViTObjective
 from esvit_pl.optim import OptimizerRecipe
 
 pytestmark = pytest.mark.golden
-
-
-class Steps(Dataset):
-    """The images of optimizer steps, one after another; epochs follow one another."""
-
-    def __init__(self, settings: dict[str, Any], trainer: pl.Trainer) -> None:
-        self.settings, self.trainer = settings, trainer
-
-    def __len__(self) -> int:
-        return self.settings["steps_per_epoch"] * self.settings["batch"]
-
-    def __getitem__(self, i: int) -> dict[str, Any]:
-        s = self.settings
-        step, row = divmod(self.trainer.current_epoch * len(self) + i, s["batch"])
-        sides = [224] * 2 + [96] * s["local_crops"]
-        return {"views": [image(s["batch"], side, 0.1 * step + 0.7 * v)[row].double() for v, side in enumerate(sides)]}
 
 
 def pretrainer(golden: golden_files.Golden) -> Pretrainer:
@@ -71,33 +51,13 @@ def pretrainer(golden: golden_files.Golden) -> Pretrainer:
     return module
 
 
-class Losses(pl.Callback):
-    def __init__(self) -> None:
-        self.values: list[float] = []
-
-    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
-        self.values.append(outputs["loss"].item())
-
-
 @pytest.mark.parametrize("path", golden_files.paths("trajectory_"), ids=lambda path: path.stem)
 def test_the_whole_training_is_the_released_one(path, tmp_path):
     golden = golden_files.read(path)
-    module, losses = pretrainer(golden), Losses()
-    trainer = pl.Trainer(
-        max_epochs=golden.settings["epochs"],
-        precision="64-true",
-        accelerator="cpu",
-        devices=1,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        callbacks=[losses],
-        default_root_dir=tmp_path,
-    )
-    trainer.fit(module, DataLoader(Steps(golden.settings, trainer), golden.settings["batch"]))
+    module = pretrainer(golden)
+    losses = golden_training.train(module, golden.settings, [224] * 2 + [96] * golden.settings["local_crops"], tmp_path)
 
-    assert losses.values == pytest.approx(golden.tensors["losses"].tolist(), abs=1e-7)
+    assert losses == pytest.approx(golden.tensors["losses"].tolist(), abs=1e-7)
     for who in ("student", "teacher"):
         mine = getattr(module, who).state_dict()
         reference = golden_files.to_network(golden.part(who))
