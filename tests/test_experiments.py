@@ -269,8 +269,8 @@ def _horizon(step: int, steps: int, m: float) -> float:
 
 
 def test_every_file_is_in_a_table_here():
-    others = ["embedded", "own_images", "does_l_r_help"]
-    assert sorted(path.stem for path in FOLDER.glob("*.yaml")) == sorted([*others, *EVERY])
+    others = ["embedded", "compare_embedded", "own_images", "does_l_r_help"]
+    assert sorted(path.stem for path in FOLDER.glob("*.yaml")) == sorted([*others, *EVERY, *RIVALS])
 
 
 @pytest.mark.parametrize("name", EVERY)

@@ -19,7 +19,7 @@ def test_single_cells_are_hidden_in_the_asked_number():
     drawn = masks(recipe)
     assert {tuple(mask.shape) for mask in drawn} == {(7, 7)}
     assert {int(mask.sum()) for mask in drawn} == {30}  # 0.6 * 49 = 29.4
-    assert 0.5 < torch.stack(drawn).float().mean(0).min() < torch.stack(drawn).float().mean(0).max() < 0.7
+    assert 0.5 < torch.stack(drawn).float().mean(0).min() < torch.stack(drawn).float().mean(0).max() < 0.72
 
 
 def test_blocks_hide_at_most_the_asked_number_in_connected_pieces():

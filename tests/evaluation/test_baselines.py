@@ -67,9 +67,9 @@ def test_a_look_sees_the_features_of_its_row_and_costs_no_pass(together) -> None
 
 def test_a_row_of_another_number_of_blocks_has_the_first_number_of_its_own() -> None:
     data = EvaluationData([torch.rand(12, 3, 16, 16)], [torch.rand(8, 3, 16, 16)])
-    found = Baselines({"per_block": PerBlock()}, {"raw_pixels": RawPixels(8)}).run(toys.backbone().eval(), data)
+    found = Baselines({"per_block": PerBlock(views=0)}, {"raw_pixels": RawPixels(8)}).run(toys.backbone().eval(), data)
     assert found["per_block/pretrained"] == found["effective_rank/block2"]
-    assert found["per_block/raw_pixels"] == PerBlock().run(RawPixels(8), data)["effective_rank/block1"]
+    assert found["per_block/raw_pixels"] == PerBlock(views=0).run(RawPixels(8), data)["effective_rank/block1"]
 
 
 @pytest.mark.parametrize("network", [RawPixels(8), GreyHistogram(5)], ids=["pixels", "histogram"])

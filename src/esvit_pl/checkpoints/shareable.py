@@ -13,12 +13,12 @@ from esvit_pl.augment import Recipe
 from esvit_pl.evaluation.names import PROBES, ROWS
 from esvit_pl.secret_values import starred
 
-_OBJECTIVES = [
-    getattr(objectives, name) for name in objectives.__all__ if name.endswith("Objective") and name != "Objective"
-]
-_of_losses = {name for made in _OBJECTIVES for name in signature(made).parameters} - {"settings"}  # of ** arguments
+_OBJECTIVES = [getattr(objectives, name) for name in objectives.__all__ if name.endswith("Objective")]
+_OF_LOSSES = dict.fromkeys(
+    name for made in (objectives.EsViTObjective, *_OBJECTIVES) for name in signature(made).parameters
+)
 SETTINGS: dict[str, tuple[str, ...]] = {
-    "loss": ("_target_", *sorted(_of_losses)),
+    "loss": ("_target_", *(name for name in _OF_LOSSES if name not in ("args", "kwargs", "settings"))),  # no ** names
     "optimizer": (
         *("_target_", "name", "lr", "lr_end", "lr_schedule", "warmup_epochs", "weight_decay", "weight_decay_end"),
         *("weight_decay_schedule", "decaying", "betas", "momentum", "trust", "rate_inside", "fused"),
@@ -28,7 +28,7 @@ SETTINGS: dict[str, tuple[str, ...]] = {
         *("freeze_prototypes_epochs", "compile", "grad_checkpointing"),
     ),
     "augment": ("_target_", *(field.name for field in fields(Recipe))),
-    "datamodule": ("batch_size", "reduced_decoding"),
+    "datamodule": ("batch_size", "reduced_decoding", "rand_augment"),
     "trainer": (
         *("max_epochs", "max_steps", "accumulate_grad_batches", "precision", "devices", "num_nodes", "sync_batchnorm"),
         "limit_train_batches",

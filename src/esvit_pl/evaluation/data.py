@@ -209,7 +209,7 @@ class EvaluationData:
         alike, the first one that asks computes."""
         asked = list(evaluators)
         self.read(encoders, "query", tuple(dict.fromkeys(kind for each in asked for kind in each.reads)))
-        of_bank = tuple(dict.fromkeys(kind for each in asked for kind in each.reads_bank))
+        of_bank = tuple(dict.fromkeys(kind for each in asked for kind in getattr(each, "reads_bank", ())))
         if len(of_bank) > 1 or len(encoders) > 1:
             self.read(encoders, "bank", of_bank)
 
