@@ -111,12 +111,13 @@ def test_a_slurm_job_that_starts_again_ends_its_earlier_start_on_whatever_machin
     assert "its lock is taken over" in str(FolderLock(tmp_path).take())
 
 
-def test_a_full_disk_leaves_no_lock_behind(tmp_path, monkeypatch):
-    def full(*args):
-        raise OSError(errno.ENOSPC, "No space left on device")
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt("a signal")])
+def test_a_full_disk_and_a_signal_leave_no_lock_behind(tmp_path, monkeypatch, error):
+    def interrupted(*args):
+        raise error
 
-    monkeypatch.setattr(os, "write", full)
-    with pytest.raises(OSError, match="No space left"):
+    monkeypatch.setattr(os, "write", interrupted)
+    with pytest.raises(type(error), match=r"No space left|a signal"):
         FolderLock(tmp_path).take()
     assert list(tmp_path.iterdir()) == []
 

@@ -105,7 +105,7 @@ class Claim:
         _held[self.folder.resolve()] = self
         try:
             self._refuse_run(may, notes)  # another may have begun and ended meanwhile
-        except FolderTaken:
+        except BaseException:  # the folder is taken, or a signal came
             self.release()
             raise
 

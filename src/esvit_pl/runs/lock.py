@@ -61,7 +61,7 @@ class FolderLock:
         else:
             try:
                 _write(descriptor, me)
-            except OSError:  # the disk is full: an empty lock would keep everybody out
+            except BaseException:  # the disk is full, or a signal came: an empty lock would keep everybody out
                 self.path.unlink()
                 raise
             finally:
