@@ -222,7 +222,7 @@ class _Probe(NamedTuple):
     """What `evaluate` asks."""
 
     option: str | None
-    """Of ``evaluator``; None for an object of a class of somebody else's."""
+    """Its name in the group ``evaluator``; None for an object whose class no option names."""
     built: Evaluator | None
     """The object; None where the config builds it."""
 

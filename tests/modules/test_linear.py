@@ -112,7 +112,7 @@ def test_numbers_of_blocks_are_tried_side_by_side(tmp_path) -> None:
 
 
 def test_poolings_are_tried_side_by_side_and_resumed(tmp_path) -> None:
-    """Of a Swin: the pooled feature and the largest values of the regions; the mean is the pooled feature."""
+    """A Swin has two: the pooled feature, which is the mean of the regions, and their largest values."""
     together = probe(pooling=["pooled", "mean", "max"])
     metrics = fit(together, tmp_path, callbacks=[SaveSecondEpoch(tmp_path / "second.ckpt")]).callback_metrics
     assert [choice.pooling for choice in together.candidates.choices] == ["pooled", "max"]

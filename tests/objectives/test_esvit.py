@@ -75,7 +75,7 @@ def test_kernels_are_chosen_by_the_autocast_round_the_objective(monkeypatch):
         seen.append(factors("cpu"))
         return partition_and_target(z, *given)
 
-    monkeypatch.setattr("esvit_pl.objectives.esvit.partition_and_target", watched)
+    monkeypatch.setattr("esvit_pl.objectives.distributions.partition_and_target", watched)
     matched = []
     monkeypatch.setattr(
         "esvit_pl.objectives.esvit.match_views", lambda *views: matched.append(factors("cpu")) or match_views(*views)

@@ -15,7 +15,7 @@ from esvit_pl.isolation import same_random_state
 from esvit_pl.seeding import derive_seed
 
 LONGEST_SHIFT = 0.45
-"""Of the side, as timm's and DeiT's trainings have it."""
+"""The longest shift, as a share of the image's side. timm's and DeiT's trainings have this value."""
 
 
 class RandAugment:

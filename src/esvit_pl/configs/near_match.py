@@ -91,7 +91,6 @@ _OPTIONS = {
         "region": "view_region",
         "moco": "mocov3",
         "moco_v3": "mocov3",
-        "mae": "simmim",
     },
     "optimizer": {"adam": "adamw"},
     "trainer": {"cuda": "gpu", "mps": "default", "auto": "default"},

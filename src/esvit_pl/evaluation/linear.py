@@ -94,7 +94,7 @@ class Choice(NamedTuple):
     lr: float
     """Per 256 images."""
     pooling: str = "pooled"
-    """Of the last of these blocks."""
+    """How the last of these blocks is pooled; the earlier ones are pooled as the backbone does it."""
 
 
 class Candidates(nn.Module):

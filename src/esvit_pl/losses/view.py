@@ -7,6 +7,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from esvit_pl.losses.contrast import pairs
+
 
 class ViewLoss(nn.Module):
     """For every teacher view t, student view s != t and image b:
@@ -42,9 +44,6 @@ class ViewLoss(nn.Module):
                 "raise augment.num_global or augment.num_local"
             )
         losses = [
-            (log_partition[s] - (z[s] * u).sum(-1) / self.temp).mean()
-            for t, u in enumerate(target)
-            for s in range(len(z))
-            if s != t
+            (log_partition[s] - (z[s] * target[t]).sum(-1) / self.temp).mean() for t, s in pairs(len(target), len(z))
         ]
         return torch.stack(losses).mean()

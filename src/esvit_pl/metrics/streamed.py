@@ -35,7 +35,7 @@ class Moments(NamedTuple):
 
 @torch.no_grad()
 def moments(rows: Tensor) -> Moments:
-    """Of rows (n d), one or more."""
+    """The sums of one row or more, (n d)."""
     x = rows.double()
     mean = x.mean(0)
     return Moments(x.new_tensor(len(x)), mean, (x - mean).T @ (x - mean))

@@ -12,10 +12,9 @@ from torch import nn
 
 from esvit_pl.augment.batch import Batch
 from esvit_pl.heads import ProjectionHead, Prototypes
-from esvit_pl.losses import Center, RegionLoss, ViewLoss, match_views, matched_share, partition_and_target
-from esvit_pl.metrics.collapse import largest_entropy
-from esvit_pl.objectives.interface import Losses, Objective, Progress, Views, Window, rows_of, split_like
-from esvit_pl.precision import wide
+from esvit_pl.losses import Center, RegionLoss, ViewLoss, match_views, matched_share
+from esvit_pl.objectives.distributions import distributions
+from esvit_pl.objectives.interface import Losses, Objective, Progress, Views, Window
 from esvit_pl.schedules import Duration, check_shape, scheduled
 from esvit_pl.specs import spec_of
 
@@ -111,33 +110,20 @@ class EsViTObjective(Objective):
 
     def _add(self, losses: Losses, name: str, student: Views, teacher: Views, progress: Progress) -> None:
         """One term and its diagnostics."""
-        z, teacher_z = list(map(wide, student.z[name])), list(map(wide, teacher.z[name]))
-        prototypes, teacher_prototypes = map(wide, (student.prototypes[name], teacher.prototypes[name]))
         center = self.centers[name]
         assert isinstance(center, Center)
-
-        student_temp, teacher_temp = self.spec["student_temp"], self.schedules(progress)["teacher_temp"]
-        partition, (u, entropy) = partition_and_target(
-            rows_of(z), prototypes, student_temp, rows_of(teacher_z), teacher_prototypes, center.value, teacher_temp
-        )
-        partitions = split_like(partition, z)
-        targets = split_like(u, teacher_z)
+        temps = {"student_temp": self.spec["student_temp"], "teacher_temp": self.schedules(progress)["teacher_temp"]}
+        seen = distributions(name, student, teacher, center, **temps, observe=self.training)
         # Autocast would take what follows to half precision.
-        with torch.autocast(partition.device.type, enabled=False):
+        with torch.autocast(seen.entropy.device.type, enabled=False):
             if name == "view":
-                loss = self.view_loss(z, partitions, targets)
+                loss = self.view_loss(seen.z, seen.partitions, seen.targets)
             else:
                 matches = match_views(student.regions, teacher.regions)
-                loss = self.region_loss(z, partitions, targets, matches)
+                loss = self.region_loss(seen.z, seen.partitions, seen.targets, matches)
                 losses.diagnostics["matched_share"] = matched_share(matches, [r.shape[1] for r in teacher.regions])
-        if self.training:
-            center.observe(rows_of(teacher_z), teacher_prototypes)
-
         losses.terms[name] = loss
-        losses.diagnostics[f"{name}_teacher_entropy"] = entropy.mean()
-        losses.diagnostics[f"{name}_teacher_entropy_share"] = entropy.mean() / largest_entropy(len(center.value))
-        losses.diagnostics[f"{name}_kl"] = loss.detach() - entropy.mean()
-        losses.diagnostics[f"{name}_center_norm"] = center.value.norm()
+        losses.diagnostics |= {**seen.diagnostics, f"{name}_kl": loss.detach() - seen.entropy}
 
     @property
     def _centers(self) -> list[Center]:

@@ -11,20 +11,10 @@ from torch import Tensor, nn
 
 from esvit_pl.augment.batch import Batch
 from esvit_pl.heads import ProjectionHead, Prototypes, Reused
-from esvit_pl.losses import Center, ViewLoss, partition_and_target
+from esvit_pl.losses import Center, ViewLoss
 from esvit_pl.losses.masked import mean_of_masked
-from esvit_pl.metrics.collapse import largest_entropy
-from esvit_pl.objectives.interface import (
-    Losses,
-    Objective,
-    Progress,
-    Views,
-    Window,
-    check_positive,
-    rows_of,
-    split_like,
-)
-from esvit_pl.precision import wide
+from esvit_pl.objectives.distributions import distributions
+from esvit_pl.objectives.interface import Losses, Objective, Progress, Views, Window, check_positive
 from esvit_pl.schedules import Duration, scheduled
 from esvit_pl.specs import spec_of
 
@@ -116,46 +106,30 @@ class IBOTObjective(Objective):
 
     def forward(self, student: Views, teacher: Views | None, batch: Batch, progress: Progress) -> Losses:
         assert teacher is not None
-        temps = self.schedules(progress)
-        losses = Losses({}, {"view": self.spec["view_weight"], "patch": self.spec["patch_weight"]})
-        z, partition, target = self._stream(losses, "view", student, teacher, self.center, temps["teacher_temp"])
-        losses.terms["view"] = self.view_loss(z, partition, target)
-
-        name, center = "region", self.region_center
-        z, partition, target = self._stream(losses, name, student, teacher, center, temps["region_teacher_temp"])
+        now, temp = self.schedules(progress), self.spec["student_temp"]
+        both = {"student_temp": temp, "observe": self.training}
+        seen = distributions("view", student, teacher, self.center, teacher_temp=now["teacher_temp"], **both)
+        hidden = distributions(
+            "region",
+            student,
+            teacher,
+            self.region_center,
+            teacher_temp=now["region_teacher_temp"],
+            own_views=False,
+            **both,
+        )
         _, masks = self.student_sees(batch, progress)
         assert masks is not None
-        with torch.autocast(partition[0].device.type, enabled=False):
-            losses.terms["patch"] = torch.stack(
-                [
-                    mean_of_masked(partition[v] - (z[v] * u).sum(-1) / self.spec["student_temp"], mask.flatten(1))
-                    for v, u in enumerate(target)
-                    if (mask := masks[v]) is not None
-                ]
-            ).mean()
-        return losses
-
-    def _stream(
-        self, losses: Losses, name: str, student: Views, teacher: Views, center: Center, temp: float
-    ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-        """Projections and log partitions of the student's views, and the teacher's targets; diagnostics beside."""
-        teacher_z = list(map(wide, teacher.z[name]))
-        z = list(map(wide, student.z[name]))[: None if name == "view" else len(teacher_z)]
-        teacher_prototypes = wide(teacher.prototypes[name])
-        partition, (u, entropy) = partition_and_target(
-            rows_of(z),
-            wide(student.prototypes[name]),
-            self.spec["student_temp"],
-            rows_of(teacher_z),
-            teacher_prototypes,
-            center.value,
-            temp,
-        )
-        if self.training:
-            center.observe(rows_of(teacher_z), teacher_prototypes)
-        losses.diagnostics[f"{name}_teacher_entropy_share"] = entropy.mean() / largest_entropy(len(center.value))
-        losses.diagnostics[f"{name}_center_norm"] = center.value.norm()
-        return z, split_like(partition, z), split_like(u, teacher_z)
+        with torch.autocast(seen.entropy.device.type, enabled=False):
+            view = self.view_loss(seen.z, seen.partitions, seen.targets)
+            patches = [
+                mean_of_masked(partition - (z * u).sum(-1) / temp, mask.flatten(1))
+                for z, partition, u, mask in zip(hidden.z, hidden.partitions, hidden.targets, masks, strict=False)
+                if mask is not None
+            ]
+        terms = {"view": view, "patch": torch.stack(patches).mean()}
+        weights = {"view": self.spec["view_weight"], "patch": self.spec["patch_weight"]}
+        return Losses(terms, weights, {**seen.diagnostics, **hidden.diagnostics})
 
     def collect(self) -> Window:
         return Window(sum=torch.cat([self.center.window(), self.region_center.window()]))

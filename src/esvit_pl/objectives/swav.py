@@ -92,6 +92,7 @@ class SwAVObjective(Objective):
 
     def codes(self, scores: Tensor, prototypes: Tensor) -> Tensor:
         """(2 b k) scores of the two first views -> (2 b k) assignments, computed together with those of the queue."""
+        number = scores.shape[1]
         if self.uses_queue:
             if self.spec["queue_length"] % num_ranks():
                 raise ValueError(
@@ -101,7 +102,7 @@ class SwAVObjective(Objective):
             rows = self.queue.chunk(num_ranks(), dim=1)[rank()].to(prototypes.dtype)  # (2 q p)
             scores = torch.cat([rows @ prototypes.T, scores], dim=1)
         assigned = assign(scores, sharpness=self.spec["sharpness"], iterations=self.spec["iterations"])
-        return assigned[:, -len(scores[0]) :] if not self.uses_queue else assigned[:, rows.shape[1] :]
+        return assigned[:, -number:]
 
     @property
     def uses_queue(self) -> bool:

@@ -94,12 +94,13 @@ class WithRegionsObjective(Objective):
         view, region = self.view.collect(), self.region.collect()
         assert region.sum is not None
         sums = [region.sum] if view.sum is None else [region.sum, view.sum]
-        self._of_region = len(region.sum)
         return Window(torch.cat(sums), view.gather)
 
     def commit(self, window: Window) -> None:
         assert window.sum is not None
-        of_region, of_view = window.sum[: self._of_region], window.sum[self._of_region :]
+        own = self.region.collect().sum
+        assert own is not None
+        of_region, of_view = window.sum[: len(own)], window.sum[len(own) :]
         self.region.commit(Window(of_region))
         self.view.commit(Window(of_view if len(of_view) else None, window.gather))
 
