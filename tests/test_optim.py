@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from copy import deepcopy
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -255,3 +256,59 @@ def test_one_parameter_elsewhere_is_enough_for_no_fused_kernel():
         params = [nn.Parameter(torch.empty(2, device=device)) for device in ("cuda", "cpu")]
         optimizer = OptimizerRecipe().build([{"name": "no_decay", "params": params}])
     assert not optimizer.param_groups[0]["fused"]
+
+
+# What the rivals' authors do otherwise
+
+
+@pytest.mark.parametrize(
+    ("decaying", "wanted"),
+    [
+        ("matrices", {"linear.weight", "relative_position_bias_table", "cls_token", "prototypes.gain"}),
+        ("layers", {"linear.weight"}),
+        ("all", {"linear.weight", "linear.bias", "norm.weight", "norm.bias", "relative_position_bias_table"}
+         | {"cls_token", "prototypes.gain"}),
+    ],
+)  # fmt: skip
+def test_what_decays(decaying, wanted):
+    module = nn.ModuleDict({"norm": nn.LayerNorm(2), "linear": nn.Linear(2, 3), "prototypes": nn.Module()})
+    module.register_parameter("relative_position_bias_table", nn.Parameter(torch.zeros(5, 1)))
+    module.register_parameter("cls_token", nn.Parameter(torch.zeros(1, 1, 2)))
+    module["prototypes"].register_parameter("gain", nn.Parameter(torch.zeros(5, 1)))
+    names = {id(parameter): name for name, parameter in module.named_parameters()}
+    groups = {group["name"]: group["params"] for group in parameter_groups(module, decaying=decaying)}
+    assert {names[id(parameter)] for parameter in groups["decay"]} == wanted
+    assert sum(map(len, groups.values())) == len(names)
+
+
+def test_lars_with_the_rate_inside_keeps_the_old_rate_in_its_momentum():
+    """Two steps with the gradient (0, 1) and the weight (3, 4) of length 5: the trust ratio is 0.1 * 5 = 0.5, so the
+    first step goes down by lr / 2. With a rate of 1, then of 0, the momentum of 0.9 goes on by 0.45 or stands still."""
+    ends = {}
+    for inside in (True, False):
+        weight = nn.Parameter(torch.tensor([[3.0, 4.0]]))
+        lars = LARS([weight], lr=1.0, momentum=0.9, trust=0.1, rate_inside=inside)
+        for lr in (1.0, 0.0):
+            lars.param_groups[0]["lr"] = lr
+            weight.grad = torch.tensor([[0.0, 1.0]])
+            lars.step()
+        ends[inside] = weight[0, 1].item()
+    assert ends == {True: pytest.approx(4 - 0.5 - 0.45), False: pytest.approx(4 - 0.5)}
+
+
+@pytest.mark.parametrize(("decaying", "wanted"), [("matrices", 4 - 1.0), ("all", 4 - 0.5)])
+def test_where_all_decay_all_have_a_trust_ratio(decaying, wanted):
+    module = nn.Module()
+    module.bias = nn.Parameter(torch.tensor([3.0, 4.0]))
+    recipe = OptimizerRecipe("lars", lr=1.0, warmup_epochs=0, weight_decay=0, weight_decay_end=0, trust=0.1)
+    recipe = replace(recipe, decaying=decaying)
+    lars = recipe.build(parameter_groups(module, decaying=decaying))
+    recipe.set_(lars, Progress(0, 1), global_batch=256)
+    module.bias.grad = torch.tensor([0.0, 1.0])
+    lars.step()
+    assert module.bias[1].item() == pytest.approx(wanted)
+
+
+def test_unknown_choices_are_refused():
+    with pytest.raises(ValueError, match="decaying 'matrices', 'layers' or 'all', got 'some'"):
+        OptimizerRecipe(decaying="some")

@@ -133,12 +133,29 @@ def test_what_ranks_gather_comes_in_the_order_of_one_process(monkeypatch):
         ({"momentum": 1.5}, "momentum between 0 and 1, got 1.5"),
         ({"warm_heads_epochs": -1.0}, "warm_heads_epochs of 0 or more, got -1.0"),
         ({"clip_grad": -1.0}, "clip_grad of 0 or more, got -1.0"),
+        ({"clip_grad_of": "layer"}, "clip_grad_of 'parameter' or 'network', got 'layer'"),
         ({"momentum_schedule": "cosin"}, "module.momentum_schedule needs one of constant, linear, cosine, got 'cosin'"),
     ],
 )
 def test_impossible_settings_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         PretrainingStep(toys.backbone(), toys.objective(), **settings)
+
+
+@pytest.mark.parametrize("of", ["parameter", "network"])
+def test_gradients_are_clipped_each_by_its_own_norm_or_all_by_their_common_one(of):
+    step = PretrainingStep(toys.backbone(), toys.objective(), clip_grad=0.01, clip_grad_of=of)
+    step({"views": [torch.randn(2, 3, 32, 32) for _ in range(3)]}, Progress(9, 10)).total.backward()
+    before = [p.grad.norm().item() for p in step.student.parameters() if p.grad is not None]
+    step.before_optimizer(Progress(9, 10))
+    after = [p.grad.norm().item() for p in step.student.parameters() if p.grad is not None]
+    assert len(after) == len(before)
+    if of == "parameter":
+        assert after == pytest.approx([min(norm, 0.01) for norm in before], rel=1e-3)
+    else:
+        whole = sum(norm**2 for norm in before) ** 0.5
+        assert after == pytest.approx([norm * 0.01 / whole for norm in before], rel=1e-3)
+        assert whole > 0.01
 
 
 def trained(tmp_path, **settings: Any) -> Any:
