@@ -110,10 +110,10 @@ class Reused(nn.Module):
         return out
 
 
-class SyncedBatchNorm(nn.SyncBatchNorm):
+class SyncedBatchNorm(nn.BatchNorm1d):
     """Batch norm over the rows (b d) of all ranks, which have equally many; with one rank, plain batch norm.
 
-    torch's own runs on GPUs only, so there it does the work, and elsewhere this class does.
+    torch's own SyncBatchNorm runs on GPUs only.
 
     >>> SyncedBatchNorm(2)(torch.tensor([[0.0, 1.0], [2.0, 5.0]])).round(decimals=2)
     tensor([[-1., -1.],
@@ -121,10 +121,8 @@ class SyncedBatchNorm(nn.SyncBatchNorm):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.is_cuda and num_ranks() > 1:
-            return super().forward(x)
         if num_ranks() == 1 or not self.training:
-            return nn.BatchNorm1d.forward(self, x)
+            return super().forward(x)
         count, rows = len(x) * num_ranks(), wide(x)
         mean = sum_with_gradient(rows.sum(0)) / count
         variance = sum_with_gradient((rows - mean).square().sum(0)) / count
