@@ -76,7 +76,7 @@ def test_a_region_loss_beside_a_method_that_hides_patches_is_refused(commands):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("loss", ["moby", "swav", "simclr"])
+@pytest.mark.parametrize("loss", [*RIVALS, "byol_regions"])
 def test_two_processes_by_command_are_one_up_to_rounding(loss, commands, tmp_path):
     one = commands.run("pretrain", *words_of(loss))
     assert one.code == 0, one.err
