@@ -37,6 +37,15 @@ def test_a_cpu_is_not_rated_by_a_gpu_of_the_settings(commands, tmp_path):
     assert "utilisation of unknown TFLOP/s" in outcome.out
 
 
+def test_methods_have_the_settings_of_their_own_trainings(commands, tmp_path):
+    words = ["experiment=embedded", "losses=[view,simclr,simmim]", "batch_size=4", "repeats=1", f"out={tmp_path}"]
+    outcome = commands.run("bench", "methods", *words)
+    assert outcome.code == 0, outcome.err
+    (report,) = json.loads((tmp_path / "methods.json").read_text())
+    assert [(row["method"], row["views"]) for row in report["rows"]] == [("view", 6), ("simclr", 2), ("simmim", 2)]
+    assert report["what"].endswith("views of 2 x 32 + 4 x 16 px for view; 2 x 32 px for simclr, simmim")
+
+
 @pytest.mark.slow
 def test_memory_says_what_fits(commands, tmp_path, monkeypatch):
     monkeypatch.setattr("esvit_pl.profiling.available_memory.available_bytes", lambda device: 3 * 2**20)
@@ -71,6 +80,7 @@ def test_measuring_leaves_no_run_behind(commands, tmp_path, monkeypatch):
         (["loss"], "esvit-bench loss is now `python -m benchmarks loss`, in a checkout of the library"),
         (["recipe", "trainer.precision=16-mixed"], "measure trainer.precision=32-true and bf16-mixed, got 16-mixed"),
         (["throughput", "backbones=[swin_tiny_w8]"], "swin_tiny_w7"),
+        (["methods", "losses=[mobi]"], "moby"),
         (["memory", "loss.num_prototypse=4"], "loss.num_prototypse=4: did you mean loss.num_prototypes=4?"),
     ],
 )

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 EXAMPLES = [
     "esvit-bench memory datamodule.batch_size=64 trainer=gpu",
     "esvit-bench recipe trainer=gpu datamodule=device_color",
+    "esvit-bench methods experiment=embedded batch_size=64 losses=[view,view_region,moby]",
     "esvit-bench throughput backbones=[swin_tiny_w7,deit_small_p16]",
 ]
 IN_A_CHECKOUT = ("loss", "crops", "tokens", "step", "switches", "kernels", "roofline", "vil", "knn", "listing")
@@ -140,6 +141,35 @@ def recipe(cfg: DictConfig) -> Iterator[Report]:
     )
 
 
+def methods(cfg: DictConfig) -> Iterator[Report]:
+    import torch
+
+    from esvit_pl.configs import assemble
+    from esvit_pl.configs.compose import again, options
+    from esvit_pl.profiling.methods import Method, costs
+
+    found, sides = {}, {}
+    for loss in cfg.losses or options("loss"):
+        its = again(f"loss={loss}")
+        views: Recipe = assemble.construct(its, "augment")
+        sides.setdefault(tuple(views.sizes), []).append(loss)
+        found[loss] = Method(partial(training_step, its, views), assemble.construct(its, "optimizer"), views.sizes)
+    batch_size = cfg.batch_size or (64 if device(cfg) == "cuda" else 4)
+    seen = "; ".join(f"{in_words(views)} px for {', '.join(losses)}" for views, losses in sides.items())
+    yield report(
+        cfg,
+        "methods",
+        f"{chosen(cfg, 'backbone')}, batch {batch_size}, {switches_in_words(cfg)}; views of {seen}",
+        costs(
+            found,
+            batch_size=batch_size,
+            repeats=cfg.repeats,
+            device=device(cfg),
+            autocast=torch.bfloat16 if bf16(cfg) else None,
+        ),
+    )
+
+
 def training_step(cfg: DictConfig, views: Recipe) -> PretrainingStep:
     """The step of this training on its device, compiled if it shall be."""
     from esvit_pl.compiling import compile_
@@ -208,7 +238,7 @@ def throughput(cfg: DictConfig) -> Iterator[Report]:
     say(save(picture(rows, where=here.get("gpu", as_words(here))), path))
 
 
-BENCHMARKS: dict[str, Benchmark] = {"memory": memory, "recipe": recipe, "throughput": throughput}
+BENCHMARKS: dict[str, Benchmark] = {"memory": memory, "recipe": recipe, "methods": methods, "throughput": throughput}
 
 
 def report(cfg: DictConfig, name: str, what: str, rows: Iterator[Any]) -> Report:

@@ -126,6 +126,16 @@ def composed(command: str, overrides: Sequence[str]) -> tuple[DictConfig, dict[s
     return cfg, choices
 
 
+def again(*words: str) -> DictConfig:
+    """The config of the command that runs, with these ``group=option`` in place of those that were typed."""
+    from hydra.core.hydra_config import HydraConfig
+
+    job = HydraConfig.get()
+    groups = tuple(word.partition("=")[0] + "=" for word in words)
+    typed = [word for word in job.overrides.task if not word.startswith(groups)]
+    return hydra.compose(str(job.job.config_name), [*typed, *words])
+
+
 def dataset_words(data: str) -> list[str]:
     """A folder, a table, or an option of the group ``dataset``."""
     path = Path(data).expanduser()

@@ -19,7 +19,7 @@ from esvit_pl.objectives.interface import Objective, Views
 from esvit_pl.optim import OptimizerRecipe
 from esvit_pl.pretraining import PretrainingStep
 from esvit_pl.profiling.measure import peak_bytes, seconds
-from esvit_pl.profiling.training import Noise, Training, channels_of
+from esvit_pl.profiling.training import channels_of, on_noise
 
 
 class Rate(NamedTuple):
@@ -73,23 +73,19 @@ def step_rate(
         device: where.
         autocast: type to which networks may round.
     """
-
-    def begin() -> Callable[[], Tensor]:
-        torch.manual_seed(0)
-        step = make()
-        training = Training(step, recipe, autocast=autocast)
-        return partial(training, Noise(step, sides, batch_size).batch(device))
-
-    def two_steps() -> None:
-        take_a_step = begin()
-        for _ in range(2):  # the first one makes the optimizer's moments
-            take_a_step()
-
+    begin = partial(on_noise, make, recipe, sides, batch_size=batch_size, device=device, autocast=autocast)
     take_a_step = begin()
     take_a_step()
     rate = batch_size / median(seconds(take_a_step, device) for _ in range(repeats))
     del take_a_step
-    return Rate("step", rate, peak_bytes(two_steps, device))
+    return Rate("step", rate, peak_bytes(partial(two_steps, begin), device))
+
+
+def two_steps(begin: Callable[[], Callable[[], object]]) -> None:
+    """All that a training holds: the first step makes the optimizer's moments."""
+    take_a_step = begin()
+    for _ in range(2):
+        take_a_step()
 
 
 def model_flops(backbone: Backbone, objective: Objective, sides: Sequence[int], num_global: int = 2) -> int:

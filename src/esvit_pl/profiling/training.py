@@ -4,9 +4,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
+from functools import partial
 from typing import Any
 
 import torch
@@ -125,6 +126,21 @@ class Noise:
             masks: list[Tensor | None] = [torch.rand(b, h, w, device=device) < 0.5 for h, w in self.grids]
             batch["masks"] = masks + [None] * (v - len(masks))
         return batch
+
+
+def on_noise(
+    make: Callable[[], PretrainingStep],
+    recipe: OptimizerRecipe,
+    sides: Sequence[int],
+    *,
+    batch_size: int,
+    device: torch.device | str = "cpu",
+    autocast: torch.dtype | None = None,
+) -> partial[Tensor]:
+    """A new training that takes a step on one batch of noise whenever it is called; its ``func`` is the `Training`."""
+    torch.manual_seed(0)
+    step = make()
+    return partial(Training(step, recipe, autocast=autocast), Noise(step, sides, batch_size).batch(device))
 
 
 def channels_of(backbone: Backbone) -> int:
