@@ -148,7 +148,8 @@ def methods(cfg: DictConfig) -> Iterator[Report]:
     from esvit_pl.configs.compose import again, options
     from esvit_pl.profiling.methods import Method, costs
 
-    found, sides = {}, {}
+    found: dict[str, Method] = {}
+    sides: dict[tuple[int, ...], list[str]] = {}
     for loss in cfg.losses or options("loss"):
         its = again(f"loss={loss}")
         views: Recipe = assemble.construct(its, "augment")

@@ -75,12 +75,11 @@ def costs(
     trainings = {name: begins() for name, begins in begin.items()}
     laps = [{name: seconds(step, device) for name, step in trainings.items()} for _ in range(1 + repeats)]
     lasted = {name: median(lap[name] for lap in laps[1:]) for name in methods}
-    trained = {name: trained_parameters(training.func.step) for name, training in trainings.items()}
     del trainings
     first = next(iter(lasted.values()))
     for name, method in methods.items():
         peak = peak_bytes(partial(two_steps, begin[name]), device)
-        yield Cost(name, len(method.sides), trained[name], lasted[name], lasted[name] / first, peak)
+        yield Cost(name, len(method.sides), trained_parameters(method.make()), lasted[name], lasted[name] / first, peak)
 
 
 def trained_parameters(step: PretrainingStep) -> int:

@@ -137,7 +137,7 @@ def on_noise(
     device: torch.device | str = "cpu",
     autocast: torch.dtype | None = None,
 ) -> partial[Tensor]:
-    """A new training that takes a step on one batch of noise whenever it is called; its ``func`` is the `Training`."""
+    """A new training that takes a step on one batch of noise whenever it is called."""
     torch.manual_seed(0)
     step = make()
     return partial(Training(step, recipe, autocast=autocast), Noise(step, sides, batch_size).batch(device))
