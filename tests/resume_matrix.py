@@ -39,6 +39,8 @@ class Row(NamedTuple):
     """After so many saves of each start."""
     theirs: bool = False
     """Whether it trains the objective with a queue of docs/extending.md."""
+    loss: str | None = None
+    """One of conf/loss: a training of experiment=embedded on few patches."""
     again: Sequence[str] = ()
     """Words that only the second training gets; then nothing is killed."""
 
@@ -64,6 +66,10 @@ ROWS = [
     Row("an objective with a queue", theirs=True, kills=(1, 1)),
     Row("control: another seed, no kill", again=["seed=1"]),
 ]
+LOSSES = sorted(path.stem for path in (documents.ROOT / "conf" / "loss").glob("*.yaml"))
+IN_USE = {"swav": ["loss.queue_length=64", "loss.queue_start_epoch=0"]}
+"""Words with which a method does in three epochs all that it can do."""
+METHODS = [Row(f"loss={loss}", IN_USE.get(loss, []), loss=loss) for loss in LOSSES]
 
 
 class Outcome(NamedTuple):
@@ -81,7 +87,7 @@ class Outcome(NamedTuple):
 
 def main() -> None:
     wanted = sys.argv[1:]
-    rows = [row for row in ROWS if not wanted or any(word in row.name for word in wanted)]
+    rows = [row for row in (*ROWS, *METHODS) if not wanted or any(word in row.name for word in wanted)]
     print("| training | killed after step | values compared | rows of metrics.csv | different |")
     print("|---|---|---|---|---|", flush=True)
     for row in rows:
@@ -119,6 +125,10 @@ def _words(row: Row, folder: Path) -> tuple[list[str], dict[str, str]]:
         environment |= {"ESVIT_PLUGINS": "theirs", "PYTHONPATH": str(folder / "package")}
         theirs = ["hydra.searchpath=[pkg://theirs.conf]", "experiment=squares", "loss=momentum_queue"]
         return [*theirs, *own, *row.words], environment
+    if row.loss is not None:
+        few = ["dataset.train_patches=8", "dataset.test_patches=3", "datamodule.batch_size=32"]
+        method = ["experiment=embedded", f"loss={row.loss}", "trainer.max_epochs=3", "evaluation.baselines=false", *few]
+        return [*method, *own, *row.words], environment
     for hue, name in enumerate(("red", "green", "blue")):
         write_pictures(folder / "pictures" / name, 12, hue)
     many = ["trainer.max_epochs=3", "backbone.drop_path_rate=0.2", "callbacks=[default]"]
