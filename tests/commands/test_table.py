@@ -42,6 +42,15 @@ def test_columns_order_and_file(commands, logs, tmp_path):
     assert [row.split(",")[-2:] for row in out.read_text().splitlines()[1:]] == [["0.01", "0.5"], ["0.1", "0.25"]]
 
 
+def test_a_picture_of_the_metric_that_sorts(commands, logs, tmp_path):
+    outcome = commands.run("table", str(logs), f"picture={tmp_path}/new/knn.png")
+    assert outcome.out.splitlines()[-1] == f"{tmp_path}/new/knn.png"
+    assert (tmp_path / "new" / "knn.png").read_bytes().startswith(b"\x89PNG")
+    refused = commands.run("table", str(logs), "sort=optimizer.lr", f"picture={tmp_path}/lr.png")
+    assert refused.code == 1
+    assert "lr.png shows the metric of sort=, and no run has optimizer.lr" in refused.err
+
+
 def test_without_a_folder_it_shows_where_runs_go(commands, logs, monkeypatch):
     monkeypatch.setenv("ESVIT_LOG_DIR", str(logs))
     assert lines(commands.run("table"))[1][0] == "runs/first"

@@ -32,7 +32,7 @@ def test_a_run_is_its_settings_how_far_it_came_and_its_last_results(tmp_path):
         goal="linear/top1",
         status="finished",
         metrics={"knn/top1": 0.4, "knn/top5": 0.75},
-        knn={"chance": 0.05, "pretrained": 0.5},
+        knn={"chance": 0.05, "untrained": 0.25, "pretrained": 0.5},
         linear={"pretrained": 0.625},
     )
     assert find_runs(tmp_path) == [
@@ -42,7 +42,13 @@ def test_a_run_is_its_settings_how_far_it_came_and_its_last_results(tmp_path):
             status="finished",
             epochs=2,
             steps=8,
-            results={"train/view_loss": 4.5, "knn/top1": 0.5, "knn/top5": 0.75, "linear/top1": 0.625},
+            results={
+                "train/view_loss": 4.5,
+                "knn/top1": 0.5,
+                "knn/top5": 0.75,
+                "linear/top1": 0.625,
+                "untrained/knn/top1": 0.25,
+            },
             goal="linear/top1",
         )
     ]

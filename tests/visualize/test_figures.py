@@ -127,6 +127,16 @@ def test_sweep_draws_a_dot_for_each_run_the_best_group_on_top(tmp_path) -> None:
     drawn(axes.figure, tmp_path / "sweep.png")
 
 
+def test_sweep_hides_no_dot_and_shows_where_it_began(tmp_path) -> None:
+    (axes,) = sweep({"a": [0.5, 0.5, 0.75], "b": [0.25]}, "knn/top1", untrained=[0.125, 0.25]).axes
+    dots = [line for line in axes.lines if line.get_marker() == "o"]
+    assert dots[0].get_xdata().tolist() == [50.0, 50.0, 75.0]
+    assert dots[0].get_ydata() == pytest.approx([-0.08, 0.08, 0.0])
+    (band,) = axes.patches
+    assert (band.get_x(), band.get_width(), band.get_label()) == (12.5, 12.5, "untrained")
+    drawn(axes.figure, tmp_path / "sweep.png")
+
+
 def test_sweep_of_losses_has_the_smallest_on_top(tmp_path) -> None:
     figure = sweep({f"lr={n} " + "x" * 80: [float(n % 7), n / 10] for n in range(30)}, "loss", smaller_is_better=True)
     names = [label.get_text() for label in figure.axes[0].get_yticklabels()]

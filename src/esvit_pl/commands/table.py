@@ -9,12 +9,13 @@ from omegaconf import DictConfig
 from esvit_pl.configs.command_line import command
 from esvit_pl.printing import say
 from esvit_pl.runs.reading import find_runs
-from esvit_pl.runs.table import as_text, goal, ranked, report, run_table, write_csv
+from esvit_pl.runs.table import as_text, draw, goal, ranked, report, run_table, write_csv
 
 EXAMPLES = [
     "esvit-table logs/ sort=knn/top1",
     "esvit-table logs/pretrain/runs logs/pretrain/multiruns columns=[linear/*,train/lr] out=table.csv",
     "esvit-table sort=optimizer.lr reverse=true",
+    "esvit-table logs/pretrain/multiruns sort=linear/top1 picture=linear.png",
     "esvit-table published=true",
 ]
 
@@ -52,6 +53,10 @@ def main(cfg: DictConfig) -> None:
     say(report(runs, columns, base=base))
     if cfg.out is not None:
         say(f"\n{write_csv(run_table(runs, columns, base=base), cfg.out)}")
+    if cfg.picture is not None:
+        if sort is None or not any(sort in run.results for run in runs):
+            raise ValueError(f"picture={cfg.picture} shows the metric of sort=, and no run has {sort or 'one'}")
+        say("\n".join(map(str, draw(runs, sort, cfg.picture))))
 
 
 def _beside_published(folders: list[str], silent_minutes: float, out: str | None) -> None:

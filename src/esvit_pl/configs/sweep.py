@@ -25,7 +25,7 @@ from esvit_pl.configs.processes import processes
 from esvit_pl.printing import say
 from esvit_pl.runs.folder import RunFolder, remove_empty
 from esvit_pl.runs.reading import Run, find_runs
-from esvit_pl.runs.table import COLUMNS, dots, goal, ranked, report, run_table, smaller_is_better, write_csv
+from esvit_pl.runs.table import COLUMNS, draw, goal, ranked, report, run_table, write_csv
 
 _LOCAL_LAUNCHERS = ("BasicLauncher", "JoblibLauncher")  # their jobs have the environment of the sweep
 _REMEDY = """\
@@ -92,18 +92,9 @@ def summary(folder: Path, runs: list[Run]) -> str:
     files = [folder / "sweep.csv"]
     if metric is not None:
         runs = ranked(runs, metric)
-        files += _draw(runs, metric, folder / "sweep.png")
+        files += draw(runs, metric, folder / "sweep.png")
     write_csv(run_table(runs, columns, base=folder), files[0])
     return "\n".join([report(runs, columns, base=folder), "", f"{folder}/", *(f"  {path.name}" for path in files)])
-
-
-def _draw(runs: list[Run], metric: str, path: Path) -> list[Path]:
-    from esvit_pl.visualize import save, sweep
-
-    groups = dots(runs, metric)
-    if not any(groups.values()):  # every loss is NaN
-        return []
-    return [save(sweep(groups, metric, smaller_is_better=smaller_is_better(metric)), path)]
 
 
 def _discard(folder: Path) -> None:

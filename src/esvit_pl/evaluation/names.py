@@ -53,13 +53,13 @@ class Titles(NamedTuple):
     """In the model card of the pretrained backbone, who speaks of itself."""
 
 
-CHANCE, PRETRAINED, PRETRAINED_SUBSET = "chance", "pretrained", "pretrained_subset"
+CHANCE, UNTRAINED, PRETRAINED, PRETRAINED_SUBSET = "chance", "untrained", "pretrained", "pretrained_subset"
 FROM_SCRATCH = "from_scratch"
 ROWS = {
     CHANCE: Titles("chance", "chance", "chance"),
     "raw_pixels": Titles("raw pixels", "raw pixels", "raw pixels"),
     "histogram": Titles("grey-level histogram", "grey histogram", "grey-level histogram"),
-    "untrained": Titles("untrained backbone", "untrained", "the same before training"),
+    UNTRAINED: Titles("untrained backbone", "untrained", "the same before training"),
     "initial": Titles("before this training", "before", "what this training began with"),
     FROM_SCRATCH: Titles("trained from scratch", "from scratch", "the same trained from scratch"),
     PRETRAINED_SUBSET: Titles("pretrained, same images", "pretrained, subset", "this backbone, on the same images"),
@@ -76,6 +76,11 @@ def figure_title(row: str) -> str:
 def main_metric(probe: str) -> str:
     """The metric of a probe that results show: ``knn/top1``."""
     return f"{probe}/top1"
+
+
+def untrained(metric: str) -> str:
+    """What a metric of the backbone before training is called in tables of runs: ``untrained/knn/top1``."""
+    return f"{UNTRAINED}/{metric}"
 
 
 def is_accuracy(metric: str) -> bool:

@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from esvit_pl.evaluation.names import PRETRAINED, PROBES, main_metric
+from esvit_pl.evaluation.names import PRETRAINED, PROBES, UNTRAINED, main_metric, untrained
 from esvit_pl.runs.lock import is_dead, read_lock
 from esvit_pl.secret_values import starred
 
@@ -32,7 +32,8 @@ class Run:
             for a long time, and ran on another machine: it was killed or is very slow.
             ``no results``: there is a folder, but no status in it.
         epochs, steps: epochs begun and steps done; None if nothing is logged.
-        results: the last value of every metric; accuracies are fractions.
+        results: the last value of every metric; accuracies are fractions. Those of the same backbone before training
+            are called ``untrained/knn/top1``, ...
         images: {part of the data: how many were measured}, of bank and query.
         error: of a failed run, in one line.
         goal: its ``optimized_metric``.
@@ -77,7 +78,9 @@ def read_run(folder: str | os.PathLike[str], *, silent_after: float = 3600.0) ->
     folder = Path(folder)
     written = read_json(folder / "results.json")
     last = _last_logged(folder / "metrics.csv")
-    results = {**last.metrics, **_numbers(written.get("metrics")), **_probes(written)}
+    before = {untrained(metric): value for metric, value in _probes(written, UNTRAINED).items()}
+    # What the probes measure at the end of a run replaces what callbacks measured in its last epoch.
+    results = {**last.metrics, **_numbers(written.get("metrics")), **_probes(written, PRETRAINED), **before}
     status = str(written.get("status", "no results"))
     if status == "running":
         owner = read_lock(folder)
@@ -181,10 +184,10 @@ def _last_logged(path: Path) -> _Logged:
     return _Logged(metrics, epochs, steps)
 
 
-def _probes(results: Mapping[str, Any]) -> dict[str, float]:
-    """``{"knn/top1": ...}`` of the probes at the end of a run, which replace those of the last epoch."""
+def _probes(results: Mapping[str, Any], row: str) -> dict[str, float]:
+    """``{"knn/top1": ...}`` of one row of the tables at the end of a run."""
     tables = {probe: results.get(probe) for probe in PROBES}
-    rows = {main_metric(probe): table.get(PRETRAINED) for probe, table in tables.items() if isinstance(table, dict)}
+    rows = {main_metric(probe): table.get(row) for probe, table in tables.items() if isinstance(table, dict)}
     return _numbers(rows)
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import NamedTuple
 
-from esvit_pl.evaluation.names import KNN_TOP1, LINEAR_TOP1, TRAINING_LOSSES, is_accuracy
+from esvit_pl.evaluation.names import KNN_TOP1, LINEAR_TOP1, TRAINING_LOSSES, is_accuracy, untrained
 from esvit_pl.runs.reading import Run
 from esvit_pl.safe_text import for_csv, for_terminal
 
@@ -182,6 +182,17 @@ def dots(runs: Sequence[Run], metric: str) -> dict[str, list[float]]:
         ]
         for key, some in groups(runs).items()
     }
+
+
+def draw(runs: Sequence[Run], metric: str, path: str | os.PathLike[str]) -> list[Path]:
+    """The picture of `dots`, and where the metric lay before training; the path, or nothing if no run has a value."""
+    from esvit_pl.visualize import save, sweep
+
+    groups = dots(runs, metric)
+    if not any(groups.values()):  # every loss is NaN
+        return []
+    before = [run.results[untrained(metric)] for run in runs if untrained(metric) in run.results]
+    return [save(sweep(groups, metric, smaller_is_better=smaller_is_better(metric), untrained=before), path)]
 
 
 def shown(cell: Cell, name: str) -> str:
