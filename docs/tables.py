@@ -8,8 +8,11 @@ marks the place of a table with a line ``<!-- table: NAME -->``; the table ends 
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterable, Mapping
+import csv
+import json
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import Any
 
 import torch
@@ -18,6 +21,7 @@ from esvit_pl.backbones import Backbone
 from esvit_pl.configs import assemble
 from esvit_pl.configs.compose import compose, list_backbones
 from esvit_pl.profiling import published, report
+from esvit_pl.runs import table as table_of_runs
 from esvit_pl.runs.beside_published import published_table
 
 DOCS = Path(__file__).parent
@@ -45,6 +49,7 @@ def written() -> dict[Path, str]:
         "backbones": table(BACKBONES, map(backbone_cells, [name for name in list_backbones() if name != "timm"])),
         "recipe": table(RUNS, map(run_cells, published.RECIPE)),
         "two crops": table(RUNS, map(run_cells, published.TWO_CROPS)),
+        "compared methods": table(COMPARED, compared_cells(DOCS / "results" / "compare_embedded")),
         "methods": table(METHODS, map(method_cells, published.METHODS)),
         "other images": table(RUNS, map(run_cells, published.OTHER_IMAGES)),
         "faults": table("| fault | what happens |", sorted(faults(DOCS.parent / "tests"))),
@@ -99,6 +104,50 @@ def beside_published() -> str:
     kept = [place for place, name in enumerate(head) if name != "run"]
     cells = ([row[place] or "" for place in kept] for row in rows)
     return table(f"| {' | '.join(head[place] for place in kept)} |", cells)
+
+
+COMPARED = (
+    "| `loss=` | k-NN | linear | correspondence | effective rank | feature spread "
+    "| trained parameters | views | a step | memory | published |"
+)
+
+
+def compared_cells(folder: Path) -> Iterator[list[object]]:
+    """A method of the comparison, the best k-NN first: means over its seeds, and what its step costs.
+
+    Args:
+        folder: with ``runs.csv`` of esvit-table and ``methods.json`` of ``esvit-bench methods``.
+    """
+    (bench,) = json.loads((folder / "methods.json").read_text(encoding="utf-8"))
+    costs = {row["method"]: row for row in bench["rows"]}
+    runs: dict[str, list[dict[str, str]]] = {}
+    with (folder / "runs.csv").open(encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            runs.setdefault(row["loss"], []).append(row)
+
+    def spread(loss: str, metric: str) -> str:
+        values = [float(row[metric]) for row in runs[loss]]
+        return table_of_runs.shown(table_of_runs.Spread(fmean(values), stdev(values)), metric)
+
+    def cells(loss: str) -> list[object]:
+        cost = costs[loss]
+        measured = [spread(loss, metric) for metric in COMPARED_METRICS]
+        paid = [report.shown(name, cost[name]) for name in ("trained_parameters", "views", "time_ratio", "peak_bytes")]
+        return [f"`{loss}`", *measured, *paid, published_beside(loss)]
+
+    for loss in sorted(runs, key=lambda loss: -fmean(float(row["knn/top1"]) for row in runs[loss])):
+        yield cells(loss)
+
+
+COMPARED_METRICS = ("knn/top1", "linear/top1", "correspondence/exact", "health/effective_rank", "health/feature_spread")
+
+
+def published_beside(loss: str) -> str:
+    """A method's published result on ImageNet-1k, of Swin-T where there is one."""
+    if (own := published.EXPERIMENTS.get(f"swin_tiny_w7_{loss}")) is not None:
+        return f"Swin-T: linear {own.linear_percent:.1f} %, k-NN {own.knn_percent:.1f} %"
+    result = next(result for name, result in published.METHODS.items() if name.partition("_")[0] == loss)
+    return f"{result.architecture}: {result}"
 
 
 METHODS = "| experiment | method | backbone | crops | global batch | epochs | published | source |"

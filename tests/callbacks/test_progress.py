@@ -1,10 +1,11 @@
 from __future__ import annotations
 
+import logging
 import sys
 
 import pytest
 import toys
-from pytorch_lightning.callbacks import TQDMProgressBar
+from pytorch_lightning.callbacks import Callback, TQDMProgressBar
 
 from esvit_pl.callbacks import PlainProgress, TerminalProgress, progress_bar
 from esvit_pl.callbacks.progress import duration, epoch_line
@@ -65,3 +66,37 @@ def test_a_bar_only_where_there_is_a_terminal(monkeypatch) -> None:
     monkeypatch.delitem(sys.modules, "ipykernel")
     monkeypatch.setattr(sys.stdout, "isatty", lambda: False, raising=False)
     assert isinstance(progress_bar(), PlainProgress)
+
+
+class EverySecondEpoch(Callback):
+    def on_train_epoch_end(self, trainer, pl_module):
+        if trainer.current_epoch % 2:
+            pl_module.log("knn/top1", trainer.current_epoch / 10)
+
+
+@pytest.mark.parametrize("kind", [PlainProgress, TerminalProgress])
+def test_a_line_repeats_no_measure_of_an_earlier_epoch(kind, tmp_path, capsys) -> None:
+    trainer = toys.trainer(tmp_path, callbacks=[EverySecondEpoch(), kind()], enable_progress_bar=True, max_epochs=4)
+    trainer.fit(toys.pretrainer(), toys.loader(16, 8))
+    written = capsys.readouterr().out.replace("\r", "\n").splitlines()
+    lines = [line for line in written if line.startswith("epoch ")]
+    assert [line.split("k-NN ")[1].split()[0] if "k-NN" in line else None for line in lines] == [
+        None,
+        "10.0%",
+        None,
+        "30.0%",
+    ]
+    assert all("  view " in line for line in lines)
+
+
+@pytest.mark.parametrize("kind", [PlainProgress, TerminalProgress])
+def test_lines_stand_in_the_log_file_too(kind, tmp_path, monkeypatch) -> None:
+    handler = logging.FileHandler(tmp_path / "pretrain.log")
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    trainer = toys.trainer(tmp_path, callbacks=[kind()], enable_progress_bar=True)
+    monkeypatch.setattr(logging.getLogger(), "handlers", [handler])
+    trainer.fit(toys.pretrainer(), toys.loader(16, 8))
+    handler.close()
+    lines = (tmp_path / "pretrain.log").read_text().splitlines()
+    ours = [line.partition(" ")[0] for line in lines if not line.startswith("`Trainer.fit`")]
+    assert ours == ["2", "global", "epoch", "epoch"]  # "2 epochs are less than 100, ..."

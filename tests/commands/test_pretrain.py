@@ -307,6 +307,13 @@ def test_sigterm_is_no_success(commands, pictures, monkeypatch):
     stopped = commands.pretrain(pictures, *CHEAP)
     assert stopped.code == 128 + signal.SIGTERM
     assert stopped.results["status"] == "stopped"
+    last = stopped.folder / "checkpoints" / "last.ckpt"
+    assert stopped.out.splitlines()[-2:] == [
+        f"SIGTERM: epoch 1, step 3 is saved in {last}",
+        f"the same command with ckpt_path={last} goes on",
+    ]
+    monkeypatch.undo()
+    assert commands.pretrain(pictures, *CHEAP, f"ckpt_path={last}").code == 0
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,8 @@ from typing import Any
 from pytorch_lightning.callbacks import ProgressBar, TQDMProgressBar
 
 from esvit_pl.evaluation.names import FINETUNE_LOSS, PROBE_LOSS, PROBES, is_training_loss, loss_title, main_metric
-from esvit_pl.printing import say
+from esvit_pl.printing import record, say
+from esvit_pl.safe_text import lines_for_terminal
 
 
 def shown(metrics: Mapping[str, Any]) -> dict[str, str]:
@@ -53,7 +54,36 @@ def epoch_line(epoch: int, epochs: int | None, metrics: Mapping[str, Any], left:
     return "  ".join(parts)
 
 
-class PlainProgress(ProgressBar):
+class EpochLines(ProgressBar):
+    """Says `epoch_line` at the end of every epoch, on the first process, with what was measured in this epoch."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._start, self._first_epoch = monotonic(), 0
+        self._before: dict[str, Any] = {}
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        super().on_train_start(trainer, pl_module)
+        self._start, self._first_epoch = monotonic(), trainer.current_epoch
+
+    def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
+        super().on_train_epoch_start(trainer, pl_module)
+        self._before = dict(trainer.callback_metrics)
+
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        super().on_train_epoch_end(trainer, pl_module)
+        if not getattr(self, "is_enabled", True) or not trainer.is_global_zero:
+            return
+        done = trainer.current_epoch + 1
+        epochs = _epochs(trainer)
+        per_epoch = (monotonic() - self._start) / max(done - self._first_epoch, 1)
+        left = None if epochs is None else per_epoch * (epochs - done)
+        # Lightning keeps the values of earlier epochs, and makes a new tensor of whatever is logged.
+        new = {name: value for name, value in trainer.callback_metrics.items() if value is not self._before.get(name)}
+        self.print(epoch_line(done, epochs, new, left))
+
+
+class PlainProgress(EpochLines):
     """Prints `epoch_line` at the end of every epoch, on the first process; for log files and pipes.
 
     >>> progress = PlainProgress()  # Trainer(callbacks=[progress])
@@ -64,12 +94,14 @@ class PlainProgress(ProgressBar):
     def __init__(self) -> None:
         super().__init__()
         self._enabled = True
-        self._start, self._first_epoch = monotonic(), 0
 
     @property
     def is_enabled(self) -> bool:
         """``LightningModule.print`` asks for it, to print beside a bar without breaking its line."""
         return self._enabled
+
+    def print(self, *words: Any, sep: str = " ", **_: Any) -> None:
+        say(sep.join(map(str, words)))
 
     def enable(self) -> None:
         self._enabled = True
@@ -77,17 +109,21 @@ class PlainProgress(ProgressBar):
     def disable(self) -> None:
         self._enabled = False
 
-    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        self._start, self._first_epoch = monotonic(), trainer.current_epoch
 
-    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
-        if not self._enabled or not trainer.is_global_zero:
-            return
-        done = trainer.current_epoch + 1
-        epochs = _epochs(trainer)
-        per_epoch = (monotonic() - self._start) / max(done - self._first_epoch, 1)
-        left = None if epochs is None else per_epoch * (epochs - done)
-        say(epoch_line(done, epochs, trainer.callback_metrics, left))
+class TerminalProgress(EpochLines, TQDMProgressBar):
+    """Lightning's bar, with the losses and the last accuracies beside it, and above it a line for every epoch.
+
+    >>> progress = TerminalProgress(refresh_rate=10)  # Trainer(callbacks=[progress])
+    """
+
+    def get_metrics(self, trainer: Any, pl_module: Any) -> dict[str, int | str | float | dict[str, float]]:
+        return {**shown({**trainer.callback_metrics, **trainer.progress_bar_metrics})}
+
+    def print(self, *words: Any, sep: str = " ", **_: Any) -> None:
+        """Above the bar, and into the log; ``LightningModule.print`` comes here, too."""
+        lines = lines_for_terminal(sep.join(map(str, words)))
+        super().print(lines)
+        record(lines)
 
 
 def _epochs(trainer: Any) -> int | None:
@@ -98,16 +134,6 @@ def _epochs(trainer: Any) -> int | None:
     per_epoch = max(trainer.num_training_batches // trainer.accumulate_grad_batches, 1)
     stopped_by_steps: int = ceil(trainer.max_steps / per_epoch)
     return stopped_by_steps if epochs is None else min(epochs, stopped_by_steps)
-
-
-class TerminalProgress(TQDMProgressBar):
-    """Lightning's bar, with the losses and the last accuracies beside it.
-
-    >>> progress = TerminalProgress(refresh_rate=10)  # Trainer(callbacks=[progress])
-    """
-
-    def get_metrics(self, trainer: Any, pl_module: Any) -> dict[str, int | str | float | dict[str, float]]:
-        return {**shown({**trainer.callback_metrics, **trainer.progress_bar_metrics})}
 
 
 def progress_bar(refresh_rate: int = 1) -> ProgressBar:

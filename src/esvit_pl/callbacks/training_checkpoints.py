@@ -17,7 +17,7 @@ from pytorch_lightning.callbacks import Checkpoint
 from esvit_pl.callbacks.intervals import Every
 from esvit_pl.distributed import max_over_ranks, num_ranks
 from esvit_pl.late import LateValue
-from esvit_pl.printing import say
+from esvit_pl.safe_text import lines_for_terminal
 from esvit_pl.signals import Signals
 from esvit_pl.whole import replacing
 
@@ -157,7 +157,9 @@ class TrainingCheckpoints(Checkpoint):
         if not number:
             return
         if trainer.is_global_zero:
-            say(f"{signal.Signals(number).name}: step {trainer.global_step:,} is saved in {self.folder / 'last.ckpt'}")
+            place = f"epoch {trainer.current_epoch + 1}, step {trainer.global_step:,}"
+            line = f"{signal.Signals(number).name}: {place} is saved in {self.folder / 'last.ckpt'}"
+            trainer.lightning_module.print(lines_for_terminal(line))  # above a bar, if there is one
         if number == signal.SIGINT:
             raise KeyboardInterrupt
         raise SystemExit(128 + number)

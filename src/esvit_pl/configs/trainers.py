@@ -6,6 +6,7 @@ import logging
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from omegaconf import DictConfig, OmegaConf
@@ -103,8 +104,14 @@ def watched(trainer: Trainer, run: RunFolder) -> Iterator[None]:
         yield
 
 
-def fit(trainer: Trainer, module: LightningModule, data: ImageDataModule, ckpt_path: str | None) -> None:
-    """Train, from a checkpoint if there is one. Ctrl-C is a KeyboardInterrupt, which Lightning would make an exit 1."""
+def fit(
+    trainer: Trainer, module: LightningModule, data: ImageDataModule, ckpt_path: str | None, *, setting: str
+) -> None:
+    """Train, from a checkpoint if there is one. Ctrl-C is a KeyboardInterrupt, which Lightning would make an exit 1.
+
+    Args:
+        setting: that names a checkpoint to go on from.
+    """
     from esvit_pl.data.at_work import LoadingStopped
     from esvit_pl.data.workers import sharing_memory
 
@@ -120,9 +127,20 @@ def fit(trainer: Trainer, module: LightningModule, data: ImageDataModule, ckpt_p
             raise LoadingStopped(sentence) from error
         raise
     except SystemExit as stop:
+        if trainer.is_global_zero and (saved := _last_saved(trainer)) is not None:
+            say(f"the same command with {setting}={saved} goes on")
         if isinstance(stop.__context__, KeyboardInterrupt):
             raise KeyboardInterrupt from stop
         raise
+
+
+def _last_saved(trainer: Trainer) -> Path | None:
+    """The last checkpoint of a training that was stopped."""
+    from esvit_pl.callbacks import TrainingCheckpoints
+
+    savers = [saver for saver in trainer.callbacks if isinstance(saver, TrainingCheckpoints)]  # type: ignore[attr-defined]
+    paths = (saver.folder / "last.ckpt" for saver in savers)
+    return next((path for path in paths if path.is_file()), None)
 
 
 def quiet(cfg: DictConfig, *, bar: bool = False) -> Trainer:

@@ -184,7 +184,7 @@ def dots(runs: Sequence[Run], metric: str) -> dict[str, list[float]]:
     }
 
 
-def draw(runs: Sequence[Run], metric: str, path: str | os.PathLike[str]) -> list[Path]:
+def draw(runs: Sequence[Run], metric: str, path: str | Path) -> list[Path]:
     """The picture of `dots`, and where the metric lay before training; the path, or nothing if no run has a value."""
     from esvit_pl.visualize import save, sweep
 
