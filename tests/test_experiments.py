@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Iterator
 from functools import cache
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -68,6 +69,10 @@ PUBLISHED: dict[str, Published] = {
     "swin_tiny_w7_view_webvision_v1": Published("tiny", 7, (1, 16), 64, 150, None),
     "swin_tiny_w7_view_openimages_v4": Published("tiny", 7, (1, 16), 64, 50, None),
     "swin_tiny_w7_view_imagenet_22k": Published("tiny", 7, (1, 16), 64, 30, None),
+    "swin_tiny_w7_view_region_imagenet_1k": Published("tiny", 7, (1, 16), 64, 300, 0),
+    "swin_tiny_w7_view_region_webvision_v1": Published("tiny", 7, (1, 16), 64, 150, 0),
+    "swin_tiny_w7_view_region_openimages_v4": Published("tiny", 7, (1, 16), 64, 50, 0),
+    "swin_tiny_w7_view_region_imagenet_22k": Published("tiny", 7, (1, 16), 64, 30, 0),
 }
 # name -> (images, global batch, epochs)
 PRESETS = {
@@ -188,12 +193,11 @@ def test_the_words_for_fewer_gpus_keep_the_global_batch(name):
 
 
 def test_data_without_an_evaluation_of_its_own_is_read_without_labels():
-    for name in ("webvision_v1", "openimages_v4", "imagenet_22k"):
-        dataset = experiment(f"swin_tiny_w7_view_{name}").dataset
+    for loss, images in product(LOSSES, ("webvision_v1", "openimages_v4", "imagenet_22k")):
+        name = f"swin_tiny_w7_{loss}_{images}"
+        dataset = experiment(name).dataset
         assert (dataset._target_, dataset.labels) == ("esvit_pl.datasets.folder", "none")
-        assert "esvit-linear ckpt_path=RUN/checkpoints/last.ckpt dataset=imagenet" in header(
-            f"swin_tiny_w7_view_{name}"
-        )
+        assert "esvit-linear ckpt_path=RUN/checkpoints/last.ckpt dataset=imagenet" in header(name)
     assert experiment("swin_tiny_w7_view_imagenet_1k").dataset._target_ == "esvit_pl.datasets.imagenet"
 
 

@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 from pathlib import Path
@@ -308,12 +309,14 @@ def test_sigterm_is_no_success(commands, pictures, monkeypatch):
     assert stopped.code == 128 + signal.SIGTERM
     assert stopped.results["status"] == "stopped"
     last = stopped.folder / "checkpoints" / "last.ckpt"
-    assert stopped.out.splitlines()[-2:] == [
-        f"SIGTERM: epoch 1, step 3 is saved in {last}",
-        f"the same command with ckpt_path={last} goes on",
-    ]
+    place, again = stopped.out.splitlines()[-2:]
+    assert place == f"SIGTERM: epoch 1, step 3 is saved in {last}"
+    assert again.startswith("go on with it: esvit-pretrain ")
+    assert again.endswith(f" ckpt_path={last}")
     monkeypatch.undo()
-    assert commands.pretrain(pictures, *CHEAP, f"ckpt_path={last}").code == 0
+    resumed = commands.run("pretrain", *shlex.split(again)[5:])
+    assert resumed.code == 0
+    assert f"resuming {stopped.folder} from epoch 0" in resumed.out
 
 
 @pytest.mark.parametrize(

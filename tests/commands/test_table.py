@@ -51,6 +51,61 @@ def test_a_picture_of_the_metric_that_sorts(commands, logs, tmp_path):
     assert "lr.png shows the metric of sort=, and no run has optimizer.lr" in refused.err
 
 
+def add(logs, name, *, status, command="esvit-pretrain", words=("seed=1",), **metrics):
+    folder = logs / name
+    (folder / ".hydra").mkdir(parents=True)
+    (folder / ".hydra" / "overrides.yaml").write_text("".join(f"- {word}\n" for word in words))
+    (folder / "results.json").write_text(json.dumps({"status": status, "metrics": metrics}))
+    (folder / "environment.json").write_text(json.dumps({"command": [command, *words]}))
+
+
+def test_finished_runs_are_shown_and_the_others_on_request(commands, logs):
+    add(logs, "runs/broken", status="failed")
+    add(logs, "runs/slow", status="stopped")
+    outcome = commands.run("table", str(logs))
+    assert "broken" not in outcome.out
+    assert outcome.out.splitlines()[-1] == "not shown: 1 failed, 1 stopped (status=all shows them)"
+    assert "not shown" not in commands.run("table", str(logs), "status=all").out
+    assert [line.split()[0] for line in commands.run("table", str(logs), "status=failed").out.splitlines()[:2]] == [
+        "run",
+        "runs/broken",
+    ]
+    assert lines(commands.run("table", f"{logs}/runs/slow"))[1][:2] == [".", "stopped"]  # there is nothing else
+    refused = commands.run("table", str(logs), "status=broken")
+    assert refused.code == 1
+    assert "status=broken is none of finished, running, stopped, failed" in refused.err
+
+
+def test_trainings_and_evaluations_stand_apart(commands, tmp_path):
+    add(tmp_path, "a", status="finished", words=("loss=view",), **{"knn/top1": 0.5})
+    add(tmp_path, "b", status="finished", words=("loss=moby",), **{"knn/top1": 0.25})
+    add(tmp_path, "c", status="finished", command="esvit-linear", words=("ckpt_path=a",), **{"linear/top1": 0.75})
+    assert lines(commands.run("table", str(tmp_path))) == [
+        ["esvit-pretrain"],
+        [],
+        ["run", "loss", "status", "epochs", "steps", "knn/top1"],
+        ["a", "view", "finished", "-", "-", "50.0%"],
+        ["b", "moby", "finished", "-", "-", "25.0%"],
+        [],
+        ["esvit-linear"],
+        [],
+        ["run", "status", "epochs", "steps", "linear/top1"],
+        ["c", "finished", "-", "-", "75.0%"],
+    ]
+
+
+def test_eight_settings_are_enough_for_a_terminal(commands, tmp_path):
+    for run in "ab":
+        words = [f"s{number}={run}" for number in range(10)]
+        add(tmp_path, run, status="finished", words=words, **{"knn/top1": 0.5})
+    out = tmp_path / "table.csv"
+    outcome = commands.run("table", str(tmp_path), f"out={out}")
+    assert lines(outcome)[0][1:-4] == [f"s{number}" for number in range(8)]
+    assert "2 more settings differ: s8, s9 (settings=null shows them)" in outcome.out
+    assert out.read_text().splitlines()[0].startswith("run,s0,s1,s2,s3,s4,s5,s6,s7,s8,s9,status")
+    assert "s9" in lines(commands.run("table", str(tmp_path), "settings=null"))[0]
+
+
 def test_without_a_folder_it_shows_where_runs_go(commands, logs, monkeypatch):
     monkeypatch.setenv("ESVIT_LOG_DIR", str(logs))
     assert lines(commands.run("table"))[1][0] == "runs/first"

@@ -329,8 +329,8 @@ def test_what_is_left_out_is_said_once_and_by_rank_0(capsys):
     assert len(data.train_dataloader()) == len(data.train_dataloader()) == 4
     ranked(1, 2, accumulate=2, n=35).train_dataloader()
     assert capsys.readouterr().out == (
-        "each epoch leaves out 3 of 35 images, others every time: the rest is less than one step of 16 "
-        "(batch_size 4 x 2 ranks x 2 accumulated batches)\n"
+        "each epoch uses 32 of 35 images: the last 3 do not fill a step of 16 images "
+        "(batch_size 4 x 2 ranks x 2 accumulated batches). Which images these are changes from epoch to epoch\n"
     )
 
 

@@ -57,7 +57,7 @@ def test_without_val_the_line_says_how_the_images_are_parted():
     splits = Splits(images(50, list(range(50))))
     assert len(splits.bank) + len(splits.query) == 50
     assert splits.query.labels == [int(splits.query.name(i)[:-4]) for i in range(len(splits.query))]
-    assert f"query: {len(splits.query)}, parted by a hash of the file names" in splits.describe()
+    assert f"k-NN compares {len(splits.query)} of them (query), chosen by their names" in splits.describe()
 
 
 def test_an_image_that_is_decoded_opens_as_it_is():

@@ -43,8 +43,8 @@ _BEYOND = "classifier?"
 class TimmBackbone(Backbone):
     """A timm model with random weights; pretrained ones come through ``init_from=`` or `load_backbone`.
 
-    - Plain ViTs and other models with a class token: pooled is the normed class token. Class, distillation and register
-      tokens are no regions.
+    - Plain ViTs and other models with a class token: pooled is the normed class token. Regions are the
+      patches alone, without class, distillation and register tokens.
     - All others: pooled is the mean of the normed regions. Where timm keeps the last norm in the classifier (ConvNeXt:
       ``head.norm``; ViTs that pool the mean: ``fc_norm``), it norms every region.
     - Layers that widen the last map for a classifier are left out: the last map is the last one of timm's

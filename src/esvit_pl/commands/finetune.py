@@ -68,7 +68,7 @@ def measure(cfg: DictConfig, module: FineTuning, subject: Subject) -> Measured:
     from esvit_pl.configs import trainers
     from esvit_pl.evaluation.names import CHANCE, FINETUNE_EMA_TOP1, FINETUNE_TOP1, FROM_SCRATCH, PRETRAINED
 
-    trainers.fit(subject.trainer, module, subject.data, cfg.resume_from, setting="resume_from")
+    trainers.fit(subject.trainer, module, subject.data, cfg.resume_from)
     metrics = {name: float(value) for name, value in subject.trainer.callback_metrics.items()}
     row = FROM_SCRATCH if cfg.from_scratch else PRETRAINED
     top1 = metrics.get(FINETUNE_EMA_TOP1, metrics[FINETUNE_TOP1])  # of the encoder, which other commands read

@@ -55,7 +55,7 @@ def measure(cfg: DictConfig, probe: LinearProbe, subject: Subject) -> Measured:
     from esvit_pl.configs import trainers
     from esvit_pl.evaluation.names import CHANCE, LINEAR_TOP1, PRETRAINED
 
-    trainers.fit(subject.trainer, probe, subject.data, cfg.resume_from, setting="resume_from")
+    trainers.fit(subject.trainer, probe, subject.data, cfg.resume_from)
     metrics = {name: float(value) for name, value in subject.trainer.callback_metrics.items()}
     column = {CHANCE: 1 / probe.num_classes, PRETRAINED: metrics[LINEAR_TOP1]}
     return Measured({"linear": column}, metrics, {"linear": LINEAR_TOP1}, subject.splits, subject.splits)

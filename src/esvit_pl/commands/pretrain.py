@@ -103,8 +103,7 @@ def pretrain(
     with run.status(), trainers.watched(trainer, run), bad_images.kept(run, splits):
         if run.writes:
             pictures.draw_crops(run.path / "figures", splits.train, recipe, seed=cfg.seed)
-        begin = resumed.path if resumed is not None else None
-        trainers.fit(trainer, module, data, begin, setting="ckpt_path")
+        trainers.fit(trainer, module, data, resumed.path if resumed is not None else None)
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
         run.update(metrics=metrics)
         looks = {row: NearestImages(queries=6) for row in (PRETRAINED, *beside)}

@@ -26,6 +26,7 @@ from typing import Any, NoReturn, TextIO
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import CompactHydraException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from esvit_pl.configs import checks, near_match, pasted, refusals, requeue, run_folder, sweep
@@ -33,8 +34,10 @@ from esvit_pl.configs.checked_loader import checked_loader
 from esvit_pl.configs.config_space import CONFIGS, config_space, flat_keys, version_base
 from esvit_pl.configs.hydra_nodes import Refused
 from esvit_pl.configs.instantiation import hydra_has_whitelist, import_plugins, trusted_patterns
+from esvit_pl.configs.processes import is_first_process
 from esvit_pl.configs.quoting import quote_paths
 from esvit_pl.printing import say
+from esvit_pl.runs.claim import claimed, files_before_the_first_step
 from esvit_pl.runs.folder import remove_empty
 from esvit_pl.signals import end_in_order
 
@@ -84,6 +87,8 @@ def command(
                         import_plugins()
                         return task(cfg)
                 except Exception as error:
+                    if is_for_people(error) and isinstance(error, ValueError) and not _is_swept():
+                        discard_run_folder()
                     if is_for_people(error) and not isinstance(error, UserError):
                         raise UserError(in_words(error, cfg)) from (error if _wants_everything() else None)
                     raise
@@ -296,25 +301,26 @@ def _check_before(
         raise UserError(refusal)
 
 
+def _is_swept() -> bool:
+    """Whether this is a job of a sweep, whose table shows what failed."""
+    return HydraConfig.initialized() and HydraConfig.get().mode is RunMode.MULTIRUN
+
+
 def discard_run_folder() -> None:
-    """Remove the run folder if it only holds what Hydra has just written."""
+    """Remove the files of a run that has not come to its first step, and the folder if nothing else is in it.
+
+    In a folder that the command does not hold, these are Hydra's notes alone.
+    """
+    if not HydraConfig.initialized() or not is_first_process():
+        return
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    files = files_before_the_first_step(folder, notes=claimed(folder) is None)
     run_folder.release()
-    if not HydraConfig.initialized():
-        return
-    config = HydraConfig.get()
-    folder = Path(config.runtime.output_dir)
-    written, made = [folder / f"{config.job.name}.log"], []
-    if config.output_subdir is not None:
-        notes = folder / config.output_subdir
-        written += [notes / name for name in ("config.yaml", "hydra.yaml", "overrides.yaml")]
-        made = [notes]
-    if any(path not in (*written, *made) for path in (*folder.glob("*"), *folder.glob("*/*"))):
-        return
     with suppress(OSError):  # if the folder cannot be removed, the message is still shown
-        for path in written:
+        for path in files:
             path.unlink(missing_ok=True)
-        for notes in made:
-            notes.rmdir()
+        for inner in {path.parent for path in files} - {folder}:
+            remove_empty(inner)
         remove_empty(folder)
 
 

@@ -6,7 +6,6 @@ import logging
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from omegaconf import DictConfig, OmegaConf
@@ -16,6 +15,7 @@ from esvit_pl.configs.assemble import bag, check_epochs, construct
 from esvit_pl.configs.processes import processes
 from esvit_pl.configs.weights import say
 from esvit_pl.evaluation.names import PROBES
+from esvit_pl.runs.claim import resume_command
 
 if TYPE_CHECKING:
     from pytorch_lightning import Callback, LightningModule, Trainer
@@ -104,14 +104,8 @@ def watched(trainer: Trainer, run: RunFolder) -> Iterator[None]:
         yield
 
 
-def fit(
-    trainer: Trainer, module: LightningModule, data: ImageDataModule, ckpt_path: str | None, *, setting: str
-) -> None:
-    """Train, from a checkpoint if there is one. Ctrl-C is a KeyboardInterrupt, which Lightning would make an exit 1.
-
-    Args:
-        setting: that names a checkpoint to go on from.
-    """
+def fit(trainer: Trainer, module: LightningModule, data: ImageDataModule, ckpt_path: str | None) -> None:
+    """Train, from a checkpoint if there is one. Ctrl-C is a KeyboardInterrupt, which Lightning would make an exit 1."""
     from esvit_pl.data.at_work import LoadingStopped
     from esvit_pl.data.workers import sharing_memory
 
@@ -127,20 +121,19 @@ def fit(
             raise LoadingStopped(sentence) from error
         raise
     except SystemExit as stop:
-        if trainer.is_global_zero and (saved := _last_saved(trainer)) is not None:
-            say(f"the same command with {setting}={saved} goes on")
+        if trainer.is_global_zero and (again := _resume_command(trainer)) is not None:
+            say(f"go on with it: {again}")
         if isinstance(stop.__context__, KeyboardInterrupt):
             raise KeyboardInterrupt from stop
         raise
 
 
-def _last_saved(trainer: Trainer) -> Path | None:
-    """The last checkpoint of a training that was stopped."""
+def _resume_command(trainer: Trainer) -> str | None:
+    """The command line that goes on with a training that was stopped; None if nothing is saved."""
     from esvit_pl.callbacks import TrainingCheckpoints
 
     savers = [saver for saver in trainer.callbacks if isinstance(saver, TrainingCheckpoints)]  # type: ignore[attr-defined]
-    paths = (saver.folder / "last.ckpt" for saver in savers)
-    return next((path for path in paths if path.is_file()), None)
+    return next((resume_command(saver.folder.parent) for saver in savers), None)
 
 
 def quiet(cfg: DictConfig, *, bar: bool = False) -> Trainer:

@@ -189,8 +189,9 @@ class ImageDataModule(LightningDataModule):
         )
         if sampler.left_out:
             self._say(
-                f"each epoch leaves out {sampler.left_out:,} of {len(training):,} images, others every time: "
-                f"the rest is less than one step of {sampler.window} ({sampler.window_terms})"
+                f"each epoch uses {len(training) - sampler.left_out:,} of {len(training):,} images: the last "
+                f"{sampler.left_out:,} do not fill a step of {sampler.window} images ({sampler.window_terms}). "
+                "Which images these are changes from epoch to epoch"
             )
         return self._loader(training, self.batch_size, sampler)
 

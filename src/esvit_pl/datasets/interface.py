@@ -61,7 +61,7 @@ class ImageDataset(Dataset[tuple[Tensor, "Label | None"]], ABC):
     ...     def name(self, index):
     ...         return f"grey/{index}"
     >>> Splits(train=Grey()).describe()
-    'data: 10 images to train on, no labels; bank: 9, query: 1, parted by a hash of the file names (no val; ...'
+    'data: 10 images to train on, no labels; there is no val, so k-NN compares 1 of them (query), chosen by ...'
     """
 
     @abstractmethod
@@ -420,8 +420,8 @@ class Splits:
             origin = "too few for a bank and a query"
         else:
             origin = (
-                f"bank: {len(self.bank):,}, query: {len(self.query):,}, parted by a hash of the file names "
-                f"(no val; pretraining uses all)"
+                f"there is no val, so k-NN compares {len(self.query):,} of them (query), chosen by their names, "
+                f"with the other {len(self.bank):,} (bank)"
             )
         return "\n".join([f"data: {len(self.train):,} images to train on, {what}; {origin}", *self.notes])
 

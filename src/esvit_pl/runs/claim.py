@@ -194,6 +194,22 @@ def holds_run(folder: str | os.PathLike[str], *, notes: bool = True) -> bool:
     return bool(work) or (notes and bool(names))
 
 
+def files_before_the_first_step(folder: str | os.PathLike[str], *, notes: bool = False) -> list[Path]:
+    """The files that a run has left which failed before its first step; none if a run has come further there.
+
+    Args:
+        notes: take Hydra's notes and log alone, and nothing from a folder that holds any other file.
+    """
+    folder, found = Path(folder), []
+    for path in _files(folder):
+        name = path.relative_to(folder).as_posix()
+        if _NOTES.fullmatch(name) or _LOGS.fullmatch(name) or (name in _BEFORE_THE_FIRST_STEP and not notes):
+            found.append(path)
+        elif notes or _FILES.fullmatch(name):
+            return []
+    return found
+
+
 def resume_command(folder: str | os.PathLike[str]) -> str | None:
     """The command line that goes on with the run in a folder; None if it has kept no checkpoint."""
     words = resume_words(folder)

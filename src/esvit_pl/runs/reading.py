@@ -35,6 +35,7 @@ class Run:
         results: the last value of every metric; accuracies are fractions. Those of the same backbone before training
             are called ``untrained/knn/top1``, ...
         images: {part of the data: how many were measured}, of bank and query.
+        command: that began it, such as ``esvit-pretrain``, where it is written down.
         error: of a failed run, in one line.
         goal: its ``optimized_metric``.
 
@@ -49,6 +50,7 @@ class Run:
     steps: int | None = None
     results: Mapping[str, float] = field(default_factory=dict)
     images: Mapping[str, int] = field(default_factory=dict)
+    command: str | None = None
     error: str | None = None
     goal: str | None = None
 
@@ -97,6 +99,7 @@ def read_run(folder: str | os.PathLike[str], *, silent_after: float = 3600.0) ->
         steps=last.steps,
         results=results,
         images=_images(written.get("evaluation")),
+        command=_command(folder),
         error=" ".join(str(error).split()) if error else None,
         goal=_goal(folder / ".hydra" / "config.yaml"),
     )
@@ -106,6 +109,11 @@ def read_overrides(folder: str | os.PathLike[str]) -> list[str]:
     """The settings of the command line that began a run, word for word; empty where none are written down."""
     path = Path(folder) / ".hydra" / "overrides.yaml"
     return _words(path) if path.is_file() else []
+
+
+def _command(folder: Path) -> str | None:
+    words = read_json(folder / "environment.json").get("command")
+    return str(words[0]) if isinstance(words, list) and words else None
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -85,19 +85,26 @@ def ranked(runs: Sequence[Run], by: str, *, reverse: bool = False) -> list[Run]:
     return there + [run for run in runs if keys[id(run)] is None]
 
 
-def run_table(runs: Sequence[Run], columns: Iterable[str] = COLUMNS, *, base: str | os.PathLike[str] = ".") -> Table:
+def run_table(
+    runs: Sequence[Run],
+    columns: Iterable[str] = COLUMNS,
+    *,
+    base: str | os.PathLike[str] = ".",
+    settings: int | None = None,
+) -> Table:
     """A row for each run, in the given order.
 
     Args:
         columns: metrics, by name or by pattern; those that no run has are left out.
         base: the runs' names are their paths relative to this folder.
+        settings: show so many of those that differ at most; None shows all.
     """
-    settings, metrics = differing(runs), measured(runs, columns)
-    header = ["run", *settings, "status", "epochs", "steps", *metrics]
+    keys, metrics = differing(runs)[:settings], measured(runs, columns)
+    header = ["run", *keys, "status", "epochs", "steps", *metrics]
     rows: list[list[Cell]] = [
         [
             os.path.relpath(run.folder, base),
-            *(run.overrides.get(key) for key in settings),
+            *(run.overrides.get(key) for key in keys),
             run.status,
             run.epochs,
             run.steps,
@@ -117,34 +124,58 @@ def groups(runs: Sequence[Run]) -> dict[tuple[str | None, ...], list[Run]]:
     return together
 
 
-def seed_table(runs: Sequence[Run], columns: Iterable[str] = COLUMNS) -> Table | None:
+def seed_table(runs: Sequence[Run], columns: Iterable[str] = COLUMNS, *, settings: int | None = None) -> Table | None:
     """Mean and deviation over finished runs that differ only in the seed, where there are two or more; else None."""
     metrics = measured(runs, columns)
     known = [run for run in runs if run.overrides]  # without overrides it is not known what a run was
     finished = [(key, [run for run in some if run.status == "finished"]) for key, some in groups(known).items()]
     if not metrics or all(len(some) < 2 for _, some in finished):
         return None
-    header = [*(key for key in differing(known) if key != SEED), "seeds", *metrics]
+    header = [*[key for key in differing(known) if key != SEED][:settings], "seeds", *metrics]
     rows: list[list[Cell]] = [
-        [*key, len(some), *(_spread([run.results[name] for run in some if name in run.results]) for name in metrics)]
+        [
+            *key[:settings],
+            len(some),
+            *(_spread([run.results[name] for run in some if name in run.results]) for name in metrics),
+        ]
         for key, some in finished
         if len(some) > 1
     ]
     return Table(header, rows)
 
 
-def report(runs: Sequence[Run], columns: Iterable[str] = COLUMNS, *, base: str | os.PathLike[str] = ".") -> str:
-    """The text for a terminal: the runs, the errors of failed ones, and the spread over seeds."""
-    columns = list(columns)
-    parts = [as_text(run_table(runs, columns, base=base))]
+def report(
+    runs: Sequence[Run],
+    columns: Iterable[str] = COLUMNS,
+    *,
+    base: str | os.PathLike[str] = ".",
+    settings: int | None = None,
+) -> str:
+    """The text for a terminal: the runs of each command, the errors of failed ones, and the spread over seeds."""
+    columns, parts = list(columns), []
+    commands = list(dict.fromkeys(run.command for run in runs))
+    for command in commands:
+        some = [run for run in runs if run.command == command]
+        if len(commands) > 1:
+            parts.append(for_terminal(command or "runs that do not say which command began them"))
+        parts += _report(some, columns, base, settings)
+    return "\n\n".join(parts)
+
+
+def _report(
+    runs: Sequence[Run], columns: Sequence[str], base: str | os.PathLike[str], settings: int | None
+) -> Iterator[str]:
+    yield as_text(run_table(runs, columns, base=base, settings=settings))
+    hidden = differing(runs)[settings:] if settings is not None else []
+    if hidden:
+        yield for_terminal(f"{len(hidden)} more settings differ: {', '.join(hidden)} (settings=null shows them)")
     errors = [(os.path.relpath(run.folder, base), _cut(run.error, 120)) for run in runs if run.error]
     failures = [f"{for_terminal(folder)}: {for_terminal(error)}" for folder, error in errors]
     if failures:
-        parts.append("\n".join(failures))
-    seeds = seed_table(runs, columns)
+        yield "\n".join(failures)
+    seeds = seed_table(runs, columns, settings=settings)
     if seeds is not None:
-        parts.append(f"mean ± standard deviation over the seeds of finished runs\n{as_text(seeds)}")
-    return "\n\n".join(parts)
+        yield f"mean ± standard deviation over the seeds of finished runs\n{as_text(seeds)}"
 
 
 def as_text(table: Table) -> str:
