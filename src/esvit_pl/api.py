@@ -214,7 +214,9 @@ def evaluate(
         summary = RunFolder(folder)
         summary.update(status="finished", **table, metrics=metrics, evaluation=about)
         if table.keys() & PROBES.keys():  # the others are no accuracies
-            draw_comparison(folder / "figures", table)
+            intervals = {name: its["intervals"].get(name) for name, its in about.items()}
+            images = next(iter(about.values()))["images"]
+            draw_comparison(folder / "figures", {**table, "evaluation": {"intervals": intervals, "images": images}})
     return Result(folder, next(iter(finished.values())).backbone, Path(ckpt_path), metrics)
 
 

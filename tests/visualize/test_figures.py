@@ -44,6 +44,15 @@ def test_a_learning_curve_of_metrics_with_any_names():
         learning_curve(rows, losses=["d"], accuracy=None)
 
 
+def test_the_accuracy_axis_shows_changes_and_names_what_lies_below():
+    rows = [{"step": step, "epoch": step, "knn/top1": 0.5 + step / 100} for step in range(3)]
+    baselines = {"chance": 0.05, "raw_pixels": 0.23, "untrained": 0.4}
+    (axes,) = learning_curve(rows, baselines, losses=[], images=1140).axes
+    assert axes.get_ylim() == pytest.approx((40 - 0.08 * 12, 52 + 0.08 * 12))
+    assert [text.get_text() for text in axes.texts] == ["untrained 40", "below:\nraw pixels 23\nchance 5"]
+    assert axes.get_ylabel() == "k-NN top-1 accuracy (%)\nof 1,140 images"
+
+
 def test_a_learning_curve_of_one_epoch_shows_its_point():
     (axes,) = learning_curve([{"step": 3, "epoch": 0, "a": 3.0}], losses=["a"], accuracy=None).axes
     assert axes.lines[0].get_marker() == "o"
@@ -62,6 +71,7 @@ def test_learning_curve_shows_every_value_and_each_baseline(tmp_path) -> None:
     names = below.texts
     assert [text.get_text() for text in names] == ["raw pixels 28", "untrained 29"]
     assert names[1].xy[1] - names[0].xy[1] > 1.5  # the names of near lines do not overlap
+    assert below.get_ylim() == pytest.approx((29 - 0.08 * 21, 50 + 0.08 * 21))
     assert below.get_xlabel() == "epoch"
     width, height = drawn(figure, tmp_path / "new" / "curve.png")
     assert width > 900
@@ -110,6 +120,16 @@ def test_comparison_keeps_the_order_and_leaves_out_what_is_missing(tmp_path) -> 
     assert [bar.get_width() for bar in axes.patches] == pytest.approx([5, 28, 36, 63])
     drawn(figure, tmp_path / "comparison.png")
     assert len(comparison({"knn": TABLE, "linear": TABLE}).axes) == 2
+
+
+def test_comparison_shows_intervals_and_how_many_images(tmp_path) -> None:
+    about = {"intervals": {"knn": {"pretrained": [0.6, 0.66]}}, "images": {"query": 1140}}
+    (axes,) = comparison({"knn": TABLE, "evaluation": about}).axes
+    (interval,) = axes.lines
+    assert interval.get_xdata() == pytest.approx((60, 66))
+    assert axes.get_xlabel() == "top-1 accuracy (%) of 1,140 images\nand its 95 % interval"
+    assert [text.get_text() for text in axes.texts] == ["5.0", "28.0", "36.0", "63.0"]
+    drawn(axes.figure, tmp_path / "comparison.png")
 
 
 def test_sweep_draws_a_dot_for_each_run_the_best_group_on_top(tmp_path) -> None:

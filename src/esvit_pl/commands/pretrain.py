@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
@@ -109,10 +109,11 @@ def pretrain(
         looks = {row: NearestImages(queries=6) for row in (PRETRAINED, *beside)}
         measured = results.measure(cfg, splits, recipe, learnt, probes, beside, looks=looks) if probes else None
         final = measured.final if measured else {}  # counts before what the last epoch logged
-        table = measured.table if measured else {}
+        table: dict[str, Any] = dict(measured.table) if measured else {}
         if measured:
             about = measured.about(cfg, {name: cfg.evaluation[name] for name in probes}, recipe)
-            run.update(**table, metrics={**measured.metrics, **final, **metrics}, evaluation=about)
+            table["evaluation"] = about
+            run.update(**table, metrics={**measured.metrics, **final, **metrics})
         if run.writes:
             pictures.draw_results(run.path / "figures", run.path / "metrics.csv", table)
             if measured:

@@ -53,14 +53,15 @@ class Titles(NamedTuple):
     """In the model card of the pretrained backbone, who speaks of itself."""
 
 
-CHANCE, UNTRAINED, PRETRAINED, PRETRAINED_SUBSET = "chance", "untrained", "pretrained", "pretrained_subset"
+CHANCE, UNTRAINED, INITIAL = "chance", "untrained", "initial"
+PRETRAINED, PRETRAINED_SUBSET = "pretrained", "pretrained_subset"
 FROM_SCRATCH = "from_scratch"
 ROWS = {
     CHANCE: Titles("chance", "chance", "chance"),
     "raw_pixels": Titles("raw pixels", "raw pixels", "raw pixels"),
     "histogram": Titles("grey-level histogram", "grey histogram", "grey-level histogram"),
     UNTRAINED: Titles("untrained backbone", "untrained", "the same before training"),
-    "initial": Titles("before this training", "before", "what this training began with"),
+    INITIAL: Titles("before this training", "before", "what this training began with"),
     FROM_SCRATCH: Titles("trained from scratch", "from scratch", "the same trained from scratch"),
     PRETRAINED_SUBSET: Titles("pretrained, same images", "pretrained, subset", "this backbone, on the same images"),
     PRETRAINED: Titles("pretrained backbone", "pretrained", "this backbone"),

@@ -39,21 +39,26 @@ def draw_crops(folder: Path, images: ImageDataset, recipe: Recipe, *, seed: int,
     return save(figure, folder / "crops.png")
 
 
-def draw_results(folder: Path, metrics: Path, table: Mapping[str, Mapping[str, float]]) -> list[Path]:
-    """``learning_curve.png`` of a `MetricsCSV` file, if there is one, ``comparison.png`` of a table with baselines."""
+def draw_results(folder: Path, metrics: Path, table: Mapping[str, Mapping[str, Any]]) -> list[Path]:
+    """``learning_curve.png`` of a `MetricsCSV` file, if there is one, ``comparison.png`` of a table with baselines.
+
+    Args:
+        table: as in results.json; of its entry ``evaluation`` come intervals and the number of images.
+    """
     drawn: list[Path] = []
     knn: Mapping[str, Any] = table.get("knn", {})
     baselines = {row: value for row, value in knn.items() if row not in (PRETRAINED, PRETRAINED_SUBSET)}
     rows = read_metrics(metrics) if metrics.is_file() else []
     if any(is_training_loss(name) for row in rows for name in row):
-        drawn.append(save(learning_curve(rows, baselines), folder / "learning_curve.png"))
+        images = table.get("evaluation", {}).get("images", {}).get("query")
+        drawn.append(save(learning_curve(rows, baselines, images=images), folder / "learning_curve.png"))
     if baselines:
         drawn.append(draw_comparison(folder, table))
     return drawn
 
 
-def draw_comparison(folder: Path, table: Mapping[str, Mapping[str, float]]) -> Path:
-    """``comparison.png``: the rows of a table of results side by side."""
+def draw_comparison(folder: Path, table: Mapping[str, Mapping[str, Any]]) -> Path:
+    """``comparison.png``: the rows of a table of results side by side, with the intervals of ``evaluation``."""
     return save(comparison(table), folder / "comparison.png")
 
 

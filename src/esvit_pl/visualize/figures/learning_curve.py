@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from esvit_pl.evaluation.names import KNN_TOP1, PROBES, TRAINING_LOSSES, figure_title, is_training_loss, loss_title
+from esvit_pl.evaluation.names import (
+    INITIAL,
+    KNN_TOP1,
+    PROBES,
+    TRAINING_LOSSES,
+    UNTRAINED,
+    figure_title,
+    is_training_loss,
+    loss_title,
+)
 from esvit_pl.safe_text import for_figure
 from esvit_pl.visualize.figures.style import COLOURS, GREEN, GREY, new_figure, tidy
 
@@ -23,6 +32,7 @@ def learning_curve(
     *,
     losses: Sequence[str] | None = None,
     accuracy: str | None = KNN_TOP1,
+    images: int | None = None,
 ) -> Figure:
     """Losses above, an accuracy below, against epochs (or steps, if the rows hold no epoch).
 
@@ -33,6 +43,7 @@ def learning_curve(
         losses: names of metrics for the upper picture; None is every loss of the training (`is_training_loss`), and an
             empty list leaves the upper picture out.
         accuracy: name of a fraction in 0-1 for the lower picture; None leaves it out.
+        images: on how many it was measured; stands beside the accuracy.
 
     Raises:
         ValueError: no row holds any of these metrics.
@@ -61,10 +72,9 @@ def learning_curve(
         if len(steps):
             mark = "o" if len(steps) <= 30 else None
             axes[-1].plot(steps / per_epoch, 100 * values, color=GREEN, marker=mark, markersize=4, label="pretraining")
-        _baselines(axes[-1], {figure_title(name): 100 * value for name, value in (baselines or {}).items()})
-        tidy(axes[-1], f"{PROBES['knn']} top-1 accuracy (%)" if accuracy == KNN_TOP1 else for_figure(f"{accuracy} (%)"))
-        highest = 100 * max([*values, *(baselines or {}).values()], default=1.0)
-        axes[-1].set_ylim(0, 1.1 * highest if highest > 0 else 1)
+        _baselines(axes[-1], {name: 100 * value for name, value in (baselines or {}).items()}, 100 * values)
+        title = f"{PROBES['knn']} top-1 accuracy (%)" if accuracy == KNN_TOP1 else for_figure(f"{accuracy} (%)")
+        tidy(axes[-1], f"{title}\nof {images:,} images" if images else title)
     axes[-1].locator_params(axis="x", integer=True)
     axes[-1].set_xlabel("epoch" if any("epoch" in row for row in rows) else "step")
     return figure
@@ -93,14 +103,24 @@ def _line(axes: Axes, x: np.ndarray, y: np.ndarray, colour: str, label: str) -> 
     axes.plot(x[window - 1 :], mean, color=colour, linewidth=1.8, label=label)
 
 
-def _baselines(axes: Axes, values: Mapping[str, float]) -> None:
-    """Dashed lines, each named beside the picture; names of near lines are moved apart."""
-    height = -np.inf
-    gap = max([*values.values(), 20.0]) / 18
-    for name, value in sorted(values.items(), key=lambda item: item[1]):
+def _baselines(axes: Axes, baselines: Mapping[str, float], values: np.ndarray) -> None:
+    """Dashed lines, each named beside the picture; names of near lines are moved apart.
+
+    The axis shows the curve and where it began. Baselines far below are named at its lower end: from 0 on, the picture
+    would hide how the curve changes.
+    """
+    began = [value for name, value in baselines.items() if name in (UNTRAINED, INITIAL)]
+    low, high = min([*values, *began], default=0.0), max([*values, *baselines.values()], default=100.0)
+    room = 0.08 * (high - low) or 1.0
+    axes.set_ylim(max(low - room, 0.0), high + room)
+    shown = {name: value for name, value in baselines.items() if value >= low - room}
+    height, gap = -np.inf, (high - low + 2 * room) / 16
+    beside = {"xycoords": ("axes fraction", "data"), "va": "center", "fontsize": 8, "color": GREY}
+    for name, value in sorted(shown.items(), key=lambda item: item[1]):
         axes.axhline(value, color=GREY, linestyle="--", linewidth=1)
         height = max(value, height + gap)
-        beside = ("axes fraction", "data")
-        axes.annotate(
-            for_figure(f"{name} {value:.0f}"), (1.01, height), xycoords=beside, va="center", fontsize=8, color=GREY
-        )
+        axes.annotate(for_figure(f"{figure_title(name)} {value:.0f}"), (1.01, height), **beside)
+    below = sorted(((value, name) for name, value in baselines.items() if name not in shown), reverse=True)
+    if below:
+        words = "\n".join(["below:", *(for_figure(f"{figure_title(name)} {value:.0f}") for value, name in below)])
+        axes.annotate(words, (1.01, 0), xycoords="axes fraction", va="top", fontsize=8, color=GREY)
