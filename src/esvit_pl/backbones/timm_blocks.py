@@ -31,7 +31,7 @@ class TokenBatchNorm(nn.Module):
 
 class BatchNormMLPBlock(Block):
     """A block with batch norm before its MLP. The norm before the attention stays a layer norm: MoCo v3's "ViT-BN"
-    (arXiv 2104.02057, 6.3)."""
+    (arXiv 2104.02057)."""
 
     def __init__(self, dim: int, *args: Any, **kwargs: Any) -> None:
         super().__init__(dim, *args, **kwargs)

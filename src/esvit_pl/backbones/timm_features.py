@@ -139,4 +139,6 @@ def create(
     }
     taken = {option: value for option, value in wanted.items() if option in options}
     block = {"block_fn": BLOCKS[model_args["block_fn"]]} if "block_fn" in model_args else {}
-    return timm.create_model(name, pretrained=False, num_classes=0, in_chans=in_chans, **{**taken, **model_args, **block})
+    return timm.create_model(
+        name, pretrained=False, num_classes=0, in_chans=in_chans, **{**taken, **model_args, **block}
+    )
