@@ -53,7 +53,7 @@ class Throughput(NamedTuple):
     """Published linear / k-NN accuracy on ImageNet-1k in %, with L_V."""
     view_region: str | None
     """The same with L_V + L_R."""
-    rival: str | None
+    rival: str | None = None
     """Method of the paper's Table 1, where that is neither EsViT nor DINO, and its linear / k-NN accuracy in %."""
 
 
