@@ -34,6 +34,9 @@ SOURCES = {
     "deit": "2012.12877",
     "vit": "2010.11929",
     "resnet50": "1512.03385",
+    "resnet50w5": "1512.03385",
+    "resnet200w2": "1512.03385",
+    "resnet152w3": "1903.06586",
 }
 """First part of a config's name -> arXiv number of the architecture's paper."""
 

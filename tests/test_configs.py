@@ -37,8 +37,11 @@ PARAMETERS = {
     "cvt": {"tiny": (29_303_616, 0), "small": (22_620_160, 0)},
     "vil": {"tiny": (27_569_352, 0), "small": (24_635_752 - 769_000, 0)},  # 24.6 M with a classifier of 1000 classes
     "deit": {"small": (21e6, 1e6)},
-    "vit": {"base": (85e6, 1e6)},
+    "vit": {"base": (85e6, 1e6), "large": (304e6, 1e6), "huge": (632e6, 2e6)},
     "resnet50": {"": (23_508_032, 0)},  # torchvision's 25,557,032 without the classifier's 2048 * 1000 + 1000
+    "resnet50w5": {"": (586e6, 1e6)},
+    "resnet200w2": {"": (250e6, 1e6)},
+    "resnet152w3": {"sk": (794e6, 1e6)},
 }
 
 

@@ -32,6 +32,9 @@ SMALL = {
     "deit": {"embed_dim": 24, "depth": 2, "num_heads": 2},
     "vit": {"embed_dim": 24, "depth": 2, "num_heads": 2},
     "resnet50": {"channels": [4, 4, 4, 4]},
+    "resnet50w5": {"layers": [1, 1, 1, 1], "channels": [16, 16, 16, 16], "width_factor": 1},
+    "resnet200w2": {"layers": [1, 1, 1, 1], "channels": [16, 16, 16, 16], "width_factor": 1},
+    "resnet152w3": {"layers": [1, 1, 1, 1], "channels": [4, 4, 4, 4], "stem_width": 4},
     "timm": {"name": "convnextv2_atto", "depths": [1, 1, 1, 1], "dims": [4, 4, 4, 4]},
 }
 HEADS = {
@@ -60,6 +63,7 @@ TERMS = {
 TWO_VIEWS = {"simclr", "densecl", "simmim", "mpp"}
 HIDE = {"swin", "vit", "deit"}  # families that can hide patches
 SIDES = (64, 64, 48)  # the smallest that leave ConvNeXt and ViL a region and a patch beside it
+SEVENS = (63, 63, 49)  # for patches of 7 px, of which losses of pixels want whole ones
 
 
 @cache
@@ -83,9 +87,9 @@ def objective_of(loss: str, cell: int) -> Objective:
     return getattr(import_module(module), name)(**{**settings, **small, **given})
 
 
-def batch(loss: str, grid: tuple[int, int]) -> list[dict[str, Any]]:
+def batch(loss: str, grid: tuple[int, int], sides: tuple[int, ...]) -> list[dict[str, Any]]:
     """Four images; of two, batch norm makes 1 and -1, whatever they are."""
-    sides = SIDES[:2] if loss in TWO_VIEWS else SIDES
+    sides = sides[:2] if loss in TWO_VIEWS else sides
     mask = torch.zeros(grid, dtype=torch.bool).flatten()
     mask[::2] = True
     masks = {"masks": [mask.view(grid)] * 2 + [None] * (len(sides) - 2)}
@@ -122,8 +126,9 @@ def test_one_step(backbone, loss, tmp_path):
     if "dims" in settings or "embed_dim" in settings:
         settings |= {"num_heads": [1] * len(settings["depths"])} if isinstance(settings.get("num_heads"), list) else {}
     student = build(**settings | {"drop_path_rate": 0.0})  # which may drop a block for both images
-    grid = student(torch.zeros(2, 3, SIDES[0], SIDES[0])).grid
-    objective = objective_of(loss, SIDES[0] // grid[0])
+    sides = SEVENS if student.patch_size == 7 else SIDES
+    grid = student(torch.zeros(2, 3, sides[0], sides[0])).grid
+    objective = objective_of(loss, sides[0] // grid[0])
 
     def module() -> Pretrainer:
         recipe = OptimizerRecipe(lr=0.1, warmup_epochs=0)
@@ -138,7 +143,7 @@ def test_one_step(backbone, loss, tmp_path):
     if objective.uses_teacher:
         before["teacher"] = toys.state(module.teacher)
     trainer = toys.trainer(tmp_path, max_epochs=1)
-    trainer.fit(module, DataLoader(batch(loss, grid), batch_size=4, collate_fn=collated))
+    trainer.fit(module, DataLoader(batch(loss, grid, sides), batch_size=4, collate_fn=collated))
 
     values = {name: float(value) for name, value in trainer.callback_metrics.items()}
     terms = {f"train/{term}_loss" for term in TERMS[loss]}

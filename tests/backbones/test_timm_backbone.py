@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import re
+
 import pytest
 import timm
 import torch
+import torchvision
 from timm.layers import DropPath, convert_sync_batchnorm
 from torch import nn
 
@@ -33,6 +36,18 @@ FAMILIES = {
     "edgenext_xx_small": ({}, 3),
     "test_resnet": ({}, 4),
     "resnetv2_18": ({"channels": [16, 32, 48, 64], "stem_chs": 16}, 4),
+    "resnetv2_50": ({"preact": False, "layers": [1] * 4, "channels": [16, 32, 48, 64], "width_factor": 2}, 4),
+    "skresnet50d": (
+        {
+            **{"layers": [1] * 4, "channels": [8, 16, 24, 32], "stem_width": 4},
+            "block_args": {"sk_kwargs": {"split_input": False, "kernel_size": [3, 3]}},
+        },
+        4,
+    ),
+    "vit_tiny_patch16_224": (
+        {"depth": 2, "embed_dim": 48, "num_heads": 2, "patch_size": 7, "block_fn": "batch_norm_mlp"},
+        14,
+    ),
     "test_byobnet": ({}, 4),
     "test_nfnet": ({}, 4),
     "regnetx_002": ({}, 4),
@@ -144,6 +159,42 @@ def test_the_pooled_feature_is_timms_own(name, side):
     backbone = small(name).eval()
     x = torch.randn(2, 3, side, side)
     torch.testing.assert_close(backbone(x).pooled, backbone.model(x))
+
+
+@torch.no_grad()
+def test_a_wide_resnet_is_torchvision_s_with_more_channels():
+    """timm's own name for it is of another family: with norms after convolutions, and no wider, it is torchvision's."""
+    torch.manual_seed(0)
+    theirs = torchvision.models.resnet50().eval()
+    theirs.fc = nn.Identity()
+    for norm in (module for module in theirs.modules() if isinstance(module, nn.BatchNorm2d)):
+        for tensor in (norm.weight, norm.bias, norm.running_mean, norm.running_var):
+            tensor.uniform_(0.5, 1.5)
+    ours = build("resnetv2_50", preact=False).eval()
+    names = {
+        "stem.conv": "conv1",
+        "stem.norm": "bn1",
+        "downsample.conv": "downsample.0",
+        "downsample.norm": "downsample.1",
+    }
+
+    def renamed(key: str) -> str:
+        for mine, its in names.items():
+            key = key.replace(mine, its)
+        return re.sub(r"stages\.(\d)\.blocks", lambda stage: f"layer{int(stage[1]) + 1}", key).replace("norm", "bn")
+
+    weights = theirs.state_dict()
+    ours.model.load_state_dict({key: weights.pop(renamed(key)) for key in ours.model.state_dict()})
+    assert not weights
+    x = torch.randn(1, 3, 64, 64)
+    torch.testing.assert_close(ours(x).pooled, theirs(x))
+    with torch.device("meta"):
+        wide = build("resnetv2_50", preact=False, width_factor=5)
+    for narrow, wider in zip(ours.parameters(), wide.parameters(), strict=True):
+        channels, *rest = narrow.shape
+        if rest and rest[0] != 3:  # of images
+            rest[0] *= 5
+        assert tuple(wider.shape) == (5 * channels, *rest)
 
 
 @torch.no_grad()

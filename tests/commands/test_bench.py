@@ -65,7 +65,8 @@ def test_memory_says_what_fits(commands, tmp_path, monkeypatch):
 
 def test_measuring_leaves_no_run_behind(commands, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    commands.run("bench", "throughput", "backbones=[swin_micro_32px]", "out=kept", *TOY, folder=tmp_path)
+    outcome = commands.run("bench", "throughput", "backbones=[swin_micro_32px]", "out=kept", *TOY, folder=tmp_path)
+    assert outcome.code == 0, outcome.err
     files = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file())
     assert files == ["kept/throughput.json", "kept/throughput.png"]
 

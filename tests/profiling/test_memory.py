@@ -14,7 +14,7 @@ from esvit_pl.modules.pretrain import Pretrainer
 from esvit_pl.objectives import EsViTObjective
 from esvit_pl.optim import OptimizerRecipe
 from esvit_pl.profiling import memory
-from esvit_pl.profiling.memory import compare, predict
+from esvit_pl.profiling.memory import compare, predict, predict_pass
 
 RELEASED = (224,) * 2 + (96,) * 8
 SLOW = [pytest.param(family, marks=pytest.mark.slow) for family in ("swin", "cvt")]
@@ -107,6 +107,25 @@ def test_every_architecture_takes_what_was_predicted(backbone, loss):
     torch.manual_seed(0)
     module = Pretrainer(build(**node), EsViTObjective(num_prototypes=4096, **loss), OptimizerRecipe())
     assert compare(*parts(module), sides=RELEASED, batch_size=2).error < 0.1
+
+
+@pytest.mark.parametrize("autocast", [None, torch.bfloat16], ids=["float32", "bf16"])
+@pytest.mark.parametrize("name", ["swin_micro_w7", "vit_small_patch16_224", "resnet50"])
+def test_a_pass_takes_what_was_predicted(name, autocast):
+    from esvit_pl.api import compose
+
+    node = dict(compose("pretrain", f"backbone={name}").backbone) if "micro" in name else {"name": name}
+    node.pop("_target_", None)
+    backbone, images = build(**node).eval(), torch.randn(2, 3, 224, 224)
+
+    def run() -> None:
+        with torch.inference_mode(), torch.autocast("cpu", autocast, enabled=autocast is not None):
+            backbone(images)
+
+    run()
+    measured = size_of([*backbone.parameters(), *backbone.buffers(), images]) + memory.profiled_peak(run)
+    needed = predict_pass(backbone.to("meta"), batch_size=2, autocast=autocast)
+    assert needed == pytest.approx(measured, rel=0.1)
 
 
 # What it is made of

@@ -3,9 +3,12 @@ from __future__ import annotations
 from importlib.resources import files
 
 import pytest
+import torch
 
-from esvit_pl.configs.compose import CONFIGS, list_backbones
+from esvit_pl.configs import assemble
+from esvit_pl.configs.compose import CONFIGS, compose, list_backbones
 from esvit_pl.profiling.published import (
+    COSTS,
     DINO,
     ESVIT,
     EXPERIMENTS,
@@ -13,6 +16,7 @@ from esvit_pl.profiling.published import (
     RIVALS,
     Accuracy,
     accuracy,
+    rival,
     v100_images_per_second,
 )
 
@@ -34,6 +38,25 @@ def test_dino_s_configs_have_a_line_among_the_rivals():
     assert (accuracy("deit_small_p16", "view"), v100_images_per_second("deit_small_p16")) == ((77.0, 74.5), 1007)
     assert (accuracy("vit_base_p8", "view"), v100_images_per_second("vit_base_p8")) == ((80.1, 77.4), 63)
     assert accuracy("vit_base_p8", "view_region") is None
+
+
+@pytest.mark.parametrize("name", COSTS)
+def test_what_is_here_for_its_costs_has_the_published_parameters(name):
+    """Positions of MoCo v3 are fixed and counted by nobody; no classifier counts."""
+    with torch.device("meta"):
+        backbone = assemble.construct(compose("pretrain", f"backbone={name}"), "backbone")
+    learnt = [parameter.numel() for key, parameter in backbone.named_parameters() if key != "model.pos_embed"]
+    assert sum(learnt) == pytest.approx(rival(name).parameters, rel=0.01)
+
+
+def test_what_is_here_for_its_costs_is_trained_by_no_recipe():
+    assert len({rival(name) for name in COSTS}) == len(COSTS)
+    assert not set(COSTS) & {*ESVIT, *DINO}
+    for path in files(CONFIGS).joinpath("experiment").iterdir():
+        assert not [name for name in COSTS if f"/backbone: {name}\n" in path.read_text()], path
+    assert (str(rival("resnet50w5")), v100_images_per_second("resnet50w5")) == ("SwAV 78.5 / 67.1", 76)
+    assert (str(rival("vit_large_p7_bn")), accuracy("vit_large_p7_bn", "view")) == ("MoCo-v3 81.0", None)
+    assert rival("swin_tiny_w7") is None
 
 
 def test_an_accuracy_is_written_with_as_many_digits_as_the_paper_gives():

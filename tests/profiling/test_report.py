@@ -27,6 +27,7 @@ def test_a_table_shows_units_and_leaves_out_what_nobody_measured():
         "| one  | 250 ms          | 125 ms | 2.00  | 3 MiB        |",
         "| both | 12.0 s          | 10.0 s | 1.20  |              |",
     ]
+    assert as_markdown([]) == "no rows"
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from functools import partial
 
 import pytest
@@ -9,6 +10,7 @@ from esvit_pl.backbones import Backbone, build
 from esvit_pl.configs import assemble
 from esvit_pl.configs.compose import compose
 from esvit_pl.profiling import throughput as module
+from esvit_pl.profiling.published import COSTS
 from esvit_pl.profiling.throughput import (
     Throughput,
     counted,
@@ -118,6 +120,20 @@ def test_rows_are_counted_and_measured(table):
     assert row.images_per_second > 0
 
 
+def test_what_does_not_fit_is_left_out_with_a_line(monkeypatch, capsys):
+    names = ("swin_large_w7", "swin_micro_w7")
+    builders = {
+        name: partial(assemble.construct, compose("pretrain", f"backbone={name}"), "backbone") for name in names
+    }
+    monkeypatch.setattr(module, "images_per_second", lambda backbone, **how: 1.0)
+    monkeypatch.setattr(module, "available_bytes", lambda device: 700 * 2**20)
+    assert [row.backbone for row in throughput(builders, batch_size=2)] == ["swin_micro_w7"]
+    said = capsys.readouterr().out
+    assert re.fullmatch(r"swin_large_w7 is left out: batch 2 needs (\d+) MiB; 700 MiB are available\n", said)
+    weights = 4 * 195.0e6 / 2**20
+    assert weights < int(said.split()[7]) < 1.2 * weights
+
+
 def test_the_published_models_are_those_with_a_throughput_and_a_linear_probe():
     models = {(model.method, model.name): model for model in published_models()}
     assert len(models) == 8 + 12
@@ -135,6 +151,12 @@ def test_measured_models_are_those_whose_accuracy_is_published(table):
     assert (first.accuracy, first.start) == (pytest.approx(0.787), pytest.approx(0.779))
     assert (second.method, second.name, second.start) == ("DINO", "ViT-B/8", None)
     assert second.accuracy == pytest.approx(0.801)
+    costs = [table["vit_base_p8"]._replace(backbone=name, images_per_second=1.0) for name in COSTS]
+    assert [(model.method, model.name) for model in measured_models(costs)][2:5] == [
+        ("MoCo-v3", "ViT-L-BN/7"),
+        ("large convnets", "SwAV RN50w5"),
+        ("large convnets", "BYOL RN200w2"),
+    ]
     assert [len(picture(chosen).axes) for chosen in ((), rows)] == [1, 2]
 
 

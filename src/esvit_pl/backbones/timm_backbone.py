@@ -61,7 +61,8 @@ class TimmBackbone(Backbone):
         in_chans: channels of the images.
         drop_path_rate: stochastic depth; must be 0 for families that have none.
         pool: "token" or "mean"; None takes the class token where there is one, and else the mean.
-        model_args: further arguments of the model, such as `patch_size` or `depth`.
+        model_args: further arguments of the model, such as `patch_size` or `depth`; of a ViT also `block_fn`, a name in
+            `timm_blocks.BLOCKS`.
 
     Attributes:
         mean, std: mean and deviation of each channel of the images on which timm trained its weights of that name.

@@ -9,6 +9,8 @@ from typing import Any
 import timm
 from timm.models import get_arch_name, is_model_pretrained, split_model_name_tag
 
+from esvit_pl.backbones.timm_blocks import BLOCKS
+
 OTHERS = ("resnet50", "convnextv2_atto", "swin_tiny_patch4_window7_224", "vit_tiny_patch16_224")
 """Models that work. An error about one that does not work names them."""
 
@@ -57,6 +59,8 @@ def check_spec(spec: dict[str, Any]) -> None:
         raise ValueError(f"timm's {name} needs drop_path_rate in [0, 1), got {spec['drop_path_rate']}")
     if spec["pool"] not in (None, "token", "mean"):
         raise ValueError(f"timm's {name} needs pool 'token', 'mean' or null, got {spec['pool']!r}")
+    if "block_fn" in spec and spec["block_fn"] not in BLOCKS:
+        raise ValueError(f"timm's {name} needs block_fn from {', '.join(BLOCKS)}, got {spec['block_fn']!r}")
 
 
 def unknown(name: str, families: Iterable[str] = ()) -> str:

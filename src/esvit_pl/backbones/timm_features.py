@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from esvit_pl.backbones.interface import Features, Regions
+from esvit_pl.backbones.timm_blocks import BLOCKS
 
 Pool = Literal["token", "mean"]
 
@@ -137,4 +138,7 @@ def create(
         "drop_path_rate": drop_path_rate,
     }
     taken = {option: value for option, value in wanted.items() if option in options}
-    return timm.create_model(name, pretrained=False, num_classes=0, in_chans=in_chans, **{**taken, **model_args})
+    block = {"block_fn": BLOCKS[model_args["block_fn"]]} if "block_fn" in model_args else {}
+    return timm.create_model(
+        name, pretrained=False, num_classes=0, in_chans=in_chans, **{**taken, **model_args, **block}
+    )

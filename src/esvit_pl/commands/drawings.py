@@ -141,10 +141,11 @@ def throughput(cfg: DictConfig) -> None:
         put(cfg, picture(), "throughput")
         return
     reports = [report for report in json.loads(Path(cfg.draw.file).read_text(encoding="utf-8")) if report["rows"]]
-    found = next((report for report in reports if set(Throughput._fields) <= set(report["rows"][0])), None)
+    needed = set(Throughput._fields) - set(Throughput._field_defaults)
+    found = next((report for report in reports if needed <= set(report["rows"][0])), None)
     if found is None:
         raise ValueError(f"draw.file={cfg.draw.file} is not what esvit-bench throughput writes")
-    rows = [Throughput(**{name: row[name] for name in Throughput._fields}) for row in found["rows"]]
+    rows = [Throughput(**{name: row[name] for name in Throughput._fields if name in row}) for row in found["rows"]]
     put(cfg, picture(rows, where=found["machine"].get("gpu", as_words(found["machine"]))), "throughput")
 
 

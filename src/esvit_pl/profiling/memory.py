@@ -10,19 +10,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from copy import deepcopy
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.profiler import ProfilerActivity, profile
 
+from esvit_pl.backbones import Backbone
 from esvit_pl.isolation import same_random_state
 from esvit_pl.optim import OptimizerRecipe
 from esvit_pl.pretraining import PretrainingStep
 from esvit_pl.profiling.ledger import Fakes, Ledger
 from esvit_pl.profiling.measure import peak_bytes
-from esvit_pl.profiling.training import Noise, Training
+from esvit_pl.profiling.training import Noise, Training, channels_of
+
+Network = TypeVar("Network", bound=nn.Module)
 
 CUDA_GRAIN = 512
 """Bytes of which torch's allocator on CUDA hands out whole multiples."""
@@ -111,6 +114,34 @@ def predict(
             # The first micro-batch of several takes the gradients away, the next ones hold them all along.
             training(batch, first=accumulate == 1, last=True, share=1 / accumulate)
     return Need(batch_size, accumulate, ledger.peak, **{f"{kind}_bytes": size for kind, size in ledger.at_peak.items()})
+
+
+def predict_pass(
+    backbone: Backbone,
+    *,
+    side: int = 224,
+    batch_size: int,
+    autocast: torch.dtype | None = None,
+    device: torch.device | str = "cpu",
+) -> int:
+    """The most bytes that are allocated at once in a pass without gradients, weights included.
+
+    Args:
+        backbone: may be on the meta device; stays as it is.
+        side: of the images in pixels.
+        batch_size: images.
+        autocast: type to which layers may round; None leaves them as they are.
+        device: where the pass will run; CUDA only where there is CUDA.
+    """
+    device = torch.device(device)
+    ledger = Ledger(CUDA_GRAIN if device.type == "cuda" else 1)
+    with Fakes(allow_non_fake_inputs=True):
+        twin = copy_of(backbone, lambda tensor: torch.empty_like(tensor, device=device)).requires_grad_(False)
+        images = torch.empty(batch_size, channels_of(backbone), side, side, device=device)
+    ledger.enter([*_tensors(twin), images], "weights")
+    with ledger, torch.no_grad(), torch.autocast(device.type, autocast, enabled=autocast is not None):
+        twin(images)
+    return ledger.peak
 
 
 def measure(
@@ -229,15 +260,15 @@ def _all_at_once(optimizer: Optimizer) -> None:
             group["foreach"] = True
 
 
-def copy_of(step: PretrainingStep, copy: Callable[[Tensor], Tensor]) -> PretrainingStep:
-    """A step with a copy of each parameter and buffer; one that was shared stays shared."""
+def copy_of(module: Network, copy: Callable[[Tensor], Tensor]) -> Network:
+    """A module with a copy of each parameter and buffer; one that was shared stays shared."""
     places: dict[int, Any] = {}
-    for tensor in _tensors(step):
+    for tensor in _tensors(module):
         with torch.no_grad():
             mine = copy(tensor)
         is_parameter = isinstance(tensor, nn.Parameter)
         places[id(tensor)] = nn.Parameter(mine, requires_grad=tensor.requires_grad) if is_parameter else mine
-    return deepcopy(step, places)
+    return deepcopy(module, places)
 
 
 def _tensors(module: nn.Module) -> list[Tensor]:

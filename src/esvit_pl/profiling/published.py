@@ -43,6 +43,9 @@ class Rival(NamedTuple):
     knn_percent: float | None = None
     remark: str | None = None
 
+    def __str__(self) -> str:
+        return f"{self.method} " + " / ".join(f"{value:.1f}" for value in self[4:6] if value is not None)
+
 
 ESTIMATED = "throughput estimated in the paper"
 FINE_TUNED = "pretrained on JFT-300M, fine-tuned"
@@ -182,31 +185,41 @@ METHODS = {
 """Config of conf/experiment -> result of another method's published recipe on ImageNet-1k."""
 
 DINO = {
-    "deit_small_p16": "DeiT-S/16",
-    "deit_small_p8": "DeiT-S/8",
-    "vit_base_p16": "ViT-B/16",
-    "vit_base_p8": "ViT-B/8",
+    "deit_small_p16": ("DINO", "DeiT-S/16"),
+    "deit_small_p8": ("DINO", "DeiT-S/8"),
+    "vit_base_p16": ("DINO", "ViT-B/16"),
+    "vit_base_p8": ("DINO", "ViT-B/8"),
 }
-"""Config -> architecture, where L_V alone is DINO's own training and not EsViT's."""
+"""Config -> method and architecture, where L_V alone is DINO's own training and not EsViT's."""
+
+COSTS = {
+    "vit_huge_p16_bn": ("MoCo-v3", "ViT-H-BN/16"),
+    "vit_base_p7_bn": ("MoCo-v3", "ViT-B-BN/7"),
+    "vit_large_p7_bn": ("MoCo-v3", "ViT-L-BN/7"),
+    "resnet50w5": ("SwAV", "RN50w5"),
+    "resnet200w2": ("BYOL", "RN200w2"),
+    "resnet152w3_sk": ("SimCLR-v2", "RN152w3+SK"),
+}
+"""The same of rivals that are here for what they cost; no config of conf/experiment trains them."""
 
 
 def accuracy(backbone: str, loss: str) -> Accuracy | None:
     """The accuracy of a config of conf/backbone with a config of conf/loss; None where nothing is published."""
     if backbone in DINO:
-        rival = _of_dino(backbone)
-        if loss != "view" or rival.knn_percent is None:
+        line = rival(backbone)
+        if loss != "view" or line is None or line.knn_percent is None:
             return None
-        return Accuracy(rival.linear_percent, rival.knn_percent)
+        return Accuracy(line.linear_percent, line.knn_percent)
     return EXPERIMENTS.get(f"{backbone}_{loss}")
 
 
 def v100_images_per_second(backbone: str) -> float | None:
     """The rate of a config of conf/backbone on a V100; None where nothing is published."""
-    if backbone in DINO:
-        return _of_dino(backbone).v100_images_per_second
-    return ESVIT[backbone].v100_images_per_second if backbone in ESVIT else None
+    line = ESVIT.get(backbone) or rival(backbone)
+    return line.v100_images_per_second if line else None
 
 
-def _of_dino(backbone: str) -> Rival:
-    (rival,) = (rival for rival in RIVALS if (rival.method, rival.architecture) == ("DINO", DINO[backbone]))
-    return rival
+def rival(backbone: str) -> Rival | None:
+    """The line of Table 1 that a config of conf/backbone belongs to; None where that is EsViT's, or there is none."""
+    names = (DINO | COSTS).get(backbone)
+    return next((line for line in RIVALS if line[:2] == names), None)

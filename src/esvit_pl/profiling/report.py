@@ -56,8 +56,10 @@ class Report:
 
 
 def as_markdown(rows: Iterable[Any]) -> str:
-    """A table with a column for each field; fields that are None in every row are left out."""
+    """A table with a column for each field; fields that are None in every row are left out. No rows make no table."""
     rows = list(rows)
+    if not rows:
+        return "no rows"
     fields = [name for name in rows[0]._fields if any(getattr(row, name) is not None for row in rows)]
     cells = [
         [heading(name) for name in fields],

@@ -12,8 +12,21 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from esvit_pl.backbones import Backbone
+from esvit_pl.printing import say
+from esvit_pl.profiling.available_memory import available_bytes
+from esvit_pl.profiling.batch_size import as_size
 from esvit_pl.profiling.measure import seconds
-from esvit_pl.profiling.published import DINO, ESVIT, FINE_TUNED, RIVALS, accuracy, v100_images_per_second
+from esvit_pl.profiling.memory import predict_pass
+from esvit_pl.profiling.published import (
+    COSTS,
+    ESVIT,
+    FINE_TUNED,
+    RIVALS,
+    Rival,
+    accuracy,
+    rival,
+    v100_images_per_second,
+)
 from esvit_pl.profiling.training import channels_of
 from esvit_pl.visualize import Model, accuracy_against_throughput
 
@@ -40,6 +53,8 @@ class Throughput(NamedTuple):
     """Published linear / k-NN accuracy on ImageNet-1k in %, with L_V."""
     view_region: str | None
     """The same with L_V + L_R."""
+    rival: str | None = None
+    """Method of the paper's Table 1, where that is neither EsViT nor DINO, and its linear / k-NN accuracy in %."""
 
 
 def throughput(
@@ -50,6 +65,8 @@ def throughput(
     device: str = "cpu",
 ) -> Iterator[Throughput]:
     """What each backbone costs and how many images of 224 px it embeds a second, one after the other.
+
+    One that does not fit into the device's memory is left out, and a line says so.
 
     Args:
         backbones: {name of its file in conf/backbone: what builds it}; one is built at a time.
@@ -65,15 +82,23 @@ def throughput(
     if precision not in ("float32", "bf16"):
         raise ValueError(f"throughput needs precision 'float32' or 'bf16', got {precision!r}")
     for name, build in backbones.items():
-        backbone = build().eval()
-        row = counted(name, backbone)
-        rate = images_per_second(backbone.to(device), batch_size=batch_size, precision=precision)
+        with torch.device("meta"):
+            shapes = build().eval()
+        torch.cuda.empty_cache()  # of the backbone before; nothing where there is no GPU
+        there = available_bytes(device)
+        autocast = torch.bfloat16 if precision == "bf16" else None
+        needed = predict_pass(shapes, batch_size=batch_size, autocast=autocast, device=device)
+        if needed > there:
+            say(f"{name} is left out: batch {batch_size} needs {as_size(needed)}; {as_size(there)} are available")
+            continue
+        row = counted(name, shapes)
+        rate = images_per_second(build().eval().to(device), batch_size=batch_size, precision=precision)
         yield row._replace(batch_size=batch_size, images_per_second=rate)
 
 
 def counted(name: str, backbone: Backbone) -> Throughput:
     """What needs no measurement; nothing is computed."""
-    views = [accuracy(name, loss) for loss in ("view", "view_region")]
+    view, both = (accuracy(name, loss) for loss in ("view", "view_region"))
     return Throughput(
         name,
         sum(parameter.numel() for parameter in backbone.parameters()),
@@ -81,7 +106,9 @@ def counted(name: str, backbone: Backbone) -> Throughput:
         None,
         None,
         v100_images_per_second(name),
-        *(str(view) if view else None for view in views),
+        str(view) if view else None,
+        str(both) if both else None,
+        str(rival(name)) if name in COSTS else None,
     )
 
 
@@ -147,15 +174,9 @@ def published_models() -> list[Model]:
         if own.v100_images_per_second is not None
     ]
     rivals = [
-        Model(
-            "large convnets" if rival.method in CONVNETS else rival.method,
-            f"{rival.method} {rival.architecture}" if rival.method in CONVNETS else rival.architecture,
-            rival.v100_images_per_second,
-            rival.linear_percent / 100,
-            rival.parameters,
-        )
-        for rival in RIVALS
-        if rival.v100_images_per_second is not None and rival.remark != FINE_TUNED
+        _rival(line, line.v100_images_per_second, line.parameters)
+        for line in RIVALS
+        if line.v100_images_per_second is not None and line.remark != FINE_TUNED
     ]
     return ours + rivals
 
@@ -164,12 +185,8 @@ def measured_models(rows: Sequence[Throughput]) -> list[Model]:
     """Rows that were measured and whose accuracy is published, EsViT's first."""
     measured = [(row, row.images_per_second) for row in rows if row.images_per_second is not None]
     ours = [_esvit(row.backbone, rate, row.parameters) for row, rate in measured if row.backbone in ESVIT]
-    theirs = []
-    for row, rate in measured:
-        found = accuracy(row.backbone, "view") if row.backbone in DINO else None
-        if found is not None:
-            theirs.append(Model("DINO", DINO[row.backbone], rate, found.linear_percent / 100, row.parameters))
-    return ours + theirs
+    lines = [(rival(row.backbone), rate, row.parameters) for row, rate in measured]
+    return ours + [_rival(line, rate, parameters) for line, rate, parameters in lines if line is not None]
 
 
 def _esvit(name: str, rate: float, parameters: int) -> Model:
@@ -177,6 +194,12 @@ def _esvit(name: str, rate: float, parameters: int) -> Model:
     assert view is not None and both is not None, name
     architecture = ESVIT[name].architecture
     return Model("EsViT", architecture, rate, both.linear_percent / 100, parameters, view.linear_percent / 100)
+
+
+def _rival(line: Rival, rate: float, parameters: int) -> Model:
+    large = line.method in CONVNETS
+    name = f"{line.method} {line.architecture}" if large else line.architecture
+    return Model("large convnets" if large else line.method, name, rate, line.linear_percent / 100, parameters)
 
 
 def _device(backbone: Backbone) -> torch.device:

@@ -115,11 +115,12 @@ def _baselines(axes: Axes, baselines: Mapping[str, float], values: np.ndarray) -
     axes.set_ylim(max(low - room, 0.0), high + room)
     shown = {name: value for name, value in baselines.items() if value >= low - room}
     height, gap = -np.inf, (high - low + 2 * room) / 16
-    beside = {"xycoords": ("axes fraction", "data"), "va": "center", "fontsize": 8, "color": GREY}
+    beside = ("axes fraction", "data")
     for name, value in sorted(shown.items(), key=lambda item: item[1]):
         axes.axhline(value, color=GREY, linestyle="--", linewidth=1)
         height = max(value, height + gap)
-        axes.annotate(for_figure(f"{figure_title(name)} {value:.0f}"), (1.01, height), **beside)
+        words = for_figure(f"{figure_title(name)} {value:.0f}")
+        axes.annotate(words, (1.01, height), xycoords=beside, va="center", fontsize=8, color=GREY)
     below = sorted(((value, name) for name, value in baselines.items() if name not in shown), reverse=True)
     if below:
         words = "\n".join(["below:", *(for_figure(f"{figure_title(name)} {value:.0f}") for value, name in below)])
