@@ -22,11 +22,12 @@ def test_onnxruntime_computes_the_same_for_any_number_of_images(family, tmp_path
     torch.manual_seed(0)
     backbone = build(family, **toys.FAMILIES[family])
     path = tmp_path / "new" / "backbone.onnx"
-    difference = onnx_graph.export(backbone, path, size=40)
+    difference = onnx_graph.export(backbone, path, size=40, preparation={"center_crop": 40})
     assert 0 < difference < 1e-5
     assert [file.name for file in path.parent.iterdir()] == ["backbone.onnx"]
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     assert [output.name for output in session.get_outputs()] == ["pooled", "regions"]
+    assert session.get_modelmeta().custom_metadata_map["preparation"] == '{"center_crop": 40}'
     images = torch.randn(5, 3, 40, 40)
     pooled, regions = session.run(["pooled", "regions"], {"image": images.numpy()})
     with torch.no_grad():

@@ -6,7 +6,9 @@ from random import Random
 import pytest
 import torch
 import toys
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from torchvision.transforms.v2 import functional as F
 
 from esvit_pl.augment import EvaluationTransform, Recipe
 from esvit_pl.backbones import build
@@ -53,6 +55,15 @@ def test_the_recipe_comes_back(tmp_path):
     said = safetensors_file.read(tmp_path / "backbone.safetensors")[1]
     assert said is not None
     assert Recipe(**said["augment"]) == recipe
+    with safe_open(tmp_path / "backbone.safetensors", "pt") as file:
+        said = json.loads(file.metadata()["preparation"])
+    # As another program would follow it, by torchvision.
+    picture = torch.randint(256, (3, 50, 60), dtype=torch.uint8)
+    resized = F.resize(picture, said["resize"]["shorter_side"], F.InterpolationMode(said["resize"]["interpolation"]))
+    cut = F.center_crop(resized, said["center_crop"]).float() / said["divide_by"]
+    torch.testing.assert_close(
+        backbone.transform(picture), F.normalize(cut, said["mean"], said["std"]), atol=0.03, rtol=0
+    )
 
 
 def test_other_libraries_read_it_and_theirs_is_read(tmp_path):

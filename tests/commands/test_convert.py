@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -64,7 +65,7 @@ def test_to_onnx_says_how_far_it_is_from_torch(commands, trained, tmp_path, monk
     pytest.importorskip("onnxruntime")
     sizes = []
 
-    def export(backbone, path, *, size):
+    def export(backbone, path, *, size, preparation):
         assert equal(backbone.state_dict(), weights(trained))
         sizes.append(size)
         path.write_text("graph")
@@ -77,7 +78,11 @@ def test_to_onnx_says_how_far_it_is_from_torch(commands, trained, tmp_path, monk
     assert "for images of 16 px; onnxruntime and torch differ by at most 2.0e-07 of the largest value" in outcome.out
     assert commands.run("convert", *words, "size=24", folder=tmp_path).code == 0
     assert sizes == [16, 24]
-    assert [path.name for path in tmp_path.iterdir()] == ["swin.onnx"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["swin.onnx", "swin.onnx.json"]
+    recipe = load_backbone(trained).transform.recipe
+    said = json.loads((tmp_path / "swin.onnx.json").read_text())
+    assert said["resize"] == {"shorter_side": round(recipe.eval_resize * 24 / 16), "interpolation": "bicubic"}
+    assert (said["center_crop"], said["mean"], said["std"]) == (24, list(recipe.mean), list(recipe.std))
 
 
 def test_packages_are_asked_for_before_anything_takes_time(commands, trained, tmp_path, monkeypatch):

@@ -216,10 +216,12 @@ def test_ctrl_c_shows_what_a_sweep_has_done(toy):
     assert outcome.out.count("failed") == 1
 
 
-def test_a_single_run_that_fails_says_so_in_its_folder(toy):
+def test_a_single_run_that_fails_says_so_in_its_folder_and_one_that_is_refused_leaves_none(toy, tmp_path):
     toy("experiment=embedded", "fault=ours")
-    results = json.loads((Path(toy.seen[0]["output_dir"]) / "results.json").read_text())
-    assert results == {"status": "failed", "error": "allow wants a dotted name such as 'my_project.callbacks.', got ''"}
+    assert not (tmp_path / "logs").exists()
+    toy("experiment=embedded", "fault=foreign")
+    results = json.loads((Path(toy.seen[-1]["output_dir"]) / "results.json").read_text())
+    assert results["status"] == "failed"
 
 
 def test_without_arguments_it_says_what_it_needs_and_leaves_nothing_behind(toy, tmp_path):

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from esvit_pl.backbones import Backbone
+from esvit_pl.checkpoints.safetensors_file import PREPARATION
 from esvit_pl.whole import replacing
 
 TOLERANCE = 1e-4
@@ -28,7 +32,9 @@ class PooledAndRegions(nn.Module):
         return pooled, regions
 
 
-def export(backbone: Backbone, path: str | Path, *, size: int = 224) -> float:
+def export(
+    backbone: Backbone, path: str | Path, *, size: int = 224, preparation: Mapping[str, Any] | None = None
+) -> float:
     """Write the graph of a backbone for any number of images of one size, and compare it with the backbone.
 
     Its input is ``image`` (b in_chans size size), normalised; its outputs are ``pooled`` (b width) and ``regions``
@@ -38,6 +44,7 @@ def export(backbone: Backbone, path: str | Path, *, size: int = 224) -> float:
         backbone: any; its weights are written into the file.
         path: of the one file.
         size: side of the images in pixels.
+        preparation: how images are prepared, `safetensors_file.preparation`; stands as JSON in the graph's metadata.
 
     Returns:
         The largest difference between onnxruntime and torch on the CPU, relative to the output's largest value. The two
@@ -56,7 +63,7 @@ def export(backbone: Backbone, path: str | Path, *, size: int = 224) -> float:
     with torch.no_grad():
         wanted = model(compared)  # before the graph is made: masks that a backbone keeps must not be made by tracing
     with replacing(path) as draft:
-        _write(model, traced, draft)
+        _write(model, traced, draft, {} if preparation is None else {PREPARATION: json.dumps(preparation)})
         difference = _difference(draft, compared, wanted)
         if not difference <= TOLERANCE:  # also if it is not a number
             raise ValueError(
@@ -76,7 +83,7 @@ def check_packages() -> None:
         raise ValueError(f"{error.name} is not installed, and ONNX needs it: pip install 'esvit_pl[onnx]'") from error
 
 
-def _write(model: nn.Module, images: Tensor, path: Path) -> None:
+def _write(model: nn.Module, images: Tensor, path: Path, metadata: Mapping[str, str]) -> None:
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # the exporter's, about parts of torch and of itself
         program = torch.onnx.export(
@@ -89,6 +96,7 @@ def _write(model: nn.Module, images: Tensor, path: Path) -> None:
             dynamic_shapes=({0: torch.export.Dim("batch")},),
         )
     assert program is not None
+    program.model.metadata_props.update(metadata)
     program.save(str(path), external_data=False)
 
 

@@ -20,7 +20,7 @@ from esvit_pl.checkpoints.shareable import shareable_spec
 from esvit_pl.whole import replacing
 
 FORMAT = 1
-KEY, CHECKSUM = "esvit_pl", "esvit_pl_sha256"
+KEY, CHECKSUM, PREPARATION = "esvit_pl", "esvit_pl_sha256", "preparation"
 
 
 def description(backbone: Backbone, about: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -44,15 +44,41 @@ def recipe_of(backbone: Backbone) -> Recipe | None:
     return getattr(backbone.transform, "recipe", None)
 
 
+def preparation(recipe: Recipe, size: int | None = None) -> dict[str, Any]:
+    """How an image becomes the input of a backbone, in the order in which it is done, as plain Python.
+
+    Args:
+        recipe: of the backbone.
+        size: another side of the input in pixels; the resize changes with it.
+
+    >>> preparation(Recipe(), size=112)["resize"]
+    {'shorter_side': 128, 'interpolation': 'bicubic'}
+    """
+    crop = recipe.eval_crop if size is None else size
+    side = round(recipe.eval_resize * crop / recipe.eval_crop)
+    sides = "both_sides" if recipe.eval_squash else "shorter_side"
+    return {
+        "resize": {sides: side, "interpolation": recipe.eval_interpolation},
+        "center_crop": crop,
+        "divide_by": 255,
+        "mean": list(recipe.mean),
+        "std": list(recipe.std),
+    }
+
+
 def save(backbone: Backbone, path: str | Path, *, about: Mapping[str, Any] | None = None) -> None:
     """Write the backbone's weights bit for bit; ``esvit_pl.load_backbone(path)`` builds the model again.
+
+    The metadata hold `description`, and `preparation` for other programs.
 
     Args:
         backbone: any.
         path: of the file; its folder is made.
         about: as in `description`.
     """
-    write(backbone.state_dict(), Path(path), {KEY: json.dumps(description(backbone, about))})
+    recipe = recipe_of(backbone)
+    prepared = {} if recipe is None else {PREPARATION: json.dumps(preparation(recipe))}
+    write(backbone.state_dict(), Path(path), {KEY: json.dumps(description(backbone, about)), **prepared})
 
 
 def write(state: Mapping[str, Tensor], path: Path, metadata: dict[str, str]) -> None:

@@ -85,15 +85,21 @@ def write_file(cfg: DictConfig, path: Path) -> str:
         safetensors_file.save(backbone, path, about=about(cfg, source))
         return f"{kind(backbone)}; esvit_pl.load_backbone reads it"
     from esvit_pl.checkpoints import onnx_graph
-    from esvit_pl.checkpoints.safetensors_file import recipe_of
+    from esvit_pl.checkpoints.safetensors_file import preparation, recipe_of
 
     recipe = recipe_of(backbone)
     size = cfg.size or (backbone.spec.get("img_size", 224) if recipe is None else recipe.eval_crop)
-    difference = onnx_graph.export(backbone, path, size=size)
-    return (
+    prepared = None if recipe is None else preparation(recipe, size)
+    difference = onnx_graph.export(backbone, path, size=size, preparation=prepared)
+    line = (
         f"{kind(backbone)}, for images of {size} px; onnxruntime and torch differ by at most {difference:.1e} of the "
         "largest value"
     )
+    if prepared is None:
+        return f"{line}; nothing says how images are prepared for these weights"
+    beside = path.with_name(f"{path.name}.json")
+    beside.write_text(json.dumps(prepared, indent=2) + "\n", encoding="utf-8")
+    return f"{line}\n{beside}: how images are prepared for it, as in the file's metadata"
 
 
 def write_folder(cfg: DictConfig, out: Path) -> None:

@@ -313,8 +313,9 @@ def discard_run_folder() -> None:
     """
     if not HydraConfig.initialized() or not is_first_process():
         return
-    folder = Path(HydraConfig.get().runtime.output_dir)
-    files = files_before_the_first_step(folder, notes=claimed(folder) is None)
+    config = HydraConfig.get()
+    folder = Path(config.runtime.output_dir)
+    files = files_before_the_first_step(folder, f"{config.job.name}.log", notes=claimed(folder) is None)
     run_folder.release()
     with suppress(OSError):  # if the folder cannot be removed, the message is still shown
         for path in files:

@@ -194,16 +194,17 @@ def holds_run(folder: str | os.PathLike[str], *, notes: bool = True) -> bool:
     return bool(work) or (notes and bool(names))
 
 
-def files_before_the_first_step(folder: str | os.PathLike[str], *, notes: bool = False) -> list[Path]:
+def files_before_the_first_step(folder: str | os.PathLike[str], log: str, *, notes: bool = False) -> list[Path]:
     """The files that a run has left which failed before its first step; none if a run has come further there.
 
     Args:
-        notes: take Hydra's notes and log alone, and nothing from a folder that holds any other file.
+        log: the name of its log.
+        notes: take Hydra's notes and the log alone, and nothing from a folder that holds any other file.
     """
     folder, found = Path(folder), []
     for path in _files(folder):
         name = path.relative_to(folder).as_posix()
-        if _NOTES.fullmatch(name) or _LOGS.fullmatch(name) or (name in _BEFORE_THE_FIRST_STEP and not notes):
+        if _NOTES.fullmatch(name) or name == log or (name in _BEFORE_THE_FIRST_STEP and not notes):
             found.append(path)
         elif notes or _FILES.fullmatch(name):
             return []
