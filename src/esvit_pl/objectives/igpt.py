@@ -52,4 +52,6 @@ class IGPTObjective(Objective):
             for view, said in zip(batch["views"], student.z["color"], strict=True)
         ]
         loss: Tensor = torch.stack(losses).mean()
-        return Losses({"color": loss}, {"color": 1.0}, {"color_chance_share": loss.detach() / math.log(self.num_colors)})
+        return Losses(
+            {"color": loss}, {"color": 1.0}, {"color_chance_share": loss.detach() / math.log(self.num_colors)}
+        )
