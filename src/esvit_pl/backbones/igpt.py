@@ -1,4 +1,4 @@
-"""iGPT (Chen et al., ICML 2020): a GPT-2 that reads the colours of a small image, row by row, and knows no second dimension.
+"""iGPT (Chen et al., ICML 2020): a GPT-2 that reads the colours of a small image row by row, and knows no columns.
 
 What it learns with is `loss=igpt`: the colour that comes next. No weights of the authors are read.
 """
@@ -81,7 +81,7 @@ class IGPT(Backbone):
         self.initialise()
 
     def initialise(self) -> None:
-        """Normal, 0.02; smaller in what is added to the stream, by the root of how often that happens, as GPT-2 does."""
+        """Normal, 0.02; what is added to the stream begins smaller, by the root of the number of sums, as in GPT-2."""
         for name, parameter in self.named_parameters():
             if name.endswith("bias"):
                 nn.init.zeros_(parameter)
