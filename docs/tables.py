@@ -186,13 +186,13 @@ def backbone_cells(name: str) -> list[object]:
     with torch.device("meta"):
         backbone: Backbone = assemble.construct(compose("pretrain", f"backbone={name}"), "backbone").eval()
         regions = [backbone(torch.empty(1, 3, side, side)).regions.shape[1] for side in (224, 96)]
-    source = SOURCES[name.partition("_")[0]]
+    source = SOURCES.get(name.partition("_")[0])
     return [
         f"`{name}`",
         f"{sum(parameter.numel() for parameter in backbone.parameters()) / 1e6:.1f} M",
         *regions,
         attention_of(backbone),
-        f"[{source}](https://arxiv.org/abs/{source})",
+        f"[{source}](https://arxiv.org/abs/{source})" if source else "ICML 2020",  # iGPT is not on arXiv
         *(published.accuracy(name, loss) or "-" for loss in ("view", "view_region")),
     ]
 
@@ -209,6 +209,8 @@ def attention_of(backbone: Backbone) -> str:
             f"sliding, chunks of {w}" if s else "full" for s, w in zip(spec["sliding"], spec["windows"], strict=True)
         ]
         return "; ".join(f"{kind} (stages {stages(kinds, kind)})" for kind in dict.fromkeys(kinds))
+    if spec["name"] == "igpt":
+        return "causal"
     try:
         backbone.attention(torch.empty(1, 3, 224, 224, device="meta"))
     except NotImplementedError:

@@ -38,6 +38,7 @@ PARAMETERS = {
     "vil": {"tiny": (27_569_352, 0), "small": (24_635_752 - 769_000, 0)},  # 24.6 M with a classifier of 1000 classes
     "deit": {"small": (21e6, 1e6)},
     "vit": {"base": (85e6, 1e6), "large": (304e6, 1e6), "huge": (632e6, 2e6)},
+    "igpt": {"small": (76e6, 1e6), "medium": (455e6, 1e6), "large": (1.36e9, 1e7), "xlarge": (6.8e9, 5e7)},
     "resnet50": {"": (23_508_032, 0)},  # torchvision's 25,557,032 without the classifier's 2048 * 1000 + 1000
     "resnet50w5": {"": (586e6, 1e6)},
     "resnet200w2": {"": (250e6, 1e6)},

@@ -30,7 +30,7 @@ TINY = {
 def test_every_config_of_our_families_is_a_size_and_no_other():
     ours = {path.stem for path in CONF.glob("*.yaml") if path.stem.startswith(("swin_", "cvt_", "vil_"))}
     assert set(SIZES) == ours
-    assert {spec["name"] for spec in SIZES.values()} == set(FAMILIES)
+    assert {spec["name"] for spec in SIZES.values()} == set(FAMILIES) - {"igpt"}  # which has no layer that sees pixels
 
 
 def test_every_size_is_registered_once_under_our_prefix():

@@ -24,7 +24,8 @@ def words_of(loss: str) -> list[str]:
     if loss == "byol_regions":
         return ["experiment=embedded", "loss=view_region", "view=byol", "loss.view.hidden_dim=16", *SHORT]
     queue = ["loss.queue_length=64", "loss.queue_start_epoch=0"] if loss == "swav" else []
-    return ["experiment=embedded", f"loss={loss}", *queue, *SHORT]
+    small = ["backbone=igpt_embedded", "backbone.width=16", "backbone.depth=4", "backbone.side=8"]
+    return ["experiment=embedded", f"loss={loss}", *queue, *(small if loss == "igpt" else []), *SHORT]
 
 
 def states(*outcomes) -> list[dict[str, torch.Tensor]]:
@@ -65,6 +66,12 @@ def test_methods_that_hide_patches_want_masks(loss, commands):
     refused = commands.run("pretrain", *words_of(loss), "augment.mask_cell=0", "dry_run=true")
     assert refused.code == 1
     assert "augment.mask_cell=0 draws no masks" in refused.err or "positive cell" in refused.err
+
+
+def test_igpt_wants_a_backbone_that_does_not_see_ahead(commands):
+    refused = commands.run("pretrain", "experiment=embedded", "loss=igpt", *SHORT, "dry_run=true")
+    assert refused.code == 1
+    assert "Swin sees all at once; choose backbone=igpt_small or igpt_embedded" in refused.err
 
 
 def test_a_region_loss_beside_a_method_that_hides_patches_is_refused(commands):

@@ -8,6 +8,7 @@ from typing import Any
 from timm import is_model
 
 from esvit_pl.backbones.cvt import CvT
+from esvit_pl.backbones.igpt import IGPT
 from esvit_pl.backbones.interface import Attention, Backbone, Features, Regions
 from esvit_pl.backbones.recompute import Recomputable
 from esvit_pl.backbones.registry import ModelForTimm
@@ -16,7 +17,7 @@ from esvit_pl.backbones.timm_backbone import TimmBackbone
 from esvit_pl.backbones.timm_errors import unknown
 from esvit_pl.backbones.vil import ViL
 
-FAMILIES: dict[str, Callable[..., Backbone]] = {"swin": Swin, "cvt": CvT, "vil": ViL}
+FAMILIES: dict[str, Callable[..., Backbone]] = {"swin": Swin, "cvt": CvT, "vil": ViL, "igpt": IGPT}
 """Family name -> class. A family of your own is one more entry: ``FAMILIES["mine"] = MyBackbone``."""
 
 
@@ -42,6 +43,7 @@ def build(name: str, **kwargs: Any) -> Backbone:
 
 __all__ = [
     "FAMILIES",
+    "IGPT",
     "Attention",
     "Backbone",
     "CvT",

@@ -4,6 +4,7 @@ from esvit_pl.objectives.byol import BYOLObjective
 from esvit_pl.objectives.densecl import DenseCLObjective
 from esvit_pl.objectives.esvit import EsViTObjective
 from esvit_pl.objectives.ibot import IBOTObjective
+from esvit_pl.objectives.igpt import IGPTObjective
 from esvit_pl.objectives.interface import Losses, Objective, Progress, Views, Window
 from esvit_pl.objectives.moby import MoBYObjective
 from esvit_pl.objectives.mocov3 import MoCoV3Objective
@@ -18,6 +19,7 @@ __all__ = [
     "DenseCLObjective",
     "EsViTObjective",
     "IBOTObjective",
+    "IGPTObjective",
     "Losses",
     "MPPObjective",
     "MoBYObjective",
