@@ -150,9 +150,18 @@ def methods(cfg: DictConfig) -> Iterator[Report]:
 
     found: dict[str, Method] = {}
     sides: dict[tuple[int, ...], list[str]] = {}
-    for loss in cfg.losses or options("loss"):
+    own_first = sorted(options("loss"), key=lambda loss: not loss.startswith("view"))
+    for loss in cfg.losses or own_first:
         its = again(f"loss={loss}")
         views: Recipe = assemble.construct(its, "augment")
+        try:
+            with torch.device("meta"):
+                assemble.pretrainer(its, views)
+        except (ValueError, NotImplementedError) as refusal:
+            if cfg.losses:
+                raise
+            say(f"without {loss}: {refusal}")
+            continue
         sides.setdefault(tuple(views.sizes), []).append(loss)
         found[loss] = Method(partial(training_step, its, views), assemble.construct(its, "optimizer"), views.sizes)
     batch_size = cfg.batch_size or (64 if device(cfg) == "cuda" else 4)
