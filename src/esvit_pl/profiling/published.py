@@ -199,6 +199,7 @@ COSTS = {
     "resnet50w5": ("SwAV", "RN50w5"),
     "resnet200w2": ("BYOL", "RN200w2"),
     "resnet152w3_sk": ("SimCLR-v2", "RN152w3+SK"),
+    "igpt_xlarge": ("iGPT", "iGPT-XL"),
 }
 """The same of rivals that are here for what they cost; no config of conf/experiment trains them."""
 
