@@ -11,6 +11,7 @@ from typing import Any
 from hydra._internal import hydra as hydra_internal
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.config_search_path_impl import ConfigSearchPathImpl
+from hydra.core.object_type import ObjectType
 from omegaconf import DictConfig
 
 from esvit_pl.configs.hydra_nodes import check_hydra, check_search_path
@@ -26,6 +27,14 @@ class CheckedLoader(ConfigLoaderImpl):
         config = super().load_configuration(*args, **kwargs)
         check_hydra(config)
         return config
+
+    def get_group_options(
+        self, group_name: str, results_filter: Any = ObjectType.CONFIG, config_name: Any = None, overrides: Any = None
+    ) -> list[str]:
+        """What a group offers. ``--help`` asks for every group, and Hydra would copy all its configs each time."""
+        if config_name is None and not overrides:
+            return list(self.repository.get_group_options(group_name, results_filter))
+        return list(super().get_group_options(group_name, results_filter, config_name, overrides))
 
 
 class _SearchPath(ConfigSearchPathImpl):
