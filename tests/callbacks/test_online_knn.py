@@ -137,6 +137,31 @@ def test_the_pretrainer_needs_no_argument_but_loaders(tmp_path) -> None:
     assert callback.last["knn/top1"] == 1.0  # every image finds itself
 
 
+@pytest.mark.parametrize("views", [1, 2])
+def test_loaders_and_pairs_of_views_that_fit_was_given(views, tmp_path) -> None:
+    images = torch.randn(12, 3, 16, 16)
+    rows = [(x if views == 1 else (x, -x), i % 3) for i, x in enumerate(images)]
+    callback = OnlineKNN(torch.nn.Flatten(), "train", "val", k=1)
+
+    class Theirs(pl.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = torch.nn.Linear(3 * 16 * 16, 1)
+
+        def training_step(self, batch, batch_idx):
+            seen = batch[0] if views == 1 else batch[0][0]
+            return self.layer(seen.flatten(1)).mean()
+
+        validation_step = training_step
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    trainer = toys.trainer(tmp_path, callbacks=[callback], max_epochs=1)
+    trainer.fit(Theirs(), DataLoader(rows, batch_size=4), DataLoader(rows, batch_size=4))
+    assert callback.last["knn/top1"] == 1.0  # every image finds itself
+
+
 def test_errors_before_training_say_what_was_found(tmp_path) -> None:
     with pytest.raises(ValueError, match="features='net.body', and Scalar.net has no attribute 'body'; it has trunk"):
         fit(module(), tmp_path, measure(features="net.body"))

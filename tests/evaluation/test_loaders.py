@@ -23,8 +23,27 @@ def test_find_loader_looks_in_the_data_module_first() -> None:
     assert find_loader("X", WithData(), Owner("module"), "bank")() == ["data module"]
     assert find_loader("X", Without(), Owner("module"), "bank")() == ["module"]
     assert find_loader("X", Without(), None, [1, 2])() == [1, 2]
-    with pytest.raises(ValueError, match=r"looks for val_dataloader\(\) in Owner, and found bank_dataloader; name one"):
-        find_loader("X", Without(), Owner("module"), "val")
+    with pytest.raises(
+        ValueError, match=r"looks for query_dataloader\(\) in Owner, and found bank_dataloader; name one"
+    ):
+        find_loader("X", Without(), Owner("module"), "query")
+
+
+def test_train_and_val_are_the_loaders_that_fit_was_given() -> None:
+    class Fit:
+        datamodule = None
+        train_dataloader = range(1)
+        val_dataloaders: object = [range(2)]
+
+    given = Fit()
+    assert find_loader("X", given, None, "train")() == range(1)
+    assert find_loader("X", given, None, "val")() == range(2)
+    given.val_dataloaders = [range(2), range(3)]
+    with pytest.raises(ValueError, match="X looks for the loader 'val' that fit was given, and it was given several"):
+        find_loader("X", given, None, "val")()
+    given.val_dataloaders = None
+    with pytest.raises(ValueError, match=r"given no val loaders \(none is read where .* validation_step\); give the"):
+        find_loader("X", given, None, "val")()
 
 
 def test_loaders_that_lightning_only_declares_are_none() -> None:

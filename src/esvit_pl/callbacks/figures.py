@@ -63,7 +63,7 @@ class LearningCurve(Callback):
         self.rows: list[dict[str, float]] = []
         """One dict a step, {"step", "epoch", name: value}, sorted."""
         self._seen: dict[str, Tensor] = {}
-        self._drawn = True
+        self._drawn, self._warned = True, False
 
     @property
     def state_key(self) -> str:
@@ -115,7 +115,8 @@ class LearningCurve(Callback):
     def _draw(self, trainer: Any) -> None:
         if not trainer.is_global_zero:
             return
-        if not self.rows:
+        if not self.rows and not self._warned:
+            self._warned = True
             logged = ", ".join(sorted(trainer.callback_metrics)) or "nothing"
             losses = ["train/*_loss"] if self.losses is None else self.losses
             names = [*losses, *([self.accuracy] if self.accuracy else [])]
@@ -124,7 +125,7 @@ class LearningCurve(Callback):
                 "Name metrics that the module logs",
                 stacklevel=2,
             )
-        elif not self._drawn:
+        elif self.rows and not self._drawn:
             figure = learning_curve(self.rows, self.baselines, losses=self.losses, accuracy=self.accuracy)
             save(figure, self.path)
             self._drawn = True

@@ -68,6 +68,9 @@ class OnlineEvaluation(Callback):
         if any(isinstance(loader, str) for loader in self.loaders.values()):
             need_labels(self.owner, trainer)
 
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        self._make_loaders(trainer, pl_module)
+
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         if not is_due(trainer, self.every_n_epochs):
             return
@@ -78,13 +81,16 @@ class OnlineEvaluation(Callback):
 
     def measured(self, trainer: Any, pl_module: Any) -> dict[str, float]:
         """`measure` now, with the loaders of the trainer; the module is left as it was."""
-        for name, loader in self.loaders.items():
-            if name not in self._made:  # kept, so that workers may persist
-                self._made[name] = find_loader(self.owner, trainer, pl_module, loader)()
+        self._make_loaders(trainer, pl_module)
         with undisturbed(pl_module):
             bank, query = self._made.get("bank"), self._made.get("query")
             data = EvaluationData(bank, query, unpack=self.unpack, place=place_of(trainer))
             return self.measure(trainer, pl_module, data)
+
+    def _make_loaders(self, trainer: Any, pl_module: Any) -> None:
+        for name, loader in self.loaders.items():
+            if name not in self._made:  # kept, so that workers may persist
+                self._made[name] = find_loader(self.owner, trainer, pl_module, loader)()
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
         self._made = {}

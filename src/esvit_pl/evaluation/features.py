@@ -31,7 +31,7 @@ class Extracted(NamedTuple):
 
 def unpack_batch(batch: Any) -> tuple[Any, Tensor | None]:
     """(images, labels or None) of the batches that most loaders give: ``{"image", "label"}``, ``(image, label, ...)``
-    or the images alone.
+    or the images alone. Of several views, ``((x, y), label)``, the first.
 
     Raises:
         ValueError: anything else; give ``unpack=`` a function of your own.
@@ -41,7 +41,8 @@ def unpack_batch(batch: Any) -> tuple[Any, Tensor | None]:
             return batch["image"], batch.get("label")
         found = f"a dict with the keys {', '.join(map(str, batch)) or '(none)'}"
     elif isinstance(batch, (tuple, list)) and batch:
-        return batch[0], batch[1] if len(batch) > 1 else None
+        images = batch[0][0] if isinstance(batch[0], (tuple, list)) and batch[0] else batch[0]
+        return images, batch[1] if len(batch) > 1 else None
     elif isinstance(batch, Tensor):
         return batch, None
     else:

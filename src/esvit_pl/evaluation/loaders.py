@@ -12,10 +12,11 @@ from torch import Tensor
 def find_loader(owner: str, trainer: Any, module: Any, loader: str | Iterable[Any]) -> Callable[[], Iterable[Any]]:
     """A function that gives the loader that `loader` names: ``"bank"`` means ``datamodule.bank_dataloader()``.
 
-    Looked for in the data module, then in the module; a loader is given back as it is.
+    Looked for in the data module, then in the module; "train" and "val" then are the loaders that ``fit`` was given. A
+    loader is given back as it is.
 
     Raises:
-        ValueError: neither has such a method; says which loaders there are.
+        ValueError: there is no such loader; says which ones there are.
     """
     if not isinstance(loader, str):
         return lambda: loader
@@ -24,12 +25,34 @@ def find_loader(owner: str, trainer: Any, module: Any, loader: str | Iterable[An
         if (name := f"{loader}_dataloader") in _loaders(place):
             method: Callable[[], Iterable[Any]] = getattr(place, name)
             return method
+    if loader in GIVEN:
+        return lambda: _given(owner, trainer, loader)
     found = sorted({name for place in places for name in _loaders(place)})
     remedy = "name one of these without '_dataloader', or give the loader itself" if found else "give the loader itself"
+    remedy += "; the loaders that fit was given are called 'train' and 'val'"
     raise ValueError(
         f"{owner} looks for {loader}_dataloader() in {' and '.join(type(place).__name__ for place in places)}, "
         f"and found {', '.join(found) or 'none'}; {remedy}"
     )
+
+
+GIVEN = {"train": "train_dataloader", "val": "val_dataloaders"}
+"""Name -> the Trainer's attribute with what ``fit`` was given."""
+
+
+def _given(owner: str, trainer: Any, loader: str) -> Iterable[Any]:
+    found = getattr(trainer, GIVEN[loader], None)
+    if isinstance(found, (list, tuple)) and len(found) == 1:
+        (found,) = found
+    if found is None or isinstance(found, (list, tuple, dict)):
+        what = "several" if found else "no"
+        why = "" if found or loader == "train" else " (none is read where the module has no validation_step)"
+        raise ValueError(
+            f"{owner} looks for the loader {loader!r} that fit was given, and it was given {what} {loader} loaders"
+            f"{why}; give the loader itself"
+        )
+    given: Iterable[Any] = found
+    return given
 
 
 def _loaders(place: Any) -> list[str]:
