@@ -20,8 +20,8 @@ import torch
 from esvit_pl.backbones import Backbone
 from esvit_pl.configs import assemble
 from esvit_pl.configs.compose import compose, list_backbones
+from esvit_pl.evaluation.names import is_accuracy
 from esvit_pl.profiling import published, report
-from esvit_pl.runs import table as table_of_runs
 from esvit_pl.runs.beside_published import published_table
 
 DOCS = Path(__file__).parent
@@ -129,8 +129,9 @@ def compared_cells(folder: Path) -> Iterator[list[object]]:
             runs.setdefault(row["loss"], []).append(row)
 
     def spread(loss: str, metric: str) -> str:
-        values = [float(row[metric]) for row in runs[loss]]
-        return table_of_runs.shown(table_of_runs.Spread(fmean(values), stdev(values)), metric)
+        values = [float(row[metric]) for row in runs[loss] if row[metric]]
+        text = shortened(values, in_percent=is_accuracy(metric))
+        return text if len(values) == len(runs[loss]) else f"{text} (seeds: {len(values)})"
 
     def cells(loss: str) -> list[object]:
         cost = costs[loss]
@@ -140,6 +141,13 @@ def compared_cells(folder: Path) -> Iterator[list[object]]:
 
     for loss in sorted(runs, key=lambda loss: -fmean(float(row["knn/top1"]) for row in runs[loss])):
         yield cells(loss)
+
+
+def shortened(values: list[float], *, in_percent: bool) -> str:
+    """Mean and deviation of several seeds, with so many digits as can be read."""
+    scale, digits = (100, 1) if in_percent else (1, 3 if fmean(values) < 1 else 1)
+    texts = [f"{scale * of(values):.{digits}f}" for of in (fmean, stdev) if len(values) > 1 or of is fmean]
+    return " ± ".join(texts) + (" %" if in_percent else "")
 
 
 COMPARED_METRICS = ("knn/top1", "linear/top1", "correspondence/exact", "health/effective_rank", "health/feature_spread")
