@@ -45,7 +45,11 @@ def same(mine: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
 
 def test_the_plan_is_printed_before_the_first_epoch_and_the_table_and_the_files_at_the_end(pretrained):
     lines = pretrained.out.splitlines()
-    starts = ["data: 36 images to train on, 3 classes", "each epoch uses 32 of 36 images: the last 4 do not", "global batch 8 images"]
+    starts = [
+        "data: 36 images to train on, 3 classes",
+        "each epoch uses 32 of 36 images: the last 4 do not",
+        "global batch 8 images",
+    ]
     starts += ["epoch 1/2  view ", "epoch 2/2  view "]
     at = [next(i for i, line in enumerate(lines) if line.startswith(start)) for start in starts]
     assert at == sorted(at)

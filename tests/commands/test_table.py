@@ -73,7 +73,7 @@ def test_finished_runs_are_shown_and_the_others_on_request(commands, logs):
     assert lines(commands.run("table", f"{logs}/runs/slow"))[1][:2] == [".", "stopped"]  # there is nothing else
     refused = commands.run("table", str(logs), "status=broken")
     assert refused.code == 1
-    assert "status=broken is none of finished, running, stopped, failed" in refused.err
+    assert "esvit-table knows no status=broken; choose one of finished, running, stopped, failed" in refused.err
 
 
 def test_trainings_and_evaluations_stand_apart(commands, tmp_path):

@@ -26,7 +26,7 @@ STATUSES = ("finished", "running", "stopped", "failed", "killed", "silent", "no 
 
 def needs(cfg: DictConfig) -> str | None:
     if cfg.status not in STATUSES:
-        return f"status={cfg.status} is none of {', '.join(STATUSES)}"
+        return f"esvit-table knows no status={cfg.status}; choose one of {', '.join(STATUSES)}"
     missing = [folder for folder in cfg.folders if not Path(folder).is_dir()]
     if cfg.published and missing == [cfg.paths.log_dir]:  # nobody named a folder, and a table without runs is one
         return None

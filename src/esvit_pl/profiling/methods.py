@@ -23,7 +23,7 @@ class Method(NamedTuple):
     """Gives a new step on the device."""
     recipe: OptimizerRecipe
     sides: Sequence[int]
-    """Of the views in pixels, global ones first."""
+    """Sides of the views in pixels; the global views come first."""
 
 
 class Cost(NamedTuple):
@@ -31,13 +31,13 @@ class Cost(NamedTuple):
 
     method: str
     views: int
-    """Of an image."""
+    """So many views are made of an image."""
     trained_parameters: int
-    """Of the student: backbone, heads and prototypes."""
+    """The numbers that the student learns, in its backbone, heads and prototypes."""
     step_seconds: float
     """The median."""
     time_ratio: float
-    """Its seconds over those of the first method."""
+    """A step takes so many times as long as one of the first method."""
     peak_bytes: int
     """All that is held at once: weights, moments and views too."""
 
