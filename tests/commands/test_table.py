@@ -51,12 +51,12 @@ def test_a_picture_of_the_metric_that_sorts(commands, logs, tmp_path):
     assert "lr.png shows the metric of sort=, and no run has optimizer.lr" in refused.err
 
 
-def add(logs, name, *, status, command="esvit-pretrain", words=("seed=1",), **metrics):
+def add(logs, name, *, status, config="resume:\n  mode: by_name\n", words=("seed=1",), **metrics):
     folder = logs / name
     (folder / ".hydra").mkdir(parents=True)
     (folder / ".hydra" / "overrides.yaml").write_text("".join(f"- {word}\n" for word in words))
     (folder / "results.json").write_text(json.dumps({"status": status, "metrics": metrics}))
-    (folder / "environment.json").write_text(json.dumps({"command": [command, *words]}))
+    (folder / ".hydra" / "config.yaml").write_text(config)
 
 
 def test_finished_runs_are_shown_and_the_others_on_request(commands, logs):
@@ -79,15 +79,15 @@ def test_finished_runs_are_shown_and_the_others_on_request(commands, logs):
 def test_trainings_and_evaluations_stand_apart(commands, tmp_path):
     add(tmp_path, "a", status="finished", words=("loss=view",), **{"knn/top1": 0.5})
     add(tmp_path, "b", status="finished", words=("loss=moby",), **{"knn/top1": 0.25})
-    add(tmp_path, "c", status="finished", command="esvit-linear", words=("ckpt_path=a",), **{"linear/top1": 0.75})
+    add(tmp_path, "c", status="finished", config="resume_from: null\n", words=("ckpt_path=a",), **{"linear/top1": 0.75})
     assert lines(commands.run("table", str(tmp_path))) == [
-        ["esvit-pretrain"],
+        ["trainings"],
         [],
         ["run", "loss", "status", "epochs", "steps", "knn/top1"],
         ["a", "view", "finished", "-", "-", "50.0%"],
         ["b", "moby", "finished", "-", "-", "25.0%"],
         [],
-        ["esvit-linear"],
+        ["evaluations"],
         [],
         ["run", "status", "epochs", "steps", "linear/top1"],
         ["c", "finished", "-", "-", "75.0%"],

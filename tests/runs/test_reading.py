@@ -15,7 +15,7 @@ def write(folder, overrides=(), rows=(), goal="null", **results):
     """A run folder as a run leaves it behind."""
     (folder / ".hydra").mkdir(parents=True)
     (folder / ".hydra" / "overrides.yaml").write_text(json.dumps(list(overrides)))
-    (folder / ".hydra" / "config.yaml").write_text(f"seed: 0\noptimized_metric: {goal}\nlr: 1\n")
+    (folder / ".hydra" / "config.yaml").write_text(f"seed: 0\noptimized_metric: {goal}\nresume:\n  mode: by_name\n")
     if rows:
         (folder / "metrics.csv").write_text("\n".join(["step,epoch,name,value", *rows, ""]))
     if results:
@@ -49,9 +49,12 @@ def test_a_run_is_its_settings_how_far_it_came_and_its_last_results(tmp_path):
                 "linear/top1": 0.625,
                 "untrained/knn/top1": 0.25,
             },
+            kind="training",
             goal="linear/top1",
         )
     ]
+    (tmp_path / "run" / ".hydra" / "config.yaml").write_text("ckpt_path: RUN\nresume_from: null\n")
+    assert read_run(tmp_path / "run").kind == "evaluation"
 
 
 def test_settings_are_read_as_hydra_writes_them(tmp_path):
@@ -92,10 +95,10 @@ def test_who_says_running_and_whose_process_is_gone_was_killed(tmp_path):
 
 def test_what_is_missing_or_broken_stays_empty(tmp_path):
     folder = write(tmp_path / "run")
-    assert read_run(folder) == Run(folder)
+    assert read_run(folder) == Run(folder, kind="training")
     assert read_run(folder).status == "no results"
     (folder / "results.json").write_text('{"status": "fin')
-    assert read_run(folder) == Run(folder)
+    assert read_run(folder) == Run(folder, kind="training")
     (folder / "results.json").write_text('{"status": "failed", "error": "ValueError:\\n  too  much", "knn": null}')
     assert (read_run(folder).status, read_run(folder).error) == ("failed", "ValueError: too much")
 

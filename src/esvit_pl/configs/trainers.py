@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,7 +16,8 @@ from esvit_pl.configs.assemble import bag, check_epochs, construct
 from esvit_pl.configs.processes import processes
 from esvit_pl.configs.weights import say
 from esvit_pl.evaluation.names import PROBES
-from esvit_pl.runs.claim import resume_command
+from esvit_pl.runs.claim import resume_words
+from esvit_pl.secret_values import starred
 
 if TYPE_CHECKING:
     from pytorch_lightning import Callback, LightningModule, Trainer
@@ -133,7 +135,8 @@ def _resume_command(trainer: Trainer) -> str | None:
     from esvit_pl.callbacks import TrainingCheckpoints
 
     savers = [saver for saver in trainer.callbacks if isinstance(saver, TrainingCheckpoints)]  # type: ignore[attr-defined]
-    return next((resume_command(saver.folder.parent) for saver in savers), None)
+    words = next((resume_words(saver.folder.parent) for saver in savers), None)
+    return None if words is None else shlex.join(starred(words))  # what is said stands in the run's log, too
 
 
 def quiet(cfg: DictConfig, *, bar: bool = False) -> Trainer:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -35,7 +35,7 @@ class Run:
         results: the last value of every metric; accuracies are fractions. Those of the same backbone before training
             are called ``untrained/knn/top1``, ...
         images: {part of the data: how many were measured}, of bank and query.
-        command: that began it, such as ``esvit-pretrain``, where it is written down.
+        kind: "training" or "evaluation" (of a backbone that was trained before); None without a config.
         error: of a failed run, in one line.
         goal: its ``optimized_metric``.
 
@@ -50,7 +50,7 @@ class Run:
     steps: int | None = None
     results: Mapping[str, float] = field(default_factory=dict)
     images: Mapping[str, int] = field(default_factory=dict)
-    command: str | None = None
+    kind: str | None = None
     error: str | None = None
     goal: str | None = None
 
@@ -91,6 +91,7 @@ def read_run(folder: str | os.PathLike[str], *, silent_after: float = 3600.0) ->
         elif time.time() - _last_write(folder) > silent_after:
             status = "silent"
     error = written.get("error")
+    config = _config_lines(folder)
     return Run(
         folder,
         overrides=_overrides(read_overrides(folder)),
@@ -99,9 +100,9 @@ def read_run(folder: str | os.PathLike[str], *, silent_after: float = 3600.0) ->
         steps=last.steps,
         results=results,
         images=_images(written.get("evaluation")),
-        command=_command(folder),
+        kind=_kind(config),
         error=" ".join(str(error).split()) if error else None,
-        goal=_goal(folder / ".hydra" / "config.yaml"),
+        goal=_goal(config),
     )
 
 
@@ -109,11 +110,6 @@ def read_overrides(folder: str | os.PathLike[str]) -> list[str]:
     """The settings of the command line that began a run, word for word; empty where none are written down."""
     path = Path(folder) / ".hydra" / "overrides.yaml"
     return _words(path) if path.is_file() else []
-
-
-def _command(folder: Path) -> str | None:
-    words = read_json(folder / "environment.json").get("command")
-    return str(words[0]) if isinstance(words, list) and words else None
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -156,11 +152,21 @@ def _words(path: Path) -> list[str]:
     return [str(word) for word in words] if isinstance(words, list) else []
 
 
-def _goal(path: Path) -> str | None:
-    """``optimized_metric`` of a config. It is found as text; parsing the whole YAML would take ten times as long."""
-    if not path.is_file():
+def _config_lines(folder: Path) -> list[str]:
+    """A run's config as text: parsing the whole YAML would take ten times as long. Empty if there is none."""
+    paths = (folder / ".hydra" / "config.yaml", folder / "config.yaml")
+    path = next((path for path in paths if path.is_file()), None)
+    return [] if path is None else path.read_text(encoding="utf-8", errors="replace").splitlines()
+
+
+def _kind(lines: Sequence[str]) -> str | None:
+    if not lines:
         return None
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    return "training" if "resume:" in lines else "evaluation"  # the settings of conf/resume are those of a training
+
+
+def _goal(lines: Sequence[str]) -> str | None:
+    """``optimized_metric`` of a config."""
     value = next((line.partition(": ")[2].strip() for line in lines if line.startswith("optimized_metric: ")), "null")
     return None if value == "null" else value
 

@@ -17,6 +17,7 @@ from esvit_pl.runs.reading import Run
 from esvit_pl.safe_text import for_csv, for_terminal
 
 COLUMNS = (KNN_TOP1, LINEAR_TOP1, "rankme", TRAINING_LOSSES)
+TITLES: dict[str | None, str] = {"training": "trainings", "evaluation": "evaluations"}
 SEED = "seed"
 _WIDTH = 32  # longest text of a setting's value in a terminal
 
@@ -151,13 +152,12 @@ def report(
     base: str | os.PathLike[str] = ".",
     settings: int | None = None,
 ) -> str:
-    """The text for a terminal: the runs of each command, the errors of failed ones, and the spread over seeds."""
+    """The text for a terminal: trainings, then evaluations; failed ones with their errors, seeds with their spread."""
     columns, parts = list(columns), []
-    commands = list(dict.fromkeys(run.command for run in runs))
-    for command in commands:
-        some = [run for run in runs if run.command == command]
-        if len(commands) > 1:
-            parts.append(for_terminal(command or "runs that do not say which command began them"))
+    kinds = {kind: some for kind in (*TITLES, None) if (some := [run for run in runs if run.kind == kind])}
+    for kind, some in kinds.items():
+        if len(kinds) > 1:
+            parts.append(TITLES.get(kind, "runs without a config"))
         parts += _report(some, columns, base, settings)
     return "\n\n".join(parts)
 
