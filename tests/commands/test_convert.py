@@ -83,6 +83,9 @@ def test_to_onnx_says_how_far_it_is_from_torch(commands, trained, tmp_path, monk
     said = json.loads((tmp_path / "swin.onnx.json").read_text())
     assert said["resize"] == {"shorter_side": round(recipe.eval_resize * 24 / 16), "interpolation": "bicubic"}
     assert (said["center_crop"], said["mean"], said["std"]) == (24, list(recipe.mean), list(recipe.std))
+    (tmp_path / "swin.onnx").unlink()
+    refused = commands.run("convert", *words[:-1], folder=tmp_path)
+    assert "swin.onnx.json, which to=onnx writes too, exists already; give another name" in refused.err
 
 
 def test_packages_are_asked_for_before_anything_takes_time(commands, trained, tmp_path, monkeypatch):

@@ -36,6 +36,8 @@ def needs(cfg: DictConfig) -> str | None:
         return f"to={cfg.to} is not a format; choose to={', to='.join(FORMATS)}"
     if Path(cfg.out).exists() and not cfg.overwrite:
         return f"out={cfg.out} exists already; give another name, or overwrite=true"
+    if cfg.to == "onnx" and (beside := _beside(Path(cfg.out))).exists() and not cfg.overwrite:
+        return f"{beside}, which to=onnx writes too, exists already; give another name, or overwrite=true"
     if cfg.size is not None and cfg.size < 1:
         return f"size={cfg.size} is not a side of an image; give pixels, such as size=224"
     if cfg.push is not None and cfg.to != "timm":
@@ -97,9 +99,14 @@ def write_file(cfg: DictConfig, path: Path) -> str:
     )
     if prepared is None:
         return f"{line}; nothing says how images are prepared for these weights"
-    beside = path.with_name(f"{path.name}.json")
+    beside = _beside(path)
     beside.write_text(json.dumps(prepared, indent=2) + "\n", encoding="utf-8")
     return f"{line}\n{beside}: how images are prepared for it, as in the file's metadata"
+
+
+def _beside(path: Path) -> Path:
+    """Where the preparation of the images stands beside an ONNX file."""
+    return path.with_name(f"{path.name}.json")
 
 
 def write_folder(cfg: DictConfig, out: Path) -> None:
