@@ -55,6 +55,7 @@ def written() -> dict[Path, str]:
         "compared methods": table(COMPARED, compared_cells(DOCS / "results" / "compare_embedded")),
         "methods": table(METHODS, map(method_cells, published.METHODS)),
         "other images": table(RUNS, map(run_cells, published.OTHER_IMAGES)),
+        "cost": table(COST, map(cost_cells, published.EXPERIMENTS)),
         "faults": table("| fault | what happens |", sorted(faults(DOCS.parent / "tests"))),
         "rivals": report.as_markdown(published.RIVALS),
         "beside published": beside_published(),
@@ -184,6 +185,37 @@ def run_cells(name: str) -> list[object]:
     start = cfg.loss.region_start_epoch if cfg.loss.region_weight else "-"
     result = published.EXPERIMENTS[name]
     return [f"`{name}`", machines, nodes * gpus * batch, cfg.trainer.max_epochs, start, result]
+
+
+COST = "| experiment | GPUs, as published | images seen | hours on one H100 | days on 8 | linear / k-NN |"
+STEP_SECONDS, STEP_IMAGES = 0.1136, 64
+"""A compiled step of Swin-T with windows of 7 and the published crops on an H100: docs/benchmarks.md."""
+IMAGES = {"webvision_v1": 2.4e6, "openimages_v4": 7.5e6, "imagenet_22k": 14.2e6}
+"""About so many; of ImageNet-1k it is 1,281,167."""
+
+
+def cost_cells(name: str) -> list[object]:
+    """What a published run would take, from one measured step; backbones in proportion to their measured throughput."""
+    cfg = compose("pretrain", f"experiment={name}", "dataset.root=/data")
+    backbone = next(backbone for backbone in sorted(published.ESVIT, key=len, reverse=True) if name.startswith(backbone))
+    seen = cfg.trainer.max_epochs * next((n for which, n in IMAGES.items() if name.endswith(which)), 1_281_167)
+    slower = h100_images_per_second("swin_tiny_w7") / h100_images_per_second(backbone)
+    hours = seen * STEP_SECONDS / STEP_IMAGES * slower * passes(cfg.augment) / passes(compose("pretrain").augment) / 3600
+    _, machines, _, _, _, result = run_cells(name)
+    return [f"`{name}`", machines, f"{seen / 1e6:.0f} M", f"{hours:.0f}", f"{hours / 8 / 24:.1f}", result]
+
+
+def passes(recipe: Any) -> float:
+    """Forward passes of 224 px for an image: three times the student's (backward counts twice), once the teacher's."""
+    area = recipe.num_global + recipe.num_local * (recipe.local_size / recipe.global_size) ** 2
+    return 3 * area + recipe.num_global
+
+
+def h100_images_per_second(backbone: str) -> float:
+    """From the first table of docs/benchmarks.md with a line for this backbone."""
+    lines = (DOCS / "benchmarks.md").read_text(encoding="utf-8").splitlines()
+    cells = next(line.split("|") for line in lines if line.startswith(f"| {backbone} "))
+    return float(cells[5])
 
 
 BACKBONES = "| `backbone=` | parameters | regions at 224 px | at 96 px | attention | architecture | L_V | L_V + L_R |"
