@@ -197,10 +197,11 @@ IMAGES = {"webvision_v1": 2.4e6, "openimages_v4": 7.5e6, "imagenet_22k": 14.2e6}
 def cost_cells(name: str) -> list[object]:
     """What a published run would take, from one measured step; backbones in proportion to their measured throughput."""
     cfg = compose("pretrain", f"experiment={name}", "dataset.root=/data")
-    backbone = next(backbone for backbone in sorted(published.ESVIT, key=len, reverse=True) if name.startswith(backbone))
+    backbone = next(backbone for backbone in published.ESVIT if name.startswith(f"{backbone}_"))
     seen = cfg.trainer.max_epochs * next((n for which, n in IMAGES.items() if name.endswith(which)), 1_281_167)
     slower = h100_images_per_second("swin_tiny_w7") / h100_images_per_second(backbone)
-    hours = seen * STEP_SECONDS / STEP_IMAGES * slower * passes(cfg.augment) / passes(compose("pretrain").augment) / 3600
+    crops = passes(cfg.augment) / passes(compose("pretrain").augment)
+    hours = seen * STEP_SECONDS / STEP_IMAGES * slower * crops / 3600
     _, machines, _, _, _, result = run_cells(name)
     return [f"`{name}`", machines, f"{seen / 1e6:.0f} M", f"{hours:.0f}", f"{hours / 8 / 24:.1f}", result]
 

@@ -65,6 +65,23 @@ def test_what_differs_without_that_norm_and_on_small_maps(swin):
     assert 0.8 < cosine < 0.999
 
 
+def test_it_tells_at_which_sides_timms_swin_differs(swin, tmp_path):
+    """At 224 px windows fit, at 96 px maps are padded, 50 px is no multiple of a patch."""
+    backbone, folder = swin
+    assert timm_folder.differences(backbone) == {}  # nothing is known but the nominal side
+    model = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    backbone.transform = EvaluationTransform(Recipe(local_size=[96, 50], num_local=[1, 1]))
+    try:
+        found = timm_folder.differences(backbone)
+    finally:
+        del backbone.transform
+    assert list(found) == [50, 96]
+    ours, theirs = regions_of_both(backbone, model, 96)
+    assert found[96] == pytest.approx(float((ours - theirs).abs().max() / ours.abs().max()), rel=0.5)
+    assert found[50] == float("inf")
+    assert timm_folder.differences(build("cvt", **OURS["cvt"])) == {}
+
+
 def test_images_are_prepared_as_the_recipe_says(swin, tmp_path):
     recipe = Recipe(eval_resize=40, eval_crop=32, eval_interpolation="bilinear", mean=[0.5], std=[0.25])
     backbone = build("swin", **{**SWIN, "in_chans": 1})

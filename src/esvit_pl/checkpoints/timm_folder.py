@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import timm
+import torch
 from torch import Tensor, nn
 
 from esvit_pl.augment import Recipe
@@ -30,6 +31,8 @@ from esvit_pl.checkpoints.shareable import shareable_spec
 CONFIG, WEIGHTS, PICKLED = "config.json", "model.safetensors", "pytorch_model.bin"
 SWINS = ("tiny", "small", "base", "large")
 """Sizes of Swin after which timm names its own."""
+SAME = 1e-4
+"""Differences up to this share of the largest value come from the norms' eps; docs/checkpoints.md has them."""
 NOT_OURS = ("num_classes", "global_pool", "drop_rate", "drop_path_rate", "dynamic_img_size", "strict_img_size")
 """Arguments of a timm model that a backbone does not have, or that it chooses by itself."""
 
@@ -67,6 +70,39 @@ def save(backbone: Backbone, folder: str | Path, *, about: Mapping[str, Any] | N
     }
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     safetensors_file.write(state, folder / WEIGHTS, {"format": "pt"})
+
+
+@torch.no_grad()
+def differences(backbone: Backbone) -> dict[int, float]:
+    """Sides at which timm's model with these weights, as `save` writes it, gives other regions than `backbone`.
+
+    Tried are the sides of the images for which the weights were made: those of the backbone, of the evaluation and of
+    the crops of its training. Where a map is no multiple of Swin's window, timm rolls it before it pads it.
+
+    Returns:
+        {pixels: largest difference on made images of this side, as a share of the largest value; infinity if timm
+        refuses them}. Only differences above `SAME`; empty for all families but Swin.
+    """
+    if backbone.spec["name"] != "swin":
+        return {}
+    recipe = safetensors_file.recipe_of(backbone)
+    sides = {backbone.spec["img_size"]}
+    if recipe is not None:
+        sides |= {recipe.eval_crop, *(view.size for view in recipe.views)}
+    architecture, model_args, _, state = _for_timm(backbone)
+    model = timm.create_model(architecture, **model_args, num_classes=0).eval()
+    model.load_state_dict(state)
+    found = {}
+    for side in sorted(sides):
+        images = torch.randn(2, backbone.spec["in_chans"], side, side, generator=torch.Generator().manual_seed(0))
+        ours = backbone(images).regions
+        try:
+            theirs: Tensor = model.forward_features(images).flatten(1, 2)  # type: ignore[operator]  # timm is not typed
+        except AssertionError:  # a side that is no multiple of the patch
+            found[side] = math.inf
+        else:
+            found[side] = float((ours - theirs).abs().max() / ours.abs().max())
+    return {side: share for side, share in found.items() if share > SAME}
 
 
 def is_one(folder: Path) -> bool:

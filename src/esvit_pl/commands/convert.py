@@ -118,8 +118,19 @@ def write_folder(cfg: DictConfig, out: Path) -> None:
     backbone = weights.frozen_backbone(cfg, source)
     timm_folder.save(backbone, out, about=about(cfg, source))
     say(f'{out}: {kind(backbone)}; timm.create_model("local-dir:{out}", pretrained=True) reads it')
+    if unlike := timm_folder.differences(backbone):
+        shares = ", ".join(f"{side} px {_share(share)}" for side, share in unlike.items())
+        say(
+            "warning: on images of some sides timm's Swin computes other regions than these weights were trained with "
+            f"({shares}: the largest difference, as a share of the largest value). timm rolls a map before it pads it, "
+            f'the released code pads first. There use esvit_pl.load_backbone("{out}"), which computes what was trained'
+        )
     if cfg.push is not None:
         say(push(out, cfg.push, private=cfg.private))
+
+
+def _share(difference: float) -> str:
+    return f"{difference:.2g}" if difference < float("inf") else "refused, no multiple of the patch"
 
 
 def push(folder: Path, repo: str, *, private: bool) -> str:
