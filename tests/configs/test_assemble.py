@@ -160,6 +160,19 @@ def test_backbone_and_views_have_as_many_channels(tmp_path, channels, recipe, re
     assemble.check_crops(fitting, backbone)
 
 
+def test_parts_that_read_colours_know_how_the_views_were_normalised():
+    """iGPT and masked patch prediction take mean and std off again; with others they would learn other colours."""
+    recipe = Recipe(mean=[0.5, 0.5, 0.5], std=[0.25, 0.25, 0.25])
+    fitting = {"mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25)}
+    assemble.check_colors(recipe, backbone={"name": "swin"}, loss=fitting)
+    with pytest.raises(
+        ValueError, match=r"backbone.std=\[0.2, 0.2, 0.2\] differs from augment.std=\[0.25, 0.25, 0.25\]"
+    ):
+        assemble.check_colors(recipe, backbone=fitting | {"std": [0.2] * 3}, loss={})
+    with pytest.raises(ValueError, match="augment.normalize=image gives each its own; set augment.normalize=dataset"):
+        assemble.check_colors(Recipe(normalize="image"), backbone={}, loss={"mean": Recipe.mean, "std": Recipe.std})
+
+
 def test_errors_carry_the_key_of_the_config():
     cfg = OmegaConf.create(
         {

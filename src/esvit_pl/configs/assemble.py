@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, cast
 
 from omegaconf import DictConfig, OmegaConf
@@ -90,6 +91,7 @@ def pretrainer(cfg: DictConfig, recipe: Recipe) -> Pretrainer:
             f"loss: this objective compares two views of an image, and the crops make {len(recipe.views)} "
             "(augment.num_global, augment.num_local); set augment.num_local=0 or augment=global_only"
         )
+    check_colors(recipe, backbone=backbone.spec, loss=getattr(module.objective, "spec", {}))
     if epochs is not None and cfg.ckpt_path is None and not cfg.trainer.fast_dev_run:
         module.check_durations(epochs)
     return module
@@ -139,13 +141,29 @@ def check_crops(recipe: Recipe, backbone: Backbone) -> None:
 
 def check_channels(recipe: Recipe, backbone: Backbone) -> None:
     """Refuse views of another number of channels than the backbone takes."""
-    channels = backbone.spec.get("in_chans", 3)
+    channels = backbone.spec.get("in_chans", len(backbone.spec.get("mean", "rgb")))
     if channels != recipe.channels:
         raise ValueError(
             f"backbone.in_chans={channels}, and augment.mean and augment.std of length {recipe.channels} make views of "
             f"as many channels; set backbone.in_chans={recipe.channels}, or give mean and std three numbers each, or "
             "one each for grey views"
         )
+
+
+def check_colors(recipe: Recipe, **specs: Mapping[str, Any]) -> None:
+    """Refuse parts that read colours off normalised views (iGPT, masked patch prediction) with another mean or std."""
+    for key, spec in specs.items():
+        for name in ("mean", "std"):
+            if name in spec and recipe.normalize != "dataset":
+                raise ValueError(
+                    f"{key}: it reads colours off the views by {key}.mean and {key}.std, and "
+                    f"augment.normalize={recipe.normalize} gives each its own; set augment.normalize=dataset"
+                )
+            if name in spec and [*spec[name]] != [*getattr(recipe, name)]:
+                raise ValueError(
+                    f"{key}.{name}={[*spec[name]]} differs from augment.{name}={[*getattr(recipe, name)]}, by which it "
+                    f"reads colours off the views; give both the same"
+                )
 
 
 def bag(cfg: DictConfig, key: str) -> list[Any]:
