@@ -36,7 +36,7 @@ from esvit_pl.configs.hydra_nodes import Refused
 from esvit_pl.configs.instantiation import hydra_has_whitelist, import_plugins, trusted_patterns
 from esvit_pl.configs.processes import is_first_process
 from esvit_pl.configs.quoting import quote_paths
-from esvit_pl.printing import say
+from esvit_pl.printing import say, warnings_as_lines
 from esvit_pl.runs.claim import claimed, files_before_the_first_step
 from esvit_pl.runs.folder import remove_empty
 from esvit_pl.signals import end_in_order
@@ -80,7 +80,7 @@ def command(
         def job(cfg: DictConfig) -> Any:
             nonlocal started, goes_back
             started, goes_back = True, requeue.is_wanted(cfg)
-            with _stderr_again():
+            with _stderr_again(), warnings_as_lines():
                 try:
                     _check_before(cfg, needs, examples, config_package, config_name)
                     with run_folder.claim_of_job(cfg):
