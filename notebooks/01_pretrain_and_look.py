@@ -70,11 +70,12 @@ run = esvit_pl.pretrain(photos, work / "run", **settings)
 
 # %% [markdown]
 # Without labels there is no accuracy. In its place the run ends with ranks of the features: near 1 means that all
-# images got the same feature, a collapse. `run` as the last line of a cell shows all pictures of the run; here is the
-# learning curve. What it means: [is it learning?](../docs/learning.md)
+# images got the same feature, a collapse. What ranks and losses mean: [is it learning?](../docs/learning.md) Here the
+# losses still went up and down at the end. `run` as the last line of a cell shows all pictures of the run; this one
+# shows what the training sees of an image.
 
 # %%
-Image.open(run.figures["learning_curve"])
+Image.open(run.figures["crops"])
 
 # %% [markdown]
 # ## Features of all images
