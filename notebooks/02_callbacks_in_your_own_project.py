@@ -172,3 +172,12 @@ for warning in caught:
     if "CollapseMonitor" in str(warning.message):
         print(warning.message)
 print({name: round(value.item(), 3) for name, value in trainer.callback_metrics.items()})
+
+# %% [markdown]
+# ## What next
+#
+# - In a project of yours: `pip install esvit_pl`, and `callbacks=[OnlineKNN("encoder", bank=loader, query=loader)]` in
+#   your `Trainer`; more of them, and parts to take, in [interop](../docs/interop.md).
+# - What the curves and alarms mean: [is it learning?](../docs/learning.md)
+# - All probes, with and without labels: [evaluation](../docs/evaluation.md).
+# - Train with this library instead: [pretrain on your own photographs](01_pretrain_and_look.ipynb).

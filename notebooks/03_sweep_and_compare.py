@@ -79,3 +79,13 @@ with (sweep / "sweep.csv").open() as file:
     best = max(csv.DictReader(file), key=lambda row: float(row["knn/top1"]))
 backbone = esvit_pl.checkpoints.load_backbone(sweep / best["run"] / "checkpoints" / "last.ckpt")
 print(best["loss"], best["seed"], type(backbone).__name__, backbone.width)
+
+# %% [markdown]
+# ## What next
+#
+# - On your own images: `esvit-pretrain -m experiment=own_images dataset.root=photos/ loss=view,view_region seed=0,1`,
+#   then `esvit-table` on the folder of the sweep.
+# - Folders of runs, going on, sweeps on clusters: [runs](../docs/runs.md).
+# - Other losses to compare: [methods](../docs/methods.md). What we measured: [results](../docs/results.md).
+# - Look at the winner: [look into a backbone](05_look_into_a_backbone.ipynb),
+#   [features and search](04_features_and_search.ipynb).

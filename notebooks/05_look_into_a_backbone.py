@@ -83,6 +83,13 @@ pictures = [torch.from_numpy(image).permute(2, 0, 1) for image in (skimage.data.
 visualize.draw_pca(pictures, {"trained": visualize.pca_maps(backbone, [cat, coffee], side=160)})
 
 # %% [markdown]
-# The same from a terminal: `esvit-visualize draw=attention image=photo.jpg query=[200,120] ckpt_path=RUN`, and while a
-# training runs: `callbacks=[default,attention] callbacks.attention_maps.images=[photo.jpg]`
-# `callbacks.attention_maps.query=[200,120]`. docs/looking.md has all pictures.
+# ## What next
+#
+# - The same of your own photograph, from a terminal:
+#   `esvit-visualize draw=attention image=photo.jpg query=[200,120] ckpt_path=RUN`; all pictures in
+#   [looking](../docs/looking.md).
+# - While a training runs: `callbacks=[default,attention] callbacks.attention_maps.images=[photo.jpg]`
+#   `callbacks.attention_maps.query=[200,120]`.
+# - Released weights, timm's, and your own: [checkpoints](../docs/checkpoints.md), [backbones](../docs/backbones.md).
+# - Find images that are alike: [features and search](04_features_and_search.ipynb).
+# - Train on your own photographs: [pretrain and look](01_pretrain_and_look.ipynb).

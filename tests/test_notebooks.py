@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -34,6 +35,21 @@ def test_script_and_notebook_are_the_same_cells(script):
         (cell.cell_type, cell.source) for cell in made.cells
     ], f"{script.stem}: edit the script, then `make notebooks`"
     nbformat.validate(kept)
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=name)
+def test_it_ends_with_what_next_and_its_links_lead_somewhere(script):
+    texts = [cell.source for cell in execute.cells(script).cells if cell.cell_type == "markdown"]
+    last = execute.cells(script).cells[-1].source
+    assert last.startswith("## What next\n")
+    assert relative_links(last)
+    lost = [link for text in texts for link in relative_links(text) if not (FOLDER / link).is_file()]
+    assert not lost, f"{script.stem}: links that lead nowhere"
+
+
+def relative_links(text: str) -> list[str]:
+    links = re.findall(r"\]\(([^)\s]+)\)", text)
+    return [link.partition("#")[0] for link in links if not link.startswith(("http", "#"))]
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=name)

@@ -259,6 +259,17 @@ def test_neighbours_show_the_query_then_its_nearest_images(tmp_path) -> None:
         neighbours([red], [[red], [blue]], [[1.0]])
 
 
+def test_right_and_wrong_neighbours_are_told_apart_by_colour_and_by_dashes():
+    image = torch.zeros(3, 4, 4)
+    figure = neighbours([image, image], [[image, image], [image]], [[1.0, 0.25], [0.5]], right=[[True, False], [True]])
+    asked, right, wrong, _, also_right, _ = [cell.spines["left"] for cell in figure.axes]
+    assert right.get_edgecolor() == also_right.get_edgecolor()
+    assert len({line.get_edgecolor() for line in (asked, right, wrong)}) == 3
+    assert (right.get_linestyle(), wrong.get_linestyle()) == ("-", "--")
+    with pytest.raises(ValueError, match=r"right= with an answer for each nearest image, \[1\] of them, got \[2\]"):
+        neighbours([image], [[image]], [[1.0]], right=[[True, False]])
+
+
 def test_a_notebook_shows_a_figure_without_further_ado():
     shown = comparison({"knn": TABLE})._repr_png_()
     assert shown.startswith(b"\x89PNG")

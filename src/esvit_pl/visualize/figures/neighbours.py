@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from esvit_pl.safe_text import for_figure
-from esvit_pl.visualize.figures.style import BLUE, ORANGE, new_figure, pixels
+from esvit_pl.visualize.figures.style import BLUE, GREEN, ORANGE, RED, new_figure, pixels
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -27,6 +27,7 @@ def neighbours(
     *,
     names: Sequence[Sequence[str]] | None = None,
     titles: Sequence[str] | None = None,
+    right: Sequence[Sequence[bool]] | None = None,
 ) -> Figure:
     """One row for each query image: the image itself, framed, then its nearest images with their cosines.
 
@@ -36,11 +37,17 @@ def neighbours(
         cosines: q x k, written above.
         titles: q, above the queries, such as whose neighbours they are.
         names: q x k, such as classes, beside the cosines; cut after a few letters.
+        right: q x k, whether a neighbour is a right one: framed in green if it is, in red and dashes if not.
     """
     if not queries or len(queries) != len(nearest) or len(queries) != len(cosines):
         raise ValueError(
             f"neighbours needs a row of nearest images and cosines for each query, got {len(queries)} queries, "
             f"{len(nearest)} rows of images, {len(cosines)} of cosines"
+        )
+    if right is not None and [*map(len, right)] != [*map(len, nearest)]:
+        raise ValueError(
+            f"neighbours needs right= with an answer for each nearest image, {[*map(len, nearest)]} of them, got "
+            f"{[*map(len, right)]}"
         )
     columns = 1 + max(map(len, nearest))
     figure = new_figure(1.1 * columns, 1.28 * len(queries))
@@ -51,12 +58,12 @@ def neighbours(
     titles = titles or ["query"] * len(queries)
     for row, query, title, images, values, words in zip(grid, queries, titles, nearest, cosines, names, strict=True):
         _show(row[0], query, for_figure(title))
-        row[0].axis("on")
-        row[0].set(xticks=[], yticks=[])
-        for spine in row[0].spines.values():
-            spine.set(color=BLUE, linewidth=2.5)
+        _frame(row[0], BLUE)
         for cell, image, cosine, word in zip(row[1:], images, values, words, strict=False):
             _show(cell, image, f"{cosine:.2f} {_cut(for_figure(word))}".rstrip())
+    for row, answers in zip(grid, [] if right is None else right, strict=False):
+        for cell, is_right in zip(row[1:], answers, strict=False):
+            _frame(cell, GREEN if is_right else RED, "-" if is_right else "--")
     return figure
 
 
@@ -88,6 +95,12 @@ def draw_near_regions(rows: Sequence[tuple[Any, tuple[float, float], Sequence[tu
 
 def _cut(word: str) -> str:
     return word if len(word) <= _LETTERS else f"{word[: _LETTERS - 1]}…"
+
+
+def _frame(axes: Any, colour: str, style: str = "-") -> None:
+    axes.axis("on")
+    axes.set(xticks=[], yticks=[])
+    axes.spines[:].set(color=colour, linewidth=2.5, linestyle=style)
 
 
 def _show(axes: Any, image: Any, title: str) -> None:
