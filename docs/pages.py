@@ -1,4 +1,4 @@
-"""What ``make docs`` adds to the pages of this folder: a hook of mkdocs, and an extension of griffe, which reads docstrings.
+"""What ``make docs`` adds to the pages of this folder: a hook of mkdocs, and an extension of griffe for docstrings.
 
 Each command has a page, all config groups have one, and each room of the package has one. Files outside docs/ that
 pages link to become part of the site.
@@ -6,23 +6,25 @@ pages link to become part of the site.
 
 from __future__ import annotations
 
+import ast
 import html
+import io
 import re
-import subprocess
 import sys
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from configparser import ConfigParser
+from contextlib import redirect_stdout, suppress
+from importlib import import_module
 from pathlib import Path
+from textwrap import indent
 from typing import Any
+from unittest.mock import patch
 
 import griffe
 import yaml
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
-
-import esvit_pl
 
 ROOT = Path(__file__).parents[1]
 CONF, SRC = ROOT / "conf", ROOT / "src"
@@ -40,12 +42,10 @@ def on_config(config: MkDocsConfig) -> None:
 def on_files(files: Files, config: MkDocsConfig) -> None:
     """Add what is generated, and what the pages link to outside docs/."""
     pages = {"configs.md": configs_page()}
-    scripts = console_scripts()
-    with ThreadPoolExecutor(2) as pool:
-        pages |= {f"commands/{name}.md": page for name, page in zip(scripts, pool.map(command_page, scripts), strict=True)}
+    pages |= {f"commands/{name}.md": command_page(name) for name in console_scripts()}
     pages |= {f"api/{name}.md": api_page(name) for name in modules()}
     linked = {name for file in files.documentation_pages() for name in OUTSIDE.findall(file.content_string)}
-    for name in sorted(linked | {"CHANGELOG.md"}):
+    for name in sorted((linked | {"CHANGELOG.md"}) - {"README.md"}):
         if name.endswith(".md"):
             pages[name] = (ROOT / name).read_text(encoding="utf-8").replace("](docs/", "](")
         else:
@@ -56,6 +56,7 @@ def on_files(files: Files, config: MkDocsConfig) -> None:
 
 def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
     """A link that leaves docs/ leads to the copy beside the pages. ``slow``, after a fence, is for the tests alone."""
+    markdown = re.sub(r"\]\((\.\./)?README\.md", "](index.md", markdown)  # this is what it is here
     beside = markdown if "/" in page.file.src_uri else OUTSIDE.sub(r"](\1", markdown)
     return re.sub(r"(?m)^(```.*) slow$", r"\1", beside)
 
@@ -73,10 +74,9 @@ def console_scripts() -> dict[str, str]:
 
 def command_page(name: str) -> str:
     """What ``--help`` says, the settings with their comments, and what each of the config groups offers."""
-    done = subprocess.run(
-        [sys.executable, "-m", console_scripts()[name], "--help"], capture_output=True, text=True, check=True, cwd=ROOT
-    )
-    said = re.sub(r"(?s)^Choices .*?\n\n.*?\n\n", "Choices (group=option): below.\n\n", done.stdout, flags=re.MULTILINE)
+    with patch.object(sys, "argv", [name, "--help"]), redirect_stdout(io.StringIO()) as out, suppress(SystemExit):
+        import_module(console_scripts()[name]).main()
+    said = re.sub(r"(?ms)^Choices .*?\n\n.*?\n\n", "Choices (group=option): below.\n\n", out.getvalue())
     primary = (CONF / f"{name.removeprefix('esvit-')}.yaml").read_text(encoding="utf-8")
     settings, _, _ = primary.partition("\nhydra:")
     lines = [f"# {name}\n\n```text\n{said.strip()}\n```\n\n## Settings\n\n```yaml\n{settings.strip()}\n```\n"]
@@ -98,16 +98,23 @@ def options(group: str) -> list[Path]:
 
 
 def configs_page() -> str:
-    """Every option of every config group: the first line of its comment, and the whole of it to unfold."""
-    lines = ["# Config groups\n\n`GROUP=OPTION` chooses one; `GROUP.SETTING=VALUE` changes a setting in it. The comments say what a setting means.\n"]
-    for group in sorted(path.name for path in CONF.iterdir() if path.is_dir() and path.name not in ("hydra", "__pycache__")):
+    """Every option of every config group: the first sentence of its comment, and all of it to unfold."""
+    lines = ["# Config groups\n\n`GROUP=OPTION` chooses one; `GROUP.SETTING=VALUE` changes a setting in it.\n"]
+    for group in sorted(path.name for path in CONF.glob("[a-z]*/") if path.is_dir() and path.name != "hydra"):
         lines.append(f"## {group}\n")
         for path in options(group):
             text = path.read_text(encoding="utf-8").strip()
-            about = next((line[2:] for line in text.split("\n") if re.match(r"# (?!@)", line)), "")
-            title = html.escape(f"`{path.stem}`{about and ': '}{about}")
-            lines.append(f'??? abstract "{title}"\n\n    ```yaml\n' + re.sub("(?m)^(?=.)", "    ", text) + "\n    ```\n")
+            title = html.escape(f"`{path.relative_to(CONF / group).with_suffix('')}` {first_sentence(text)}")
+            title = re.sub(r"docs/(\w+)\.md", r"[\1](\1.md)", title)
+            fence = f"```yaml\n{text}\n```"
+            lines.append(f'??? abstract "{title}"\n\n{indent(fence, "    ")}\n')
     return "\n".join(lines)
+
+
+def first_sentence(text: str) -> str:
+    """Of the comment at the head of a config, which may begin with Hydra's ``@package`` and a command line."""
+    comment = re.search(r"^# ([^@ ].*(?:\n# [^A-Z@ ].*)*)", text, re.MULTILINE)
+    return re.split(r"\.(?: (?=[A-Z])|$)", comment[1].replace("\n# ", " "))[0] if comment else ""
 
 
 # -- the programming interface
@@ -120,12 +127,21 @@ def modules() -> list[str]:
 
 
 def api_page(module: str) -> str:
-    """mkdocstrings writes it. The front door is lazy, and so its names are said one by one."""
-    page = f"# {module}\n\n::: {module}\n"
-    if module == "esvit_pl":
+    """mkdocstrings writes it. Two kinds of names it must be told one by one: those that are loaded when they are first
+    used, and functions that are called like the file that holds them."""
+    place = SRC / module.replace(".", "/")
+    init = (place / "__init__.py").read_text(encoding="utf-8") if place.is_dir() else "__all__"
+    imports = [node for node in ast.walk(ast.parse(init)) if isinstance(node, ast.ImportFrom)]
+    like_files = [alias.name for node in imports for alias in node.names if node.module == f"{module}.{alias.name}"]
+    page, names = f"# {module}\n\n::: {module}\n", like_files
+    if "__all__" not in init:
+        page += "    options: {show_submodules: true}\n"
+    if "def __getattr__" in init:
         page += "    options: {members: false}\n"
-        for name in esvit_pl.__all__:
-            page += f"\n::: esvit_pl.{name}\n    options: {{show_root_heading: true, show_root_toc_entry: true}}\n"
+        names = import_module(module).__all__
+    for name in names:
+        path = f"{name}.{name}" if name in like_files else name
+        page += f"\n::: {module}.{path}\n    options: {{show_root_heading: true, show_root_toc_entry: true}}\n"
     return page
 
 
