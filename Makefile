@@ -53,7 +53,7 @@ format: $(VENV)/.installed-dev  ## let ruff put things right
 	$(BIN)/ruff format .
 
 # Search asks for a server: `python -m http.server -d site`. The variable keeps an advertisement of the theme quiet.
-docs: $(VENV)/.installed-dev  ## the pages of docs/, all commands, config groups and the programming interface, as a site in site/
+docs: $(VENV)/.installed-dev  ## a site in site/: docs/, every command and config group, the programming interface
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict $(ARGS)
 
 tables: $(VENV)/.installed-dev  ## write the tables of docs/ and the expected accuracies of conf/experiment
