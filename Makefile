@@ -11,10 +11,6 @@ ARGS ?=
 WORKERS ?= 2
 PIP_FLAGS ?=
 
-# esvit_pl.heads, esvit_pl.losses, ...: pdoc does not look behind the __all__ of the front door by itself.
-MODULES = $(subst /,.,$(patsubst src/%.py,%,$(filter-out %/__init__.py,$(wildcard src/esvit_pl/*.py))) \
-	$(patsubst src/%/__init__.py,%,$(wildcard src/esvit_pl/*/__init__.py)))
-
 .DEFAULT_GOAL := help
 .PHONY: help install run test test-all test-faults test-floors coverage lint types format docs tables attempts resume-matrix lock audit notebooks bench bench-gpu soak does-l-r-help
 
@@ -56,8 +52,9 @@ format: $(VENV)/.installed-dev  ## let ruff put things right
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-docs: $(VENV)/.installed-dev  ## pages of the programming interface, in docs/api
-	$(BIN)/pdoc --output-directory docs/api esvit_pl $(MODULES)
+# Search asks for a server: `python -m http.server -d site`. The variable keeps an advertisement of the theme quiet.
+docs: $(VENV)/.installed-dev  ## a site in site/: docs/, every command and config group, the programming interface
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict $(ARGS)
 
 tables: $(VENV)/.installed-dev  ## write the tables of docs/ and the expected accuracies of conf/experiment
 	$(BIN)/python docs/tables.py

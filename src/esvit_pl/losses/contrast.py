@@ -46,7 +46,7 @@ class BatchContrast(nn.Module):
 
 
 class PairContrast(nn.Module):
-    """For each view and each image i, with z[view][i] told from all other rows of both views:
+    """For each view and each image i, with ``z[view][i]`` told from all other rows of both views:
            loss += cross_entropy(z[view][i] . {z[other][:], z[view][not i]} / temp, z[other][i])
        then the mean over i, not over views.
 
