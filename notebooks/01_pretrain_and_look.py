@@ -71,7 +71,8 @@ run = esvit_pl.pretrain(photos, work / "run", **settings)
 # %% [markdown]
 # Without labels there is no accuracy. In its place the run ends with ranks of the features: near 1 means that all
 # images got the same feature, a collapse. What ranks and losses mean: [is it learning?](../docs/learning.md) Here the
-# losses still went up and down at the end. `run` as the last line of a cell shows all pictures of the run; this one
+# losses still went up and down at the end, and the ranks were half of what they had been before the training.
+# `run` as the last line of a cell shows all pictures of the run; this one
 # shows what the training sees of an image.
 
 # %%

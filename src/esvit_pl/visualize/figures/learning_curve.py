@@ -42,7 +42,7 @@ def learning_curve(
         baselines: {name: accuracy in 0-1}, dashed lines in the lower picture; names as in results.json or free.
         losses: names of metrics for the upper picture; None is every loss of the training (`is_training_loss`), and an
             empty list leaves the upper picture out.
-        accuracy: name of a fraction in 0-1 for the lower picture; None leaves it out.
+        accuracy: name of a fraction in 0-1 for the lower picture; None leaves it out, and so do rows without it.
         images: on how many it was measured; stands beside the accuracy.
 
     Raises:
@@ -55,6 +55,8 @@ def learning_curve(
     if not any(len(steps) for steps, _ in curves.values()):
         wanted = ", ".join(names) or TRAINING_LOSSES
         raise ValueError(f"learning_curve needs rows with one of {wanted}; found none in {len(rows)} rows")
+    if accuracy and not len(curves[accuracy][0]):
+        accuracy = None  # images without labels
     pictures = bool(losses) + bool(accuracy)
     figure = new_figure(6.4, 3.0 * pictures)
     axes = list(np.ravel(figure.subplots(pictures, 1, sharex=True, squeeze=False)))
@@ -69,9 +71,8 @@ def learning_curve(
             axes[0].legend(frameon=False)
     if accuracy:
         steps, values = curves[accuracy]
-        if len(steps):
-            mark = "o" if len(steps) <= 30 else None
-            axes[-1].plot(steps / per_epoch, 100 * values, color=GREEN, marker=mark, markersize=4, label="pretraining")
+        mark = "o" if len(steps) <= 30 else None
+        axes[-1].plot(steps / per_epoch, 100 * values, color=GREEN, marker=mark, markersize=4, label="pretraining")
         _baselines(axes[-1], {name: 100 * value for name, value in (baselines or {}).items()}, 100 * values)
         title = f"{PROBES['knn']} top-1 accuracy (%)" if accuracy == KNN_TOP1 else for_figure(f"{accuracy} (%)")
         tidy(axes[-1], f"{title}\nof {images:,} images" if images else title)
