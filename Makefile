@@ -66,12 +66,13 @@ resume-matrix: $(VENV)/.installed-dev  ## kill trainings, go on, and compare wit
 	$(BIN)/python tests/resume_matrix.py $(ARGS)
 
 # The versions are those in .venv, with which the tests have run; `2.14.1+cpu` is `2.14.1` here.
+# 3.11.5 because the theme of the site wants it; the package itself does not.
 lock: $(VENV)/.installed-dev  ## write requirements-locked.txt: what is installed for the tests, with hashes (uv; asks the network)
 	$(PYTHON) -m venv .venv-lock
 	.venv-lock/bin/python -m pip install --quiet $(PIP_FLAGS) uv
 	$(BIN)/python -m pip freeze --all | sed -nE 's/^([^ ]+==[^ +]+).*/\1/p' > .venv-lock/installed.txt
 	.venv-lock/bin/uv pip compile setup.cfg --extra dev --constraints .venv-lock/installed.txt --universal \
-		--python-version 3.11 --generate-hashes --no-annotate --no-header --no-emit-index-url --quiet \
+		--python-version 3.11.5 --generate-hashes --no-annotate --no-header --no-emit-index-url --quiet \
 		--output-file .venv-lock/locked.txt $(ARGS)
 	@{ echo "# For Linux on x86-64 and Python 3.11 to 3.13. Written by 'make lock', installed by LOCKED=1."; \
 		cat .venv-lock/locked.txt; } > $(LOCK)
