@@ -11,7 +11,8 @@ import pytest
 import timm
 import torch
 
-from esvit_pl.augment import Recipe
+from esvit_pl.augment import EvaluationTransform, Recipe
+from esvit_pl.backbones import build
 from esvit_pl.checkpoints import load_backbone, onnx_graph, safetensors_file, timm_folder
 from esvit_pl.commands import convert
 
@@ -45,6 +46,23 @@ def test_to_timm_and_back(commands, trained, tmp_path):
     assert about["config"]["loss"]["num_prototypes"] == 16
     assert set(about["results"]) == {"knn", "linear", "metrics"}
     assert str(trained.parents[1]) not in (out / "config.json").read_text()
+
+
+def test_to_timm_says_at_which_sides_timms_swin_differs(commands, tmp_path):
+    """Shifted windows on padded maps: at 20 px maps of 5 tokens, windows of 4. Without a shift nothing differs."""
+    torch.manual_seed(0)
+    for depth, words in ((2, "other regions than these weights were trained with (20 px 0."), (1, "")):
+        swin = build("swin", embed_dim=16, depths=[depth], num_heads=[2], window=4, img_size=32).eval()
+        for parameter in swin.parameters():
+            if parameter.ndim > 1:
+                torch.nn.init.normal_(parameter, std=0.5)  # so that attention matters
+        swin.transform = EvaluationTransform(Recipe(global_size=32, local_size=20, eval_resize=32, eval_crop=32))
+        safetensors_file.save(swin, tmp_path / "swin.safetensors")
+        ours = [f"ckpt_path={tmp_path}/swin.safetensors", "to=timm", f"out={tmp_path}/timm{depth}"]
+        outcome = commands.run("convert", *ours, folder=tmp_path)
+        assert outcome.code == 0, outcome.err
+        assert words in outcome.out
+        assert ("warning: " in outcome.out) == bool(words)
 
 
 def test_to_safetensors_of_the_student(commands, trained, tmp_path):

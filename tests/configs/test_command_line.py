@@ -6,6 +6,7 @@ import json
 import logging
 import shutil
 import sys
+import warnings
 from importlib import resources
 from pathlib import Path
 from typing import NamedTuple
@@ -75,6 +76,8 @@ def toy(tmp_path, monkeypatch, capsys):
             sys.exit(143)
         if cfg.fault == "ctrl-c":
             raise KeyboardInterrupt
+        if cfg.fault == "warning":  # pytest keeps warnings from the terminal: what would stand there
+            sys.stderr.write(warnings.formatwarning("k-NN falls", UserWarning, command_line.__file__, 1))
 
     def run(*words: str) -> Outcome:
         monkeypatch.setattr(sys, "argv", ["esvit-toy", *words])
@@ -268,6 +271,16 @@ def test_everything_is_shown_on_request(toy, monkeypatch):
     with pytest.raises(command_line.UserError, match="allow wants") as caught:
         toy("experiment=embedded", "fault=ours")
     assert isinstance(caught.value.__cause__, ValueError)
+
+
+def test_a_warning_of_ours_is_a_line_of_terminal_and_log(toy):
+    usual = warnings.formatwarning
+    said = toy("experiment=embedded", "fault=warning")
+    assert "warning: k-NN falls\n" in said.err
+    assert command_line.__file__ not in said.err
+    (log,) = Path(toy.seen[0]["output_dir"]).glob("*.log")
+    assert "warning: k-NN falls\n" in log.read_text()
+    assert warnings.formatwarning is usual
 
 
 def test_the_version_is_ours(toy):
