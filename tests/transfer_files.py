@@ -123,6 +123,27 @@ def cars(root: Path) -> None:
             draw(home / f"cars_{split}" / f"0000{number}.jpg", 2 - number)
 
 
+def kitti(root: Path) -> None:
+    """Ten images of ten videos, which train_rand.txt takes in another order, and what is in them."""
+    home = root / "Kitti" / "raw"
+    videos = [f"2011_09_26 2011_09_26_drive_{number:04d}_sync 0000000{number:03d}" for number in range(10)]
+    write(home / "mapping" / "train_mapping.txt", videos)
+    write(home / "mapping" / "train_rand.txt", [",".join(str(10 - number) for number in range(10))])
+    for number in range(10):
+        near, far = KITTI_THINGS[number % len(KITTI_THINGS)]
+        things = [f"{kind} 0.00 0 -1.58 1 2 3 4 1.6 1.7 3.7 1.0 1.75 {z} -1.59" for kind, z in (near, far) if kind]
+        write(home / "training" / "label_2" / f"{number:06d}.txt", things)
+        draw(home / "training" / "image_2" / f"{number:06d}.png", 0, number)
+
+
+KITTI_THINGS = (
+    (("Car", 8.0), ("Truck", 30.0)),
+    (("Pedestrian", 3.0), ("Van", 8.01)),
+    (("Truck", 20.5), ("DontCare", -1000.0)),
+    (("Tram", 5.0), ("", 0.0)),
+)
+
+
 def cifar10(root: Path, each: int = 1) -> None:
     _cifar(root / "cifar-10-batches-py", "labels", "batches.meta", {"label_names": ["airplane", "automobile"]}, each)
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import csv
 import json
 
+import numpy as np
 import pytest
 import transfer_files
 from commandline import MACHINE
+from PIL import Image
 
-from esvit_pl.datasets.catalogue import CATALOGUE
+from esvit_pl.datasets.catalogue import CATALOGUE, SUITES, Suite
 
 MAKERS = {"cifar10": "cifar10", "dtd": "dtd", "pets": "pets", "flowers102": "flowers"}
 
@@ -60,6 +62,20 @@ def test_quick_on_four_miniatures(pretrained, commands, quick, tmp_path):
     assert "wins over labels" in outcome.out
     with (tmp_path / "t" / "table.csv").open() as file:
         assert len(list(csv.DictReader(file))) == 2 * (3 + 3 + 2 + 2)  # top1, top5, C; per_class, C
+
+
+def test_what_lies_at_the_border_of_a_wide_image_is_seen_where_it_counts(pretrained, commands, tmp_path, monkeypatch):
+    """KITTI's images here differ only at their left end, which the central square does not reach."""
+    transfer_files.kitti(tmp_path / "data")
+    for number in range(10):
+        pixels = np.full((16, 64, 3), 128, dtype=np.uint8)
+        pixels[:, :16, :] = ([255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 255])[number % 4]
+        Image.fromarray(pixels).save(tmp_path / "data/Kitti/raw/training/image_2" / f"{number:06d}.png")
+    monkeypatch.setitem(SUITES, "quick", Suite(("kitti",)))
+    outcome = suite(commands, pretrained, tmp_path / "t", tmp_path / "data", "evaluation.logistic.C=1e6")
+    assert outcome.code == 0, outcome.err
+    results = json.loads((tmp_path / "t" / "results.json").read_text())
+    assert results["rows"]["ours"]["KITTI distance"]["logistic/top1"] == 1.0
 
 
 def test_what_is_missing_is_a_row_and_what_was_measured_is_not_measured_again(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -72,7 +73,6 @@ def transfer(cfg: DictConfig) -> Transfer:
         Line(titles[name], catalogue.CATALOGUE[name].metric, found.get(name, {}), f"get it: {gone.get(name)}")
         for name in suite.datasets
     ]
-    lines += [Line(title, "top1", {}, f"not read here: {why}") for title, why in suite.not_read.items()]
     return Transfer(cfg.suite, [row.title for row in rows], lines, supervised, suite.note)
 
 
@@ -102,7 +102,10 @@ def subjects(cfg: DictConfig) -> tuple[list[Row], str | None]:
 def measured(cfg: DictConfig, name: str, row: Row, splits: Splits) -> Numbers:
     """What logistic regression says of one backbone on one data set; read, if it lies in ``out`` already."""
     from esvit_pl.configs import assemble
+    from esvit_pl.datasets.catalogue import CATALOGUE
 
+    if CATALOGUE[name].squash:
+        row = row._replace(recipe=replace(row.recipe, eval_squash=True, eval_resize=row.recipe.eval_crop))
     probes = {PROBE: assemble.construct(cfg, f"evaluation.{PROBE}")}
     with weights.naming(name):
         found = evaluate.answers(cfg, row, probes, splits, Path(cfg.out) / "measured" / name)

@@ -29,6 +29,13 @@ class Entry(NamedTuple):
     """Where its files come from."""
     metric: str = "top1"
     """One of those of `metrics.measure`."""
+    squash: bool = False
+    """Whether the whole image is seen, both sides resized to the crop's, since what it shows may lie at its border."""
+
+
+HUB = "hugging_face"
+"""Below the root: ``datasets.load_dataset(REPOSITORY).save_to_disk("ROOT/hugging_face/dtd")`` is read in place of DTD's
+own files."""
 
 
 def _torchvision(name: str, more: str = "") -> str:
@@ -86,6 +93,9 @@ CATALOGUE: dict[str, Entry] = {
                         {"train": 31_650, "val": 10_550, "test": 21_100}, _torchvision("Country211")),
     "rendered_sst2": Entry("Rendered SST2", transfer.rendered_sst2, "rendered-sst2", 2,
                            {"train": 6_920, "val": 872, "test": 1_821}, _torchvision("RenderedSST2")),
+    "kitti": Entry("KITTI distance", transfer.kitti, "Kitti/raw", 4, {"train": 6_347, "val": 423, "test": 711},
+                   f"{_torchvision('Kitti')}; mapping of its authors' devkit_object.zip goes into ROOT/Kitti/raw",
+                   squash=True),
 }  # fmt: skip
 
 
@@ -95,8 +105,6 @@ class Suite(NamedTuple):
     datasets: tuple[str, ...]
     note: str = ""
     """What is not certain about it, for the user."""
-    not_read: Mapping[str, str] = {}
-    """{title: why} of those that belong to it and cannot be read here."""
 
 
 SUITES: dict[str, Suite] = {
@@ -113,11 +121,10 @@ SUITES: dict[str, Suite] = {
         (
             "caltech101", "cifar10", "cifar100", "country211", "dtd", "eurosat", "fer2013", "aircraft", "food101",
             "gtsrb", "hateful_memes", "mnist", "flowers102", "pets", "pcam", "rendered_sst2", "resisc45", "cars",
-            "voc2007",
+            "voc2007", "kitti",
         ),
         "elevater20 has ELEVATER's data sets, not its protocol, which takes the best epoch on the test; splits of "
         "Caltech-101, EuroSAT and RESISC45 are made here",
-        {"KITTI distance": "its labels are derived and its split is not published in a form that could be checked"},
     ),
 }  # fmt: skip
 
@@ -131,8 +138,9 @@ def missing(name: str, root: str | Path) -> str | None:
     Raises:
         ValueError: there is no such data set.
     """
-    entry = _entry(name)
-    return None if (Path(root).expanduser() / entry.folder).is_dir() else entry.how.replace("ROOT", str(root))
+    entry, home = _entry(name), Path(root).expanduser()
+    there = (home / entry.folder).is_dir() or (home / HUB / name).is_dir()
+    return None if there else entry.how.replace("ROOT", str(root))
 
 
 def load(name: str, root: str | Path, *, check_counts: bool = True) -> Splits:
@@ -150,12 +158,14 @@ def load(name: str, root: str | Path, *, check_counts: bool = True) -> Splits:
     how = missing(name, home)
     if how is not None:
         raise ValueError(f"{entry.title} is not in '{shown(home)}': there is no folder {entry.folder}. Get it: {how}")
+    saved = home / HUB / name
+    place = saved if saved.is_dir() else home / entry.folder
     try:
-        found = entry.read(home)
+        found = transfer.hugging_face(saved) if place is saved else entry.read(home)
     except (ImportError, RuntimeError, OSError, ValueError, LookupError, SyntaxError) as error:
         reason = str(error) if isinstance(error, (ValueError, RuntimeError)) else f"{type(error).__name__}: {error}"
         raise ValueError(
-            f"{entry.title} in '{shown(home / entry.folder)}' cannot be read: {reason}. Get it: "
+            f"{entry.title} in '{shown(place)}' cannot be read: {reason}. Get it: "
             f"{entry.how.replace('ROOT', str(home))}"
         ) from error
     if check_counts:

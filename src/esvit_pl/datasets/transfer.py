@@ -1,5 +1,6 @@
 """How the data sets of the transfer suites lie on the disk: each function reads one of them, as its authors or
-torchvision unpack it. `catalogue` says which there are, and checks what comes."""
+torchvision unpack it, and one reads what Hugging Face's `datasets` has saved. `catalogue` says which there are, and
+checks what comes."""
 
 # n images | c classes
 
@@ -8,9 +9,10 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 from xml.etree import ElementTree
 
 import numpy as np
@@ -20,8 +22,9 @@ from torch import Tensor
 from esvit_pl.datasets.bad_images import Reading
 from esvit_pl.datasets.folder import FolderDataset, all_there
 from esvit_pl.datasets.interface import UNKNOWN, ArrayDataset, ImageDataset, places_of, sampled
+from esvit_pl.datasets.layout import split_named
 from esvit_pl.datasets.listing import shown
-from esvit_pl.datasets.own import OwnImages
+from esvit_pl.datasets.own import OwnImages, splits_of
 from esvit_pl.datasets.segmentation import VOC_CLASSES
 
 
@@ -102,6 +105,33 @@ def _files(root: Path, names: Sequence[str], labels: Sequence[Any]) -> FolderDat
     return FolderDataset(root, all_there(root, names), np.array(labels, dtype=np.int64))
 
 
+# -- saved by Hugging Face's `datasets`
+
+
+def hugging_face(folder: Path) -> Found:
+    """What ``datasets.load_dataset(...).save_to_disk(folder)`` has written: images and labels in Arrow files.
+
+    Raises:
+        ValueError: it has no train or no test, or the package that reads it is not installed.
+    """
+    if find_spec("datasets") is None:
+        raise ValueError("the package datasets, which saved it, is not installed: pip install 'esvit_pl[hub]'")
+    from datasets import load_from_disk
+
+    saved: Any = load_from_disk(str(folder))
+    named = {split_named(name): name for name in saved} if isinstance(saved, Mapping) else {}
+    if not {"train", "test"} <= set(named):
+        raise ValueError(
+            f"it must have the splits train and test, and may have validation, got {', '.join(named.values()) or 'one'}"
+        )
+    read = {split: splits_of(saved[named[split]]) for split in ("train", "val", "test") if split in named}
+    parts: dict[str, ImageDataset] = {}
+    for split, splits in read.items():
+        images = cast(OwnImages, splits.train)
+        parts[split] = Items(images.data, split, np.asarray(images.labels), images.column)
+    return Found(parts, read["train"].classes or [])
+
+
 # -- in memory, read by torchvision
 
 
@@ -161,10 +191,10 @@ def pcam(root: Path) -> Found:
 
 
 class Items(OwnImages):
-    """The images of a torch Dataset whose labels are known; their names say the split: "test/000003"."""
+    """The images of a data set whose labels are known; their names say the split: "test/000003"."""
 
-    def __init__(self, data: Any, split: str, labels: np.ndarray) -> None:
-        super().__init__(data, Reading(), labels.tolist())
+    def __init__(self, data: Any, split: str, labels: np.ndarray, column: str | None = None) -> None:
+        super().__init__(data, Reading(), labels.tolist(), column)
         self.split = split
 
     def name(self, index: int) -> str:
@@ -274,6 +304,43 @@ def ucf101(root: Path) -> Found:
         names = [f"frames/{video.removesuffix('.avi')}.jpg" for video in videos]
         parts[split] = _files(home, names, [classes.index(video.partition("/")[0]) for video in videos])
     return Found(parts, classes)
+
+
+VEHICLES = ("Car", "Van", "Truck")
+DISTANCES = {"nearest vehicle up to 8 m": 8.0, "8 to 20 m": 20.0, "more than 20 m": 999.0, "no vehicle": float("inf")}
+
+
+def kitti(root: Path) -> Found:
+    """KITTI, how far the nearest vehicle is: ``Kitti/raw/{training/{image_2,label_2},mapping}``.
+
+    Classes and thresholds are those of VTAB (arXiv 1910.04867, its "closest vehicle distance"). Videos are drawn for
+    test and val as TensorFlow Datasets draws them, whose numbers of images ELEVATER has, too.
+    """
+    home = root / "Kitti" / "raw"
+    mapping = next((home / name for name in ("mapping", "devkit_object/mapping") if (home / name).is_dir()), home)
+    rows = (mapping / "train_mapping.txt").read_text(encoding="utf-8").splitlines()
+    order = (mapping / "train_rand.txt").read_text(encoding="utf-8").split(",")
+    videos = [rows[int(place) - 1].split()[1] for place in order]  # of image 000000, 000001, ...
+    draw = np.random.RandomState(123)
+    there = sorted(set(videos))
+    some = max(1, len(there) // 10)
+    test = set(draw.choice(there, some, replace=False))
+    val = set(draw.choice([video for video in there if video not in test], some, replace=False))
+    images: dict[str, list[int]] = {"train": [], "val": [], "test": []}
+    for index, video in enumerate(videos):
+        images["test" if video in test else "val" if video in val else "train"].append(index)
+    parts = {}
+    for split, numbers in images.items():
+        labels = [_nearest_vehicle(home / "training" / "label_2" / f"{number:06d}.txt") for number in numbers]
+        parts[split] = _files(home, [f"training/image_2/{number:06d}.png" for number in numbers], labels)
+    return Found(parts, list(DISTANCES))
+
+
+def _nearest_vehicle(file: Path) -> int:
+    """The class of `DISTANCES`; word 14 of an object's line is how far ahead of the camera it is, in metres."""
+    things = [line.split() for line in file.read_text(encoding="utf-8").splitlines()]
+    nearest = min((float(thing[13]) for thing in things if thing and thing[0] in VEHICLES), default=float("inf"))
+    return next(number for number, most in enumerate(DISTANCES.values()) if nearest <= most)
 
 
 # -- without a split of their own
