@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from copy import deepcopy
+from functools import cache
 from typing import Any, cast
 
 import hydra
@@ -102,9 +103,17 @@ def defaults(package: str, config_name: str, choices: Mapping[str, Any]) -> dict
         for group, option in choices.items()
         if isinstance(option, str) and group not in without and not group.startswith("hydra")
     ]
+    compose = _composed_once if package == CONFIGS else _composed  # our own files stay as they are
+    return compose(package, config_name, tuple(words))
+
+
+def _composed(package: str, config_name: str, words: tuple[str, ...]) -> dict[str, Any]:
     with suppress(Exception), hydra_of_our_own(package):
-        return cast(dict[str, Any], OmegaConf.to_container(hydra.compose(config_name, words), resolve=False))
+        return cast(dict[str, Any], OmegaConf.to_container(hydra.compose(config_name, list(words)), resolve=False))
     return {}
+
+
+_composed_once = cache(_composed)  # the jobs of a sweep ask again and again
 
 
 def flat_keys(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -10,8 +10,8 @@ The task is small, and it is not a benchmark of natural images: grey-level stati
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Iterator
+from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
@@ -80,9 +80,8 @@ def photographs(
         if number < 1:
             raise ValueError(f"{name} must be 1 or more, got {number}")
     chosen = list(PHOTOGRAPHS)[slice(None) if half is None else slice(half == "second", None, 2)]
-    pictures = {name: _grey(*PHOTOGRAPHS[name]) for name in chosen}
-    train = _stacked(pictures, "train", train_patches, seed, _patches)
-    return Splits(train, _stacked(pictures, "test", test_patches, seed, _patches), chosen)
+    train = _cut(tuple(chosen), "train", train_patches, seed)
+    return Splits(train, _cut(tuple(chosen), "test", test_patches, seed), chosen)
 
 
 def photograph_windows(*, train_windows: int = 250, test_windows: int = 60, seed: int = 0) -> Splits:
@@ -103,9 +102,8 @@ def photograph_windows(*, train_windows: int = 250, test_windows: int = 60, seed
     for name, number in (("train_windows", train_windows), ("test_windows", test_windows)):
         if number < 1:
             raise ValueError(f"{name} must be 1 or more, got {number}")
-    pictures = {name: _grey(*where) for name, where in PHOTOGRAPHS.items()}
     parts = {
-        (part, side): _stacked(pictures, part, number, seed, partial(_windows, side=side))
+        (part, side): _cut(tuple(PHOTOGRAPHS), part, number, seed, side)
         for part, number in (("train", train_windows), ("test", test_windows))
         for side in (PATCH, 2 * PATCH)
     }
@@ -139,22 +137,25 @@ def _windows(
             return
 
 
+def _cut(photographs: tuple[str, ...], part: str, number: int, seed: int, side: int | None = None) -> ArrayDataset:
+    grey, names, labels = _stacked(photographs, part, number, seed, side)
+    return ArrayDataset(torch.from_numpy(grey)[:, None].repeat(1, 3, 1, 1), names, labels)
+
+
+@lru_cache(maxsize=8)  # a second that the commands of one process spend once
 def _stacked(
-    pictures: dict[str, Image.Image],
-    part: str,
-    number: int,
-    seed: int,
-    cut: Callable[[Image.Image, str, int, np.random.Generator], Iterator[tuple[str, np.ndarray]]],
-) -> ArrayDataset:
+    photographs: tuple[str, ...], part: str, number: int, seed: int, side: int | None
+) -> tuple[np.ndarray, list[str], list[int]]:
+    """Grey patches, their names and labels; windows of `side` pixels if one is given."""
     patches, names, labels = [], [], []
-    for label, (name, picture) in enumerate(pictures.items()):
+    for label, name in enumerate(photographs):
         generator = np.random.Generator(np.random.PCG64(derive_seed(seed, name, part)))
-        for count, (tile, patch) in enumerate(cut(picture, part, number, generator)):
+        given = (_grey(*PHOTOGRAPHS[name]), part, number, generator)
+        for count, (tile, patch) in enumerate(_patches(*given) if side is None else _windows(*given, side)):
             patches.append(patch)
             names.append(f"{name}/{part}/{tile}/{count:03d}")
             labels.append(label)
-    grey = torch.from_numpy(np.stack(patches))[:, None]
-    return ArrayDataset(grey.repeat(1, 3, 1, 1), names, labels)
+    return np.stack(patches), names, labels
 
 
 def _patches(
