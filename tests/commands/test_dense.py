@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import inspect
 import json
 
@@ -31,6 +32,19 @@ def voc(tmp_path):
 def dense(commands, pretrained, *words):
     given = {word.partition("=")[0]: word for word in [f"ckpt_path={pretrained.folder}", *CPU, *words]}
     return commands.run("dense", *given.values())
+
+
+def test_a_sweep_over_stages_ends_with_a_table_of_them(pretrained, commands, voc):
+    words = ["evaluation.probes=[segmentation_knn]", "evaluation.baselines=false", "stage=0,1"]
+    outcome = dense(commands, pretrained, "-m", "dataset=voc2012", f"dataset.root={voc}", *words)
+    assert outcome.code == 0, outcome.err
+    header, *rows = csv.reader((outcome.folder / "sweep.csv").read_text().splitlines())
+    assert header == ["run", "stage", "status", "epochs", "steps", "segmentation_knn/miou"]
+    for stage, row in enumerate(rows):
+        results = json.loads((outcome.folder / str(stage) / "results.json").read_text())
+        assert row[1] == str(stage)
+        assert float(row[-1]) == pytest.approx(results["segmentation_knn"]["pretrained"], abs=1e-4)
+    assert "GPU available" not in outcome.out + outcome.err
 
 
 def test_the_three_segmentations_of_voc_beside_raw_pixels_and_the_untrained_backbone(pretrained, commands, voc):

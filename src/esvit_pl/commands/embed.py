@@ -94,7 +94,6 @@ def embed(cfg: DictConfig, images: Splits | None = None) -> Path:
             regions=cfg.regions,
             dtype=getattr(torch, cfg.dtype),
         )
-        trainers.quieten()
         trainer = trainers.quiet(cfg, bar=cfg.trainer.enable_progress_bar)
         trainer.validate(module, data, verbose=False)
     if is_first_process():

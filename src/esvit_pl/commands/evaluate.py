@@ -87,7 +87,6 @@ def evaluate(cfg: DictConfig, images: Splits | None = None) -> Comparison:
     mode = results.baselines_mode(cfg)
     beside = baselines(cfg, rows[0], labelled=splits.has_labels) if mode else []
     few = {name: probe for name, probe in probes.items() if not (mode == "auto" and getattr(probe, "trains", False))}
-    trainers.quieten()
     found = {row.title: answers(cfg, row, few, splits) for row in beside}
     found |= {row.title: answers(cfg, row, probes, splits) for row in rows}
     groups = None if cfg.groups is None else groups_of(splits, str(cfg.groups))

@@ -63,7 +63,6 @@ def transfer(cfg: DictConfig) -> Transfer:
     for name in there:  # so that a data set that is not complete is refused before hours of work
         read(cfg, name)
     rows, supervised = subjects(cfg)
-    trainers.quieten()
     found: dict[str, dict[str, Numbers]] = {}
     for name in there:
         splits = read(cfg, name)

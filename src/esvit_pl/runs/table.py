@@ -16,7 +16,7 @@ from esvit_pl.evaluation.names import KNN_TOP1, LINEAR_TOP1, TRAINING_LOSSES, is
 from esvit_pl.runs.reading import Run
 from esvit_pl.safe_text import for_csv, for_terminal
 
-COLUMNS = (KNN_TOP1, LINEAR_TOP1, "rankme", TRAINING_LOSSES)
+COLUMNS = (KNN_TOP1, LINEAR_TOP1, "segmentation_*/miou", "keypoints/pck", "rankme", TRAINING_LOSSES)
 TITLES: dict[str | None, str] = {"training": "trainings", "evaluation": "evaluations"}
 SEED = "seed"
 _WIDTH = 32  # longest text of a setting's value in a terminal
