@@ -67,7 +67,10 @@ ROWS = [
     Row("control: another seed, no kill", again=["seed=1"]),
 ]
 LOSSES = sorted(path.stem for path in (documents.ROOT / "conf" / "loss").glob("*.yaml"))
-IN_USE = {"swav": ["loss.queue_length=64", "loss.queue_start_epoch=0"]}
+IN_USE = {
+    "swav": ["loss.queue_length=64", "loss.queue_start_epoch=0"],
+    "igpt": ["backbone=igpt_embedded", "backbone.width=16", "backbone.depth=4", "backbone.side=8"],
+}
 """Words with which a method does in three epochs all that it can do."""
 METHODS = [Row(f"loss={loss}", IN_USE.get(loss, []), loss=loss) for loss in LOSSES]
 
