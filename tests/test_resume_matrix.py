@@ -9,7 +9,7 @@ import resume_matrix
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "row",
-    [*resume_matrix.ROWS, *(row for row in resume_matrix.METHODS if row.loss in ("moby", "swav", "ibot"))],
+    [*resume_matrix.ROWS, *(row for row in resume_matrix.METHODS if row.loss in ("moby", "swav", "ibot", "igpt"))],
     ids=lambda row: row.name,
 )
 def test_a_killed_training_ends_like_an_uninterrupted_one(tmp_path, row):
