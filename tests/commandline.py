@@ -160,6 +160,15 @@ def commands(tmp_path_factory: pytest.TempPathFactory) -> Commands:
     return Commands(tmp_path_factory.mktemp("runs"))
 
 
+@pytest.fixture(scope="module")
+def nothing_drawn() -> Iterator[None]:
+    """Runs draw no picture of their own, which takes half of the time of small ones; for tests of other things."""
+    with pytest.MonkeyPatch.context() as patched:
+        for name in ("draw_crops", "draw_results", "draw_neighbours", "draw_learned"):
+            patched.setattr(f"esvit_pl.runs.pictures.{name}", lambda *_, **__: [])
+        yield
+
+
 def write_pictures(folder: Path, number: int, hue: int) -> None:
     """Noise, one channel a little brighter than the others: neither easy nor hopeless."""
     folder.mkdir(parents=True, exist_ok=True)

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from commandline import commands, pictures, pretrained, unlabelled  # noqa: F401 - fixtures
+from commandline import commands, nothing_drawn, pictures, pretrained, unlabelled  # noqa: F401 - fixtures
 
 os.environ.setdefault("MPLBACKEND", "Agg")
 # Without a GPU Triton interprets its kernels; it asks when it is first imported.

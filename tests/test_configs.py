@@ -15,6 +15,7 @@ from esvit_pl.backbones import FAMILIES, TimmBackbone, build
 from esvit_pl.datasets import Reading
 from esvit_pl.modules import Pretrainer
 from esvit_pl.pretraining import PretrainingStep
+from esvit_pl.profiling.published import COSTS
 
 CONF = Path(__file__).parents[1] / "conf"
 # What a file of a group says instead of the signature's value, because that is what the file is for.
@@ -95,7 +96,10 @@ def test_a_number_has_one_home(group, option):
         assert value == default, f"{group}/{option}: {name} is {value} here and {default} in the signature"
 
 
-@pytest.mark.parametrize("name", options("backbone"))
+# tests/profiling/test_published.py builds the largest ones, too, and counts them.
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if name in COSTS else []) for name in options("backbone")]
+)
 def test_every_backbone_config_builds_at_full_size(name):
     import torch
 

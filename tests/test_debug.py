@@ -52,8 +52,7 @@ def test_a_profile_lies_in_the_run_folder(commands, pictures):
     assert list(outcome.folder.glob("fit-profile*.json"))
 
 
-@pytest.mark.parametrize("option", ["one_step", "no_workers"])
-@pytest.mark.parametrize("name", ["knn", "linear", "finetune"])
+@pytest.mark.parametrize(("name", "option"), [("knn", "one_step"), ("linear", "no_workers"), ("finetune", "one_step")])
 def test_the_other_commands_take_them_too(name, option, commands, pictures, pretrained):
     words = ["module.last_blocks=2"] if name == "linear" else []
     outcome = commands.evaluate(name, pretrained.last, pictures, f"debug={option}", *words)

@@ -20,7 +20,6 @@ from omegaconf import DictConfig, OmegaConf
 
 from esvit_pl.configs import assemble
 from esvit_pl.profiling import published
-from esvit_pl.runs import pictures
 from esvit_pl.schedules import cosine
 
 ROOT = Path(__file__).parents[1]
@@ -357,10 +356,15 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.mark.parametrize("name", EVERY)
+QUICK = {"swin_tiny_w14_view", "cvt_tiny_w7_view_region", "vil_tiny_view", "resnet50_view_region", "one_gpu_10k"}
+"""One of each family, and what is started most; the others are built in the same way."""
+
+
+@pytest.mark.usefixtures("nothing_drawn")
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in EVERY]
+)
 def test_two_steps_through_the_command(name, images, tmp_path, monkeypatch):
-    monkeypatch.setattr(pictures, "draw_crops", lambda *_, **__: None)  # half of the time, and tested elsewhere
-    monkeypatch.setattr(pictures, "draw_results", lambda *_, **__: None)
     create = timm.create_model  # nothing is downloaded: what timm would fill with weights is random here
     swin = {"embed_dim": 4, "num_heads": (1, 1, 1, 1), "img_size": 32}
 

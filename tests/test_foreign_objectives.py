@@ -28,6 +28,7 @@ from esvit_pl.optim import OptimizerRecipe
 from esvit_pl.schedules import SHAPES
 
 pytestmark = [
+    pytest.mark.usefixtures("nothing_drawn"),
     pytest.mark.filterwarnings("ignore:.*have no `validation_step`"),
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),
     pytest.mark.filterwarnings("ignore:.*LeafSpec.*deprecated"),
@@ -71,7 +72,10 @@ def words_of(loss: str) -> list[str]:
     return [*chosen, *(MASKED if loss == "masked" else [])]
 
 
-@pytest.fixture(scope="module", params=LOSSES)
+# The contrastive loss, which needs least of the library, is slow.
+@pytest.fixture(
+    scope="module", params=[pytest.param("contrastive", marks=pytest.mark.slow), "momentum_queue", "masked"]
+)
 def trained(request: pytest.FixtureRequest, package: Path, commands: Commands) -> tuple[str, Outcome]:
     """A training by command with the default callbacks, and a checkpoint of each epoch."""
     outcome = commands.run("pretrain", *words_of(request.param), "callbacks.checkpoint.every_n_epochs=1")

@@ -32,6 +32,7 @@ def states(*outcomes) -> list[dict[str, torch.Tensor]]:
     return [torch.load(outcome.last, weights_only=True)["state_dict"] for outcome in outcomes]
 
 
+@pytest.mark.usefixtures("nothing_drawn")
 @pytest.mark.parametrize(
     "loss",
     [pytest.param(name, marks=[] if name in ("moby", "swav", "ibot") else pytest.mark.slow) for name in RIVALS]

@@ -39,7 +39,7 @@ def test_a_pretraining_shares_its_objects_with_its_loading_processes(
         return loader(self)
 
     monkeypatch.setattr(ImageDataModule, "train_dataloader", noting)
-    assert commands.pretrain(pictures, "trainer.max_epochs=1").code == 0
+    assert commands.pretrain(pictures, "trainer.max_epochs=1", "datamodule.num_workers=1").code == 0
     assert frozen
     assert min(frozen) > 10_000
     assert gc.get_freeze_count() == 0

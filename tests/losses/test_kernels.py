@@ -197,7 +197,13 @@ for added, weight, factor in ((None, None, rows), (bias, weights, rows), (bias, 
 @pytest.mark.skipif(sys.platform != "linux", reason="fences memory as Linux does")
 @pytest.mark.parametrize(
     ("r", "k", "split", "missing"),
-    [(200, 1000, 512, 0), (129, 65, 64, 0), (127, 63, 64, 0), (1, 1, 64, 0), (200, 1000, 512, 1)],
+    [
+        (200, 1000, 512, 0),
+        (129, 65, 64, 0),
+        pytest.param(127, 63, 64, 0, marks=pytest.mark.slow),
+        pytest.param(1, 1, 64, 0, marks=pytest.mark.slow),
+        (200, 1000, 512, 1),
+    ],
     ids=["splits", "one more than tiles", "one less", "one", "a bias that is too short"],
 )
 def test_nothing_behind_a_tensor_is_touched(r, k, split, missing):

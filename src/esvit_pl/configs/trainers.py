@@ -6,7 +6,7 @@ import logging
 import shlex
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, cast
 
 from omegaconf import DictConfig, OmegaConf
@@ -114,7 +114,7 @@ def fit(trainer: Trainer, module: LightningModule, data: ImageDataModule, ckpt_p
     if trainer.limit_train_batches == 0:  # Lightning would end at once, as a success
         raise ValueError("trainer.limit_train_batches=0 leaves nothing to train on; raise it, or leave it null")
     try:
-        with sharing_memory():
+        with sharing_memory() if data.num_workers else nullcontext():
             trainer.fit(module, datamodule=data, ckpt_path=ckpt_path, weights_only=True)
     except RuntimeError as error:  # torch tells of a dead loading process wherever the training is
         batches = getattr(trainer.train_dataloader, "batches", None)
