@@ -31,6 +31,8 @@ def test_the_features_of_a_folder(pretrained, commands, pictures, tmp_path):
     outcome = embed(commands, pretrained, pictures, f"out={tmp_path}/f.npz", "blocks=2", "regions=true")
     assert outcome.code == 0, outcome.err
     assert outcome.out.endswith(f"{tmp_path}/f.npz\n")
+    assert "images DataLoader 0: 100%" in outcome.out + outcome.err
+    assert "Validation" not in outcome.out + outcome.err
     assert not (tmp_path / "f.npz.partial").exists()
     names, labels, found, about = load_features(tmp_path / "f.npz")
     images, features, blocks = expected(pretrained, pictures)

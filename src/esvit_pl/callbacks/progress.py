@@ -126,6 +126,14 @@ class TerminalProgress(EpochLines, TQDMProgressBar):
         record(lines)
 
 
+class ImagesBar(TQDMProgressBar):
+    """Lightning's bar over images that are only looked at; Lightning's own word for that is "Validation"."""
+
+    @property
+    def validation_description(self) -> str:
+        return "images"
+
+
 def _epochs(trainer: Any) -> int | None:
     """How many epochs there will be, the last one perhaps cut short by ``max_steps``; None if that is not known."""
     epochs: int | None = trainer.max_epochs if trainer.max_epochs is not None and trainer.max_epochs >= 0 else None

@@ -140,11 +140,13 @@ def _resume_command(trainer: Trainer) -> str | None:
 
 
 def quiet(cfg: DictConfig, *, bar: bool = False) -> Trainer:
-    """A Trainer of the same kind for a measurement on the side, of all images: no log, no checkpoint, and no bar."""
+    """A Trainer of the same kind for a measurement on the side, of all images, without log and checkpoint."""
+    from esvit_pl.callbacks.progress import ImagesBar
+
     quieten()
     overrides = {"enable_progress_bar": bar, "fast_dev_run": False, "limit_val_batches": None, "overfit_batches": 0.0}
     side = OmegaConf.merge(cfg, {"trainer": overrides})
-    parts: dict[str, Any] = {"logger": False, "callbacks": [], "enable_checkpointing": False}
+    parts: dict[str, Any] = {"logger": False, "callbacks": [ImagesBar()] if bar else [], "enable_checkpointing": False}
     made: Trainer = construct(cast(DictConfig, side), "trainer", **parts)
     return made
 
