@@ -160,13 +160,11 @@ def commands(tmp_path_factory: pytest.TempPathFactory) -> Commands:
     return Commands(tmp_path_factory.mktemp("runs"))
 
 
-@pytest.fixture(scope="module")
-def nothing_drawn() -> Iterator[None]:
+@pytest.fixture
+def nothing_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs draw no picture of their own, which takes half of the time of small ones; for tests of other things."""
-    with pytest.MonkeyPatch.context() as patched:
-        for name in ("draw_crops", "draw_results", "draw_neighbours", "draw_learned"):
-            patched.setattr(f"esvit_pl.runs.pictures.{name}", lambda *_, **__: [])
-        yield
+    for name in ("draw_crops", "draw_results", "draw_neighbours", "draw_learned"):
+        monkeypatch.setattr(f"esvit_pl.runs.pictures.{name}", lambda *_, **__: [])
 
 
 def write_pictures(folder: Path, number: int, hue: int) -> None:

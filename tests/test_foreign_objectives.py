@@ -28,7 +28,6 @@ from esvit_pl.optim import OptimizerRecipe
 from esvit_pl.schedules import SHAPES
 
 pytestmark = [
-    pytest.mark.usefixtures("nothing_drawn"),
     pytest.mark.filterwarnings("ignore:.*have no `validation_step`"),
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),
     pytest.mark.filterwarnings("ignore:.*LeafSpec.*deprecated"),
@@ -105,6 +104,7 @@ def test_its_checkpoint_is_read_and_measured(trained, commands):
     assert measured.results["metrics"]["knn/top1"] == pytest.approx(outcome.results["metrics"]["knn/top1"])
 
 
+@pytest.mark.usefixtures("nothing_drawn")
 def test_it_is_resumed_exactly(trained, commands):
     loss, outcome = trained
     first = outcome.folder / "checkpoints" / "epoch_000.ckpt"
@@ -130,6 +130,7 @@ def test_it_is_planned_and_its_memory_is_predicted(trained, commands):
     assert "step" in said.out
 
 
+@pytest.mark.usefixtures("nothing_drawn")
 def test_it_trains_from_python(trained, tmp_path):
     loss, outcome = trained
     settings = {key: yaml.safe_load(value) for key, _, value in (word.partition("=") for word in words_of(loss))}

@@ -187,7 +187,8 @@ def quieten() -> None:
     """Keep what Lightning says of itself out of a command's output. An application may; the library never does."""
     import pytorch_lightning  # noqa: F401  # its first import sets the levels
 
-    for name in ("pytorch_lightning", "lightning_fabric"):
+    # Where a program imports both packages, all talk through the one that it imported last.
+    for name in ("pytorch_lightning", "lightning_fabric", "lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     for message in (
         ".*isinstance.treespec, LeafSpec.*",  # Lightning 2.6 on torch 2.9 and newer
