@@ -321,10 +321,12 @@ def disk(cfg: DictConfig, plan: Plan, end: float) -> list[str]:
     if plan.disk <= room:
         return []
     said = f"disk: {plan.checkpoints} checkpoints need {as_size(plan.disk)}, and {as_size(plan.free_disk)} are free"
-    numbered = trainers.checkpoint_nodes(cfg).get("checkpoint")
+    nodes = trainers.checkpoint_nodes(trainers.with_few_checkpoints(cfg, end))
+    numbered = nodes.pop("checkpoint", None)
+    others = sum(files_of(node, cfg.start_epoch, int(end)) for node in nodes.values())
     for every in range(1, int(end) + 1) if numbered is not None else ():
-        fewer = cast(DictConfig, OmegaConf.merge(cfg, {"callbacks": {"checkpoint": {"every_n_epochs": every}}}))
-        if plan.checkpoint * kept_checkpoints(fewer, cfg.start_epoch, end) <= room:
+        fewer = {**numbered, "every_n_epochs": every}
+        if plan.checkpoint * (others + files_of(fewer, cfg.start_epoch, int(end))) <= room:
             return [f"{said}; callbacks.checkpoint.every_n_epochs={every} keeps as many as fit, or choose another disk"]
     if 2 * plan.checkpoint <= room:
         return [f"{said}; callbacks.checkpoint.every_n_epochs=0 keeps the last two alone, or choose another disk"]
