@@ -69,9 +69,7 @@ def target_of(node):
 
 @pytest.mark.parametrize(("group", "option"), nodes(), ids=lambda value: value)
 def test_a_number_has_one_home(group, option):
-    primary = {"module/linear": "linear", "module/finetune": "finetune"}.get(f"{group}/{option}", "pretrain")
-    added = "+" if group == "evaluator" else ""
-    node = OmegaConf.to_container(compose(primary, f"{added}{group}={option}")[group], resolve=False)
+    node = OmegaConf.to_container(compose(f"{group}/{option}")[group], resolve=False)
     allowed = CHOICES.get(f"{group}/{option}", CHOICES.get(group, set()))
     target = FAMILIES.get(node["name"], TimmBackbone) if group == "backbone" else target_of(node)
     parameters = dict(inspect.signature(target).parameters)
@@ -104,7 +102,7 @@ def test_every_backbone_config_builds_at_full_size(name):
     import torch
 
     chosen = ["backbone.name=convnextv2_atto"] if name == "timm" else []
-    node = OmegaConf.to_container(compose("pretrain", f"backbone={name}", *chosen).backbone)
+    node = OmegaConf.to_container(compose(f"backbone/{name}", *chosen).backbone)
     node.pop("_target_")
     with torch.device("meta"):
         backbone = build(**node)
