@@ -35,6 +35,7 @@ def dense(commands, pretrained, *words):
 
 
 def test_a_sweep_over_stages_ends_with_a_table_of_them(pretrained, commands, voc):
+    pytest.importorskip("lightning.pytorch")  # through which Lightning talks where it is imported, too
     words = ["evaluation.probes=[segmentation_knn]", "evaluation.baselines=false", "stage=0,1"]
     outcome = dense(commands, pretrained, "-m", "dataset=voc2012", f"dataset.root={voc}", *words)
     assert outcome.code == 0, outcome.err

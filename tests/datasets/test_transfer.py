@@ -251,11 +251,26 @@ def test_what_hugging_face_has_saved_is_read_in_place_of_the_files(tmp_path, val
         load("dtd", tmp_path)
 
 
+def test_classes_that_hugging_face_has_saved_as_words_are_numbered_by_train(tmp_path):
+    """The test lacks the first class; numbered by itself it would call "dotted" 0."""
+    datasets = pytest.importorskip("datasets")
+    picture = Image.new("RGB", (8, 8))
+    words = {"train": ["banded", "dotted", "lined"], "test": ["lined", "dotted"]}
+    saved = {split: {"image": [picture] * len(some), "label": some} for split, some in words.items()}
+    folder = tmp_path / "hugging_face" / "dtd"
+    datasets.DatasetDict({split: datasets.Dataset.from_dict(some) for split, some in saved.items()}).save_to_disk(
+        folder
+    )
+    splits = read("dtd", tmp_path)
+    assert splits.classes == ["banded", "dotted", "lined"]
+    assert (splits.train.labels, splits.test.labels) == ([0, 1, 2], [2, 1])
+
+
 def test_what_hugging_face_has_saved_without_a_test_is_refused(tmp_path):
     datasets = pytest.importorskip("datasets")
     one = datasets.Dataset.from_dict({"image": [Image.new("RGB", (8, 8))], "label": [0]})
     datasets.DatasetDict({"train": one, "validation": one}).save_to_disk(tmp_path / "hugging_face" / "dtd")
-    said = r"DTD in .*hugging_face/dtd' cannot be read: it must have the splits train and test.*got train, validation"
+    said = r"DTD in .*hugging_face/dtd' cannot be read: it must have .*got train, validation\. Save it again"
     with pytest.raises(ValueError, match=said):
         read("dtd", tmp_path)
 

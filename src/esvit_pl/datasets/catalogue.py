@@ -138,9 +138,8 @@ def missing(name: str, root: str | Path) -> str | None:
     Raises:
         ValueError: there is no such data set.
     """
-    entry, home = _entry(name), Path(root).expanduser()
-    there = (home / entry.folder).is_dir() or (home / HUB / name).is_dir()
-    return None if there else entry.how.replace("ROOT", str(root))
+    place, _ = _place(name, Path(root).expanduser())
+    return None if place.is_dir() else _entry(name).how.replace("ROOT", str(root))
 
 
 def load(name: str, root: str | Path, *, check_counts: bool = True) -> Splits:
@@ -158,16 +157,15 @@ def load(name: str, root: str | Path, *, check_counts: bool = True) -> Splits:
     how = missing(name, home)
     if how is not None:
         raise ValueError(f"{entry.title} is not in '{shown(home)}': there is no folder {entry.folder}. Get it: {how}")
-    saved = home / HUB / name
-    place = saved if saved.is_dir() else home / entry.folder
+    place, saved = _place(name, home)
     try:
-        found = transfer.hugging_face(saved) if place is saved else entry.read(home)
+        found = transfer.hugging_face(place) if saved else entry.read(home)
     except (ImportError, RuntimeError, OSError, ValueError, LookupError, SyntaxError) as error:
         reason = str(error) if isinstance(error, (ValueError, RuntimeError)) else f"{type(error).__name__}: {error}"
-        raise ValueError(
-            f"{entry.title} in '{shown(place)}' cannot be read: {reason}. Get it: "
-            f"{entry.how.replace('ROOT', str(home))}"
-        ) from error
+        remedy = (
+            "Save it again, or take this folder away" if saved else f"Get it: {entry.how.replace('ROOT', str(home))}"
+        )
+        raise ValueError(f"{entry.title} in '{shown(place)}' cannot be read: {reason}. {remedy}") from error
     if check_counts:
         _check(entry, found)
     parts = dict(found.parts)
@@ -179,6 +177,12 @@ def load(name: str, root: str | Path, *, check_counts: bool = True) -> Splits:
         test=parts["test"],
         metric=entry.metric,
     )
+
+
+def _place(name: str, home: Path) -> tuple[Path, bool]:
+    """Where a data set lies, or would lie, and whether `datasets` has saved it there."""
+    saved = home / HUB / name
+    return (saved, True) if saved.is_dir() else (home / _entry(name).folder, False)
 
 
 def _entry(name: str) -> Entry:

@@ -112,24 +112,30 @@ def hugging_face(folder: Path) -> Found:
     """What ``datasets.load_dataset(...).save_to_disk(folder)`` has written: images and labels in Arrow files.
 
     Raises:
-        ValueError: it has no train or no test, or the package that reads it is not installed.
+        ValueError: it has no train or no test, another split has a class that train has not, or the package that reads
+            it is not installed.
     """
     if find_spec("datasets") is None:
         raise ValueError("the package datasets, which saved it, is not installed: pip install 'esvit_pl[hub]'")
     from datasets import load_from_disk
 
     saved: Any = load_from_disk(str(folder))
-    named = {split_named(name): name for name in saved} if isinstance(saved, Mapping) else {}
+    names = list(saved) if isinstance(saved, Mapping) else []
+    named = {split_named(name): name for name in names}
     if not {"train", "test"} <= set(named):
         raise ValueError(
-            f"it must have the splits train and test, and may have validation, got {', '.join(named.values()) or 'one'}"
+            "it must have the splits train and test, and may have validation, got "
+            f"{', '.join(names) or 'one without a name'}"
         )
-    read = {split: splits_of(saved[named[split]]) for split in ("train", "val", "test") if split in named}
+    others = [split for split in ("val", "test") if split in named]
+    pairs = {split: splits_of({"train": saved[named["train"]], "val": saved[named[split]]}) for split in others}
+    read: dict[str, ImageDataset] = {"train": pairs["test"].train}
+    read |= {split: pair.query for split, pair in pairs.items()}  # classes are numbered by train
     parts: dict[str, ImageDataset] = {}
-    for split, splits in read.items():
-        images = cast(OwnImages, splits.train)
-        parts[split] = Items(images.data, split, np.asarray(images.labels), images.column)
-    return Found(parts, read["train"].classes or [])
+    for split, images in read.items():
+        own = cast(OwnImages, images)
+        parts[split] = Items(own.data, split, np.asarray(own.labels), own.column)
+    return Found(parts, pairs["test"].classes or [])
 
 
 # -- in memory, read by torchvision
